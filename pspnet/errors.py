@@ -1,0 +1,23 @@
+"""Errors that a user can mend. Entries print their text alone; anything else is a defect and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class PspnetError(ValueError):
+    """Base of every error whose text says what was found, where, what was expected and the fix."""
+
+
+class ConfigError(PspnetError):
+    """A setting that cannot be used; the text lists every problem found, one a line."""
+
+
+class DataError(PspnetError):
+    """An image, annotation, label map or channel that training, evaluation or prediction cannot use."""
+
+
+class WeightsError(PspnetError):
+    """Weights, a checkpoint or a model directory that is missing, damaged or of another architecture."""
+
+
+class NonFiniteLossError(PspnetError):
+    """The loss became NaN or infinite; raised before the optimizer could spoil the weights."""
