@@ -1,0 +1,168 @@
+"""PSPNet: normalisation, backbone, heads and up-sampling in one module; build_model holds the published values.
+
+H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, figure 3.
+
+Shape letters:
+    N  images in the batch             K  classes
+    H  image height in pixels          W  image width in pixels
+    s  output stride of the backbone; X/s stands for ceil(X / s)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pspnet.errors import PspnetError
+from pspnet.models.pyramid import AuxiliaryHead, PSPHead
+from pspnet.models.resnet import ResNet
+
+# Blocks of layer1 to layer4 (He et al., arXiv 1512.03385, table 1).
+BACKBONES = {"resnet-50": (3, 4, 6, 3), "resnet-101": (3, 4, 23, 3)}
+
+# ImageNet's statistics for RGB in 0..255, which all published backbones were trained with.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+# Below this a map of output stride 32 has no full cell, and the pyramid no content.
+MIN_SIZE = 32
+
+
+class PSPNet(nn.Module):
+    """Images in, logits at the images' size out.
+
+    `mean` and `std` are buffers, so they follow `.to()`, but no part of the state dict: they are settings, not
+    weights, and belong in the model's configuration.
+
+    Args:
+        backbone: gives (layer3, layer4) features.
+        head: layer4's features -> logits.
+        auxiliary_head: layer3's features -> logits, run in training mode only; None to go without.
+        align_corners: convention of the bilinear up-sampling of the logits.
+        mean: per channel, RGB, on the scale 0..255.
+        std: per channel, RGB, on the scale 0..255.
+
+    Raises:
+        PspnetError: mean or std are not three numbers, or a std is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        head: PSPHead,
+        auxiliary_head: AuxiliaryHead | None = None,
+        align_corners: bool = False,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise PspnetError(
+                f"mean is {tuple(mean)} and std {tuple(std)}: expected three numbers each, for RGB on the scale "
+                "0..255, and every std positive."
+            )
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary_head = auxiliary_head
+        self.align_corners = align_corners
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of every pixel.
+
+        Args:
+            images: (N, 3, H, W) RGB, uint8 or floating point 0..255, H and W of 32 or more.
+
+        Returns:
+            Evaluation mode, or no auxiliary head: logits (N, K, H, W).
+            Training mode with an auxiliary head: (logits, auxiliary logits), both (N, K, H, W).
+            Logits are float32 under autocast and in half precision too.
+
+        Raises:
+            PspnetError: images of another shape or type, or smaller than 32 pixels.
+        """
+        self._check(images)
+        size = images.shape[-2:]
+        x = self._normalise(images)  # (N, 3, H, W)
+        layer3, layer4 = self.backbone(x)  # (N, 1024, H/min(s, 16), W/min(s, 16)), (N, 2048, H/s, W/s)
+        logits = self._upsample(self.head(layer4), size)  # (N, K, H/s, W/s) -> (N, K, H, W)
+        if self.auxiliary_head is None or not self.training:
+            return logits
+        auxiliary = self._upsample(self.auxiliary_head(layer3), size)  # (N, K, H, W)
+        return logits, auxiliary
+
+    def _check(self, images: Tensor) -> None:
+        shape = tuple(images.shape)
+        if images.dim() != 4 or shape[1] != 3:
+            raise PspnetError(f"images have the shape {shape}: expected (N, 3, H, W), RGB.")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise PspnetError(f"images are {images.dtype}: expected uint8 or floating point, on the scale 0..255.")
+        height, width = shape[2:]
+        if height < MIN_SIZE or width < MIN_SIZE:
+            raise PspnetError(
+                f"images are {width}x{height} pixels: PSPNet takes {MIN_SIZE}x{MIN_SIZE} and larger. "
+                "Enlarge the image or the crop."
+            )
+        stride = self.backbone.output_stride
+        if self.training and shape[0] == 1 and height <= stride and width <= stride:
+            raise PspnetError(
+                f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too little for "
+                "batch norm in training: use a larger crop_size, a larger batch or a smaller output_stride."
+            )
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) on the scale 0..255 -> (N, 3, H, W) of mean 0 and variance 1 over ImageNet, in mean's type."""
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def _upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """(N, K, H/s, W/s) in any precision -> (N, K, H, W) in float32 or better: losses and argmax need the digits."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=self.align_corners)
+
+
+def build_model(
+    num_classes: int,
+    backbone: str = "resnet-50",
+    stem: str = "conv7",
+    output_stride: int = 8,
+    align_corners: bool = False,
+    auxiliary_head: bool = True,
+    width: int = 64,
+    dropout: float = 0.1,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> PSPNet:
+    """A randomly initialised PSPNet of the published architecture.
+
+    Args:
+        num_classes: classes K, 1 or more.
+        backbone: "resnet-50" or "resnet-101".
+        stem: "conv7" (torchvision's weights) or "deep" (three 3x3 convolutions: semseg, GluonCV).
+        output_stride: 8 as published, 16 or 32.
+        align_corners: convention of every bilinear up-sampling (semseg: True, mmsegmentation: False).
+        auxiliary_head: whether to build the head on layer3 that training uses.
+        width: 64 as published; all channel counts follow it.
+        dropout: share of channels dropped before each classifier in training, 0 <= dropout < 1.
+        mean: normalisation per channel, RGB, on the scale 0..255.
+        std: normalisation per channel, RGB, on the scale 0..255.
+
+    Raises:
+        PspnetError: a value that is not allowed; the text names what is.
+    """
+    if backbone not in BACKBONES:
+        raise PspnetError(f"backbone is {backbone!r}: expected one of {', '.join(BACKBONES)}.")
+    if num_classes < 1:
+        raise PspnetError(f"num_classes is {num_classes}: expected 1 or more.")
+    if not 0 <= dropout < 1:
+        raise PspnetError(f"dropout is {dropout}: expected 0 <= dropout < 1.")
+    features = ResNet(BACKBONES[backbone], output_stride, stem, width)
+    head = PSPHead(features.out_channels, num_classes, align_corners, dropout)
+    auxiliary = AuxiliaryHead(features.layer3_channels, num_classes, dropout) if auxiliary_head else None
+    return PSPNet(features, head, auxiliary, align_corners, mean, std)

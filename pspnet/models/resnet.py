@@ -1,0 +1,185 @@
+"""ResNet-50 and -101 as a dilated feature extractor.
+
+K. He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.1 (bottleneck blocks, table 1);
+dilation as H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, section 3.3.
+
+Shape letters:
+    N  images in the batch
+    H  image height in pixels          W  image width in pixels
+    C  channels, for the published width of 64 where a number is given
+    s  output stride: 8, 16 or 32. A side of X pixels becomes ceil(X / stride) cells, written X/stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pspnet.errors import PspnetError
+
+OUTPUT_STRIDES = (8, 16, 32)
+STEMS = ("conv7", "deep")
+
+# Output stride -> (stride, dilation) of layer3 and of layer4. Where a layer gives up its stride, every 3x3 convolution
+# in it has the full dilation, the first block's too: the published PSPNet (semseg) does so. torchvision's
+# replace_stride_with_dilation keeps the previous layer's dilation in the first block, which is another function of
+# the same weights; semseg's PSPNet checkpoints were trained with the former.
+_STRIDE_AND_DILATION = {
+    8: ((1, 2), (1, 4)),
+    16: ((2, 1), (1, 2)),
+    32: ((2, 1), (2, 1)),
+}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut; the stride sits on the 3x3, as in torchvision ("ResNet v1.5").
+
+    Parameter names are torchvision's.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, 4 * channels, h/stride, w/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)  # (N, 4c, h/stride, w/stride)
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))  # (N, c, h, w)
+        out = self.relu(self.bn2(self.conv2(out)))  # (N, c, h/stride, w/stride)
+        out = self.bn3(self.conv3(out))  # (N, 4c, h/stride, w/stride)
+        out += shortcut
+        out = self.relu(out)
+        return out
+
+
+class Conv7Stem(nn.Module):
+    """One 7x7 convolution, stride 2 (He et al., table 1): the stem of torchvision's weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out_channels = width
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 64, H/4, W/4)."""
+        x = self.relu(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
+        x = self.maxpool(x)  # (N, 64, H/4, W/4)
+        return x
+
+
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions, the first of stride 2: the stem of semseg's and GluonCV's PSPNet."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out_channels = 2 * width
+        self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(2 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 128, H/4, W/4)."""
+        x = self.relu(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
+        x = self.relu(self.bn2(self.conv2(x)))  # (N, 64, H/2, W/2)
+        x = self.relu(self.bn3(self.conv3(x)))  # (N, 128, H/2, W/2)
+        x = self.maxpool(x)  # (N, 128, H/4, W/4)
+        return x
+
+
+def initialise_convolutions(module: nn.Module) -> None:
+    """Kaiming-normal convolutions (fan out, ReLU), batch norm of weight 1, all biases 0: as torchvision's ResNet."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.BatchNorm2d):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+
+
+class ResNet(nn.Module):
+    """Bottleneck ResNet without its classifier, at output stride 8, 16 or 32.
+
+    State-dict names are torchvision's for `layer1` to `layer4` (`layer1.0.downsample.0.weight`). The stem's stand under
+    `stem.`: `stem.conv1`, `stem.bn1`, and for the deep stem `stem.conv2`, `stem.bn2`, `stem.conv3`, `stem.bn3` too.
+
+    Args:
+        layers: blocks of layer1 to layer4, such as (3, 4, 6, 3) for ResNet-50.
+        output_stride: image pixels per cell of layer4's map, 8, 16 or 32.
+        stem: "conv7" (one 7x7 convolution) or "deep" (three 3x3).
+        width: channels of the stem and of layer1's narrow convolutions, 64 as published; all others follow.
+
+    Raises:
+        PspnetError: another output stride or stem, or not four positive layer sizes, or no positive width.
+    """
+
+    def __init__(self, layers: Sequence[int], output_stride: int = 8, stem: str = "conv7", width: int = 64) -> None:
+        super().__init__()
+        if len(layers) != 4 or min(layers) < 1:
+            raise PspnetError(f"layers is {tuple(layers)}: expected four positive block counts, such as (3, 4, 6, 3).")
+        if output_stride not in OUTPUT_STRIDES:
+            raise PspnetError(f"output_stride is {output_stride!r}: expected one of 8, 16, 32.")
+        if stem not in STEMS:
+            raise PspnetError(f"stem is {stem!r}: expected one of {', '.join(STEMS)}.")
+        if width < 1:
+            raise PspnetError(f"width is {width}: expected a positive number of channels (64 as published).")
+        (stride3, dilation3), (stride4, dilation4) = _STRIDE_AND_DILATION[output_stride]
+        self.output_stride = output_stride
+        self.stem_name = stem
+        self.layer3_channels = 16 * width
+        self.out_channels = 32 * width
+
+        self.stem = Conv7Stem(width) if stem == "conv7" else DeepStem(width)
+        expansion = Bottleneck.expansion
+        self.layer1 = _layer(layers[0], self.stem.out_channels, width, stride=1, dilation=1)
+        self.layer2 = _layer(layers[1], width * expansion, 2 * width, stride=2, dilation=1)
+        self.layer3 = _layer(layers[2], 2 * width * expansion, 4 * width, stride3, dilation3)
+        self.layer4 = _layer(layers[3], 4 * width * expansion, 8 * width, stride4, dilation4)
+        initialise_convolutions(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of layer3 and layer4.
+
+        Args:
+            x: (N, 3, H, W) normalised RGB.
+
+        Returns:
+            layer3's (N, 1024, H/min(s, 16), W/min(s, 16)) and layer4's (N, 2048, H/s, W/s).
+        """
+        x = self.stem(x)  # (N, 64 or 128, H/4, W/4)
+        x = self.layer1(x)  # (N, 256, H/4, W/4)
+        x = self.layer2(x)  # (N, 512, H/8, W/8)
+        layer3 = self.layer3(x)  # (N, 1024, H/min(s, 16), W/min(s, 16))
+        layer4 = self.layer4(layer3)  # (N, 2048, H/s, W/s)
+        return layer3, layer4
+
+
+def _layer(blocks: int, in_channels: int, channels: int, stride: int, dilation: int) -> nn.Sequential:
+    """`blocks` bottlenecks of one dilation, the first with the stride and the change of width."""
+    out_channels = channels * Bottleneck.expansion
+    first = Bottleneck(in_channels, channels, stride, dilation)
+    return nn.Sequential(first, *(Bottleneck(out_channels, channels, 1, dilation) for _ in range(blocks - 1)))

@@ -1,0 +1,139 @@
+"""The backbone against torchvision's ResNet, which serves as the reference for blocks, names and strides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck as ReferenceBottleneck
+from torchvision.models.resnet import ResNet as ReferenceResNet
+
+from pspnet.errors import PspnetError
+from pspnet.models.resnet import ResNet
+
+
+def randomise_batch_norm(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+
+def reference_features(model: ReferenceResNet, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+    layer3 = model.layer3(model.layer2(model.layer1(x)))
+    return layer3, model.layer4(layer3)
+
+
+def dilate_first_blocks(model: ReferenceResNet) -> None:
+    """Full dilation in every block of a dilated layer, as semseg patches its network."""
+    for layer in (model.layer3, model.layer4):
+        dilation = layer[-1].conv2.dilation
+        layer[0].conv2.dilation = dilation
+        layer[0].conv2.padding = dilation
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "replaced", "strides"),
+    [
+        (32, [False, False, False], (16, 32)),
+        (16, [False, False, True], (16, 16)),
+        (8, [False, True, True], (8, 8)),
+    ],
+)
+def test_equals_torchvision(output_stride: int, replaced: list[bool], strides: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    blocks = [2, 1, 2, 2]
+    reference = ReferenceResNet(ReferenceBottleneck, blocks, replace_stride_with_dilation=replaced).eval()
+    dilate_first_blocks(reference)
+    randomise_batch_norm(reference)
+    ours = ResNet(blocks, output_stride).eval()
+    state = {name: value for name, value in reference.state_dict().items() if not name.startswith("fc.")}
+    renamed = {f"stem.{name}" if name.startswith(("conv1.", "bn1.")) else name: state[name] for name in state}
+    ours.load_state_dict(renamed, strict=True)
+
+    x = torch.randn(1, 3, 71, 64)
+    with torch.no_grad():
+        expected = reference_features(reference, x)
+        found = ours(x)
+    for features, wanted, stride in zip(found, expected, strides, strict=True):
+        assert features.shape[-2:] == (-(-71 // stride), 64 // stride)
+        torch.testing.assert_close(features, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "layer3", "layer4"),
+    [(8, (1, 2), (1, 4)), (16, (2, 1), (1, 2)), (32, (2, 1), (2, 1))],
+)
+def test_stride_and_dilation(output_stride: int, layer3: tuple[int, int], layer4: tuple[int, int]) -> None:
+    model = ResNet((1, 2, 3, 3), output_stride, width=8)
+    for layer, (stride, dilation) in ((model.layer3, layer3), (model.layer4, layer4)):
+        assert layer[0].downsample[0].stride == (stride, stride)
+        assert [block.conv2.stride[0] for block in layer] == [stride, 1, 1]
+        assert [block.conv2.dilation[0] for block in layer] == [dilation] * 3
+        assert [block.conv2.padding[0] for block in layer] == [dilation] * 3
+    assert model.layer2[0].conv2.stride == (2, 2)
+    assert model.layer1[0].conv2.stride == (1, 1)
+
+
+@pytest.mark.parametrize("stem", ["conv7", "deep"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (48, 65)])
+def test_shapes_and_width(stem: str, size: tuple[int, int]) -> None:
+    model = ResNet((1, 1, 1, 1), 8, stem, width=8)
+    layer3, layer4 = model(torch.randn(2, 3, *size))
+    cells = tuple(-(-side // 8) for side in size)
+    assert (model.layer3_channels, model.out_channels) == (128, 256)
+    assert layer3.shape == (2, 128, *cells)
+    assert layer4.shape == (2, 256, *cells)
+
+
+def test_stem_names_and_shapes() -> None:
+    conv7 = ResNet((1, 1, 1, 1)).state_dict()
+    deep = ResNet((1, 1, 1, 1), stem="deep").state_dict()
+    assert conv7["stem.conv1.weight"].shape == (64, 3, 7, 7)
+    assert conv7["stem.bn1.running_var"].shape == (64,)
+    assert conv7["layer1.0.conv1.weight"].shape == (64, 64, 1, 1)
+    assert [deep[f"stem.conv{i}.weight"].shape for i in (1, 2, 3)] == [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3)]
+    assert deep["layer1.0.conv1.weight"].shape == (64, 128, 1, 1)
+    assert deep["layer1.0.downsample.0.weight"].shape == (256, 128, 1, 1)
+
+
+def test_deep_stem_composition() -> None:
+    """Stride 2 on the first convolution alone, batch norm and ReLU after each, then 3x3 max pooling of stride 2."""
+    torch.manual_seed(0)
+    model = ResNet((1, 1, 1, 1), stem="deep", width=4).eval()
+    randomise_batch_norm(model)
+    x = expected = torch.randn(1, 3, 37, 40)
+    for index, stride in ((1, 2), (2, 1), (3, 1)):
+        weight = model.state_dict()[f"stem.conv{index}.weight"]
+        bn = getattr(model.stem, f"bn{index}")
+        expected = nn.functional.conv2d(expected, weight, stride=stride, padding=1)
+        scale = (bn.weight / (bn.running_var + bn.eps).sqrt()).view(1, -1, 1, 1)
+        expected = (expected - bn.running_mean.view(1, -1, 1, 1)) * scale + bn.bias.view(1, -1, 1, 1)
+        expected = expected.clamp(min=0)
+    expected = nn.functional.max_pool2d(expected, 3, 2, 1)
+    torch.testing.assert_close(model.stem(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    model = ResNet((1, 1, 1, 1), width=32)
+    weight = model.layer4[0].conv2.weight  # fan out = 256 * 9
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+    assert weight.mean().item() == pytest.approx(0, abs=1e-3)
+    assert abs(weight).max() > 3.5 * weight.std()  # normal, not uniform
+    assert torch.equal(model.layer4[0].bn3.weight, torch.ones(1024))
+    assert torch.equal(model.layer4[0].bn3.bias, torch.zeros(1024))
+
+
+def test_wrong_values() -> None:
+    with pytest.raises(PspnetError, match="output_stride is 4: expected one of 8, 16, 32"):
+        ResNet((1, 1, 1, 1), output_stride=4)
+    with pytest.raises(PspnetError, match="stem is 'conv3': expected one of conv7, deep"):
+        ResNet((1, 1, 1, 1), stem="conv3")
+    with pytest.raises(PspnetError, match=r"layers is \(1, 1, 1\): expected four positive block counts"):
+        ResNet((1, 1, 1))
+    with pytest.raises(PspnetError, match="width is 0: expected a positive number"):
+        ResNet((1, 1, 1, 1), width=0)
