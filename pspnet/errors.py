@@ -15,6 +15,10 @@ class DataError(PspnetError):
     """An image, annotation, label map or channel that training, evaluation or prediction cannot use."""
 
 
+class AnnotationModeError(DataError):
+    """An annotation that opens, but whose pixels are no class ids: RGB, 16-bit, 1-bit, a lossy format."""
+
+
 class WeightsError(PspnetError):
     """Weights, a checkpoint or a model directory that is missing, damaged or of another architecture."""
 

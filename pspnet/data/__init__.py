@@ -1,0 +1,1 @@
+"""From files to batches: channels, checks, transforms, loaders, preparation."""

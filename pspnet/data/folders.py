@@ -1,0 +1,55 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pspnet.errors import DataError
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing stands at `folder` yet, or an empty folder."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A temporary sibling of `output` to write into; it becomes `output` when the block ends without an exception.
+
+    On any exception, Ctrl-C included, the temporary folder is removed and `output` is as it was. Raises DataError where
+    the disk is full or the place is not writable, FileExistsError where `output` was filled meanwhile.
+    """
+    output = Path(os.path.abspath(output))
+    temporary = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _replace_empty(temporary, output)
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
+        raise DataError(
+            f"{output}: cannot be written ({what}). Free some space or choose a folder that you may write to."
+        ) from error
+    finally:
+        # After the rename there is nothing left to remove.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_empty(temporary: Path, output: Path) -> None:
+    if output.is_dir():
+        try:
+            output.rmdir()  # fails unless it is empty, which is the test wanted
+        except OSError as error:
+            raise FileExistsError(f"{output} was filled while it was being written") from error
+    elif output.exists():
+        raise FileExistsError(f"{output} is a file")
+    temporary.rename(output)

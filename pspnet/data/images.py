@@ -1,0 +1,115 @@
+"""Image and annotation files to arrays, and masks to palette PNG files.
+
+Everything reads through Pillow: it keeps palette indices (OpenCV and torchvision turn them into colours) and refuses a
+truncated file instead of returning a half-grey image. The stored pixel grid counts: EXIF orientation is not applied.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pspnet.errors import AnnotationModeError, DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+ANNOTATION_SUFFIXES = (".png",)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a JPEG or PNG file of any mode; 16-bit greyscale is scaled to 8 bits.
+
+    Raises DataError for a file that is missing, unreadable or truncated.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except _READ_ERRORS as error:
+        raise DataError(f"{path}: not a readable image ({_reason(error)}). Replace or remove the file.") from error
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a Pillow image of any mode. Transparency is dropped, not blended."""
+    if image.mode.startswith(("I", "F")):
+        # Pillow's own conversion clips 16-bit values at 255 and turns nearly every such image white.
+        values = np.asarray(image, dtype=np.float64)
+        grey = np.clip(values / 256.0, 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def read_annotation(path: Path) -> np.ndarray:
+    """(H, W) uint8 pixel values of an 8-bit single-channel PNG, or the indices of a palette PNG.
+
+    Raises DataError for an unreadable file, AnnotationModeError for modes whose values are no class ids.
+    """
+    try:
+        with Image.open(path) as image:
+            problem = _annotation_problem(image)
+            if problem is None:
+                return np.asarray(image)
+    except _READ_ERRORS as error:
+        raise DataError(f"{path}: not a readable annotation ({_reason(error)}). Replace or remove the file.") from error
+    raise AnnotationModeError(f"{path}: {problem}")
+
+
+def _annotation_problem(image: Image.Image) -> str | None:
+    if image.format != "PNG":
+        return (
+            f"annotations must be PNG files; this one is {image.format}. Lossy formats change class ids: "
+            "write the mask again as an 8-bit single-channel or palette PNG."
+        )
+    # Pillow stretches 1-, 2- and 4-bit greyscale to 0..255, so the values it would return are not the stored ones.
+    tiles = getattr(image, "tile", None)
+    stored = str(tiles[0][3]) if tiles else image.mode
+    if image.mode == "P" or (image.mode == "L" and stored == "L"):
+        return None
+    found = {"RGB": "an RGB", "RGBA": "an RGBA", "LA": "a grey-and-alpha", "1": "a 1-bit"}.get(image.mode)
+    if found is None:
+        found = "a 16-bit" if image.mode.startswith("I") else f"a {stored} (mode {image.mode})"
+    return (
+        f"found {found} PNG; an annotation is an 8-bit single-channel or palette PNG whose pixel value is the class "
+        "id. Convert the colours to class ids first."
+    )
+
+
+def encode_palette_png(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """A Pillow palette image of an (H, W) uint8 mask; its indices are the class ids."""
+    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    return image
+
+
+def write_palette_png(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
+    """Write an (H, W) uint8 mask as a palette PNG, whole or not at all."""
+    write_image(path, encode_palette_png(mask, palette))
+
+
+def write_image(path: Path, image: Image.Image, **options: int) -> None:
+    """Save through a temporary file beside `path`, so that a full disk never leaves half an image under its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=str(path.parent), prefix=f".{path.name}.", suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            image.save(stream, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", **options)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+# Pillow reports a damaged file in many ways; every one of these was seen from a truncated or overwritten image.
+_READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    text = str(error).split("\n")[0]
+    return "no known image format" if "cannot identify image file" in text else text or type(error).__name__

@@ -1,0 +1,135 @@
+"""Training transforms: one affine window for scale, rotation, crop and flip, then blur and colour.
+
+Legend: H, W image height and width; S crop_size.
+
+Every random number comes from the generator that the caller passes, so a sample is a pure function of (seed, epoch,
+index): the same whatever the number of workers, and the same after a resume. There is no evaluation transform: images
+are scored at their own size, and normalisation lives in the model.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pspnet.errors import ConfigError
+
+# One core a worker: OpenCV's own threads would fight with the loader's processes.
+cv2.setNumThreads(0)
+
+_MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB: zero once the model has normalised it
+
+
+class TrainTransform:
+    """Random scale on the long side, rotation, crop, flip, blur and colour jitter of one image and its mask.
+
+    Args:
+        crop_size: S, side of the square that comes out, in px.
+        base_size: the long side is scaled to base_size x U(scale_min, scale_max), as the built-in algorithm does.
+        scale_min, scale_max: bounds of that factor.
+        flip: probability of a horizontal mirror.
+        rotation: largest angle in degrees, either way; 0 for none (PSPNet's recipe for VOC and ADE20K: 10).
+        blur: probability of a Gaussian blur.
+        color_jitter: strength 0..1 of brightness, contrast and saturation; hue gets a quarter of it.
+        ignore_index: what fills the mask outside the image.
+    """
+
+    def __init__(
+        self,
+        crop_size: int,
+        base_size: int,
+        scale_min: float = 0.5,
+        scale_max: float = 2.0,
+        flip: float = 0.5,
+        rotation: float = 0.0,
+        blur: float = 0.0,
+        color_jitter: float = 0.0,
+        ignore_index: int = 255,
+    ) -> None:
+        self.crop_size = crop_size
+        self.base_size = base_size
+        self.scale_range = (scale_min, scale_max)
+        self.flip = flip
+        self.rotation = rotation
+        self.blur = blur
+        self.color_jitter = color_jitter
+        self.ignore_index = ignore_index
+        self._jitter = _build_color_jitter(color_jitter) if color_jitter > 0 else None
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8 RGB and (H, W) uint8 -> (S, S, 3) uint8 and (S, S) uint8."""
+        matrix = self._sample_window(image.shape[0], image.shape[1], rng)
+        image, mask = self._warp(image, mask, matrix)
+        image = self._blur(image, rng)
+        return self._recolour(image, rng), mask
+
+    def _sample_window(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+        """The 2x3 matrix that takes crop pixels to image pixels. Only the crop's pixels are ever computed."""
+        scale = self.base_size * rng.uniform(*self.scale_range) / max(height, width)
+        angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation))
+        # The crop's centre in the scaled image: anywhere the crop stays inside, or where the image stays inside the
+        # crop when it is the smaller of the two.
+        slack_x, slack_y = width * scale - self.crop_size, height * scale - self.crop_size
+        centre_x = (width * scale + rng.uniform(-1, 1) * abs(slack_x)) / 2 / scale
+        centre_y = (height * scale + rng.uniform(-1, 1) * abs(slack_y)) / 2 / scale
+        mirror = -1.0 if rng.random() < self.flip else 1.0
+        cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+        # Pixel centres lie at half-integers of the continuous image, hence the two halves.
+        linear = np.array([[cos * mirror, -sin], [sin * mirror, cos]])
+        half = (self.crop_size - 1) / 2
+        offset = np.array([centre_x - 0.5, centre_y - 0.5]) - linear @ np.array([half, half])
+        return np.concatenate([linear, offset[:, None]], axis=1)
+
+    def _warp(self, image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size = (self.crop_size, self.crop_size)
+        flags = cv2.WARP_INVERSE_MAP
+        warped = cv2.warpAffine(
+            image,
+            matrix,
+            size,
+            flags=flags | cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=_MEAN_COLOUR,
+        )
+        warped_mask = cv2.warpAffine(
+            mask,
+            matrix,
+            size,
+            flags=flags | cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(self.ignore_index,),
+        )
+        return warped, warped_mask
+
+    def _blur(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.blur <= 0 or rng.random() >= self.blur:
+            return image
+        return cv2.GaussianBlur(image, ksize=(0, 0), sigmaX=rng.uniform(0.2, 1.2))
+
+    def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self._jitter is None:
+            return image
+        low, high = 1 - self.color_jitter, 1 + self.color_jitter
+        brightness, contrast, saturation = rng.uniform(low, high, size=3)
+        hue = rng.uniform(-0.25, 0.25) * self.color_jitter
+        # `apply` with our own numbers: albumentations' generators differ by version and are not ours to seed.
+        result: np.ndarray = self._jitter.apply(
+            image, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, order=rng.permutation(4)
+        )
+        return result
+
+
+def _build_color_jitter(strength: float) -> Any:
+    """albumentations' ColorJitter, imported only where it is asked for: importing it takes a second or more."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
+    try:
+        import albumentations
+    except ImportError as error:
+        raise ConfigError(
+            f"color_jitter = {strength} needs the package albumentations, which is not installed: "
+            "run `pip install albumentations`, or set color_jitter to 0."
+        ) from error
+    return albumentations.ColorJitter(p=1.0)
