@@ -1,0 +1,1 @@
+"""Everything between a trained model and a mask: model directory, codecs, predictor."""

@@ -1,0 +1,180 @@
+"""The model directory: all that is needed to use a trained model, without pickle.
+
+`model.safetensors` holds the weights; `config.json` the architecture, normalisation, classes, palette, how the model
+was trained, what it scored, and the versions that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import pspnet
+from pspnet.classes import default_class_names, palette_for
+from pspnet.config import Config
+from pspnet.errors import WeightsError
+from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.weights import load_state_strict
+
+FORMAT = "pspnet-model-1"
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded model directory. `palette` is (256, 3) uint8; `model` is in evaluation mode, on the CPU."""
+
+    model: PSPNet
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+    architecture: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+def architecture_of(config: Config) -> dict[str, Any]:
+    """The arguments of build_model that a config asks for, normalisation included."""
+    return {
+        "num_classes": config.num_classes,
+        "backbone": config.backbone,
+        "stem": config.stem,
+        "output_stride": config.output_stride,
+        "align_corners": config.align_corners,
+        "auxiliary_head": config.aux_weight > 0,
+        "width": config.width,
+        "dropout": config.dropout,
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
+
+
+def class_names_of(config: Config) -> tuple[str, ...]:
+    """The config's class names, or default ones."""
+    return tuple(config.class_names) if config.class_names else default_class_names(config.num_classes)
+
+
+def save_artifact(
+    directory: Path, model: PSPNet, config: Config, scores: dict[str, Any], trained: dict[str, Any]
+) -> None:
+    """Write a model directory. Both files appear whole or not at all; OSError where the disk is full or unwritable.
+
+    Args:
+        scores: what the model scored on the validation channel, as in metrics.json.
+        trained: how far it was trained (epoch, steps, seconds).
+    """
+    class_names = class_names_of(config)
+    content = {
+        "format": FORMAT,
+        "algorithm": config.algorithm,
+        "architecture": architecture_of(config),
+        "classes": list(class_names),
+        "palette": palette_for(class_names)[: config.num_classes].tolist(),
+        "training": {"config": config.model_dump(mode="json"), **trained},
+        "scores": scores,
+        "versions": {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps(content, indent=1)
+    _write_together(
+        {
+            directory / WEIGHTS_NAME: lambda path: save_file(state, str(path), metadata={"format": "pt"}),
+            directory / CONFIG_NAME: lambda path: path.write_text(text + "\n", encoding="utf-8"),
+        }
+    )
+
+
+def load_artifact(directory: Path) -> Artifact:
+    """Read a model directory; WeightsError names what is missing, damaged or of another format, and the fix."""
+    content = _read_config(directory)
+    architecture = content["architecture"]
+    try:
+        model = build_model(**architecture)
+    except (TypeError, ValueError, RuntimeError) as error:  # PspnetError, or what PyTorch says to a foreign value
+        raise WeightsError(
+            f"{directory / CONFIG_NAME}: describes an architecture that this version cannot build ({error})."
+        ) from error
+    weights_path = directory / WEIGHTS_NAME
+    try:
+        state = load_file(str(weights_path))
+    except (SafetensorError, OSError, ValueError) as error:
+        found = "is missing" if not weights_path.is_file() else f"is damaged or truncated ({error})"
+        raise WeightsError(f"{weights_path}: the weights file {found}. Copy the model directory again.") from error
+    load_state_strict(model, state, str(weights_path))
+    class_names = tuple(content["classes"])
+    palette = palette_for(class_names)
+    palette[: len(content["palette"])] = np.array(content["palette"], dtype=np.uint8)
+    return Artifact(
+        model.eval(), class_names, palette, architecture, content.get("training", {}), content.get("scores", {})
+    )
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_NAME
+    if not path.is_file():
+        raise WeightsError(
+            f"{directory}: not a model directory, it has no {CONFIG_NAME}. Expected what training writes to model_dir: "
+            f"{WEIGHTS_NAME} and {CONFIG_NAME}."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not readable as JSON ({error}). Copy the model directory again.") from error
+    problem = _config_problem(content)
+    if problem:
+        raise WeightsError(f"{path}: {problem}")
+    result: dict[str, Any] = content
+    return result
+
+
+def _config_problem(content: Any) -> str | None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        return f"expected the format {FORMAT}, found {found!r}: made by another program or a newer version."
+    architecture, classes, palette = (content.get(key) for key in ("architecture", "classes", "palette"))
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("num_classes"), int):
+        return "`architecture` must be a mapping with the arguments of build_model."
+    count = architecture["num_classes"]
+    if not isinstance(classes, list) or len(classes) != count or not all(isinstance(name, str) for name in classes):
+        return f"`classes` must be a list of {count} names, one for each class of the architecture."
+    if not isinstance(palette, list) or len(palette) != count or not all(_is_colour(entry) for entry in palette):
+        return f"`palette` must be a list of {count} colours of three numbers 0..255."
+    return None
+
+
+def _is_colour(entry: Any) -> bool:
+    return (
+        isinstance(entry, list)
+        and len(entry) == 3
+        and all(isinstance(part, int) and 0 <= part <= 255 for part in entry)
+    )
+
+
+def _write_together(writers: dict[Path, Callable[[Path], Any]]) -> None:
+    """Write all files under temporary names before the first gets its own, so that a failure spoils no older model."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    try:
+        for path, write in writers.items():
+            try:
+                write(temporaries[path])
+            except SafetensorError as error:  # how the library reports a full disk
+                raise OSError(f"{path}: could not be written ({error}).") from error
+            # Some versions of safetensors write files that nobody but their owner may read.
+            os.chmod(temporaries[path], 0o644)
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in temporaries.values():
+            if temporary.exists():
+                temporary.unlink()

@@ -1,0 +1,169 @@
+"""Scores against numbers worked out by hand, against a slow loop, and against torchmetrics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pspnet.evaluation.metrics import ConfusionMatrix, Scores, constant_scores
+
+
+def confusion_of(predictions: list[list[int]], targets: list[list[int]], classes: int) -> ConfusionMatrix:
+    confusion = ConfusionMatrix(classes)
+    confusion.update(torch.tensor(predictions), torch.tensor(targets, dtype=torch.uint8))
+    return confusion
+
+
+def random_masks(classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(4, 30, 40) predictions, right in three pixels of four, and targets with a tenth ignored."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, classes, (4, 30, 40))
+    predictions = np.where(rng.random(targets.shape) < 0.75, targets, rng.integers(0, classes, targets.shape))
+    targets[rng.random(targets.shape) < 0.1] = 255
+    return torch.from_numpy(predictions), torch.from_numpy(targets.astype(np.uint8))
+
+
+def slow_scores(predictions: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, float]:
+    """The definitions, one class at a time, without a confusion matrix."""
+    scored = targets != 255
+    predictions, targets = predictions[scored], targets[scored]
+    ious, accuracies, weighted = [], [], 0.0
+    for index in range(classes):
+        predicted, true = predictions == index, targets == index
+        union = int((predicted | true).sum())
+        if union:
+            ious.append(int((predicted & true).sum()) / union)
+            weighted += ious[-1] * int(true.sum()) / len(targets)
+        if true.any():
+            accuracies.append(float(predicted[true].mean()))
+    return {
+        "mIOU": math.fsum(ious) / len(ious),
+        "pixel_accuracy": float((predictions == targets).mean()),
+        "mean_accuracy": math.fsum(accuracies) / len(accuracies),
+        "fw_iou": weighted,
+    }
+
+
+# Class 2 is nowhere, class 3 predicted only; two pixels are ignored, one of them predicted as class 2.
+PREDICTIONS = [[0, 0, 1, 1, 1], [1, 0, 3, 2, 0]]
+TARGETS = [[0, 0, 0, 1, 1], [1, 1, 1, 255, 255]]
+
+
+def test_the_matrix_by_hand() -> None:
+    confusion = confusion_of(PREDICTIONS, TARGETS, 4)
+    assert confusion.counts.dtype == torch.int64
+    assert confusion.counts.tolist() == [[2, 1, 0, 0], [1, 3, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_scores_by_hand() -> None:
+    scores = confusion_of(PREDICTIONS, TARGETS, 4).scores()
+    assert scores.per_class_iou == (2 / 4, 3 / 6, None, 0.0)
+    assert scores.mIOU == pytest.approx((0.5 + 0.5 + 0.0) / 3, rel=1e-15)
+    assert scores.pixel_accuracy == 5 / 8
+    assert scores.mean_accuracy == pytest.approx((2 / 3 + 3 / 5) / 2, rel=1e-15)
+    assert scores.fw_iou == pytest.approx(0.5, rel=1e-15)
+    assert scores.pixels == 8
+
+
+def test_three_classes_with_one_absent() -> None:
+    scores = confusion_of([[0, 0, 2, 2]], [[0, 2, 2, 255]], 3).scores()
+    assert scores.per_class_iou == (0.5, None, 0.5)
+    assert scores.mIOU == 0.5
+    assert scores.pixel_accuracy == pytest.approx(2 / 3, rel=1e-15)
+    assert scores.mean_accuracy == 0.75
+
+
+def test_updates_add_up() -> None:
+    whole, parts = ConfusionMatrix(5), ConfusionMatrix(5)
+    predictions, targets = random_masks(5, seed=0)
+    whole.update(predictions, targets)
+    for prediction, target in zip(predictions, targets):
+        parts.update(prediction, target)
+    assert torch.equal(whole.counts, parts.counts)
+    assert int(whole.counts.sum()) == int((targets != 255).sum())
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
+def test_masks_of_any_integer_type(kind: torch.dtype) -> None:
+    predictions, targets = random_masks(21, seed=1)
+    expected, confusion = ConfusionMatrix(21), ConfusionMatrix(21)
+    expected.update(predictions, targets)
+    confusion.update(predictions.to(kind), targets.to(kind))
+    assert torch.equal(confusion.counts, expected.counts)
+
+
+def test_the_largest_number_of_classes() -> None:
+    confusion = ConfusionMatrix(254)
+    confusion.update(torch.tensor([253, 0, 253]), torch.tensor([253, 253, 255], dtype=torch.uint8))
+    assert confusion.counts[253, 253] == confusion.counts[253, 0] == 1
+    assert int(confusion.counts.sum()) == 2
+
+
+@pytest.mark.parametrize("classes", [2, 7, 21])
+def test_random_masks_equal_the_definitions(classes: int) -> None:
+    predictions, targets = random_masks(classes, seed=classes)
+    confusion = ConfusionMatrix(classes)
+    confusion.update(predictions, targets)
+    scores = confusion.scores()
+    for name, value in slow_scores(predictions.numpy(), targets.numpy(), classes).items():
+        assert getattr(scores, name) == pytest.approx(value, abs=1e-12), name
+
+
+def test_random_masks_equal_torchmetrics() -> None:
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    predictions, targets = random_masks(9, seed=3)
+    predictions[predictions == 4] = 5  # class 4 is absent
+    targets[targets == 4] = 5
+    confusion = ConfusionMatrix(9)
+    confusion.update(predictions, targets)
+    arguments = (predictions, targets.long())
+    theirs = functional.multiclass_confusion_matrix(*arguments, num_classes=9, ignore_index=255)
+    assert torch.equal(confusion.counts, theirs)
+    scores = confusion.scores()
+    # Their ratios are float32.
+    jaccard = functional.multiclass_jaccard_index(*arguments, num_classes=9, ignore_index=255, average="none")
+    ours = [0.0 if value is None else value for value in scores.per_class_iou]
+    assert ours == pytest.approx(jaccard.tolist(), abs=1e-6)
+    for average, value in (("micro", scores.pixel_accuracy), ("macro", scores.mean_accuracy)):
+        accuracy = functional.multiclass_accuracy(*arguments, num_classes=9, ignore_index=255, average=average)
+        assert value == pytest.approx(float(accuracy), abs=1e-6)
+
+
+def test_counts_stay_exact_beyond_float32() -> None:
+    counts = np.array([[2**40 + 1, 1], [0, 3]], dtype=np.int64)
+    scores = Scores.from_counts(counts)
+    assert scores.pixels == 2**40 + 5
+    assert scores.per_class_iou == ((2**40 + 1) / (2**40 + 2), 3 / 4)
+
+
+def test_nothing_scored_is_0_and_not_nan() -> None:
+    scores = confusion_of([[0, 1]], [[255, 255]], 3).scores()
+    assert scores == Scores(0.0, 0.0, 0.0, 0.0, (None, None, None), 0)
+
+
+def test_everything_right_is_1() -> None:
+    scores = Scores.from_counts(np.diag([5, 7, 0]))
+    assert (scores.mIOU, scores.pixel_accuracy, scores.mean_accuracy, scores.fw_iou) == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_json_holds_the_agreed_keys() -> None:
+    content = confusion_of(PREDICTIONS, TARGETS, 4).scores().to_json(("sky", "road", "pole", "car"))
+    assert list(content) == ["mIOU", "pixel_accuracy", "mean_accuracy", "fw_iou", "per_class_iou", "pixels"]
+    assert content["per_class_iou"] == {"sky": 0.5, "road": 0.5, "pole": None, "car": 0.0}
+    assert content["pixels"] == 8
+    assert type(content["pixels"]) is int
+    assert {type(content[key]) for key in ("mIOU", "pixel_accuracy", "mean_accuracy", "fw_iou")} == {float}
+
+
+def test_the_constant_predictor_by_hand() -> None:
+    # 6 pixels of class 0, 3 of class 1, 1 of class 2: always answering 0.
+    counts = np.array([[2, 3, 1], [0, 3, 0], [0, 0, 1]], dtype=np.int64)
+    scores = constant_scores(counts)
+    assert scores.per_class_iou == (0.6, 0.0, 0.0)
+    assert scores.mIOU == pytest.approx(0.2, rel=1e-15)
+    assert scores.pixel_accuracy == 0.6
+    assert scores.fw_iou == pytest.approx(0.36, rel=1e-15)
+    assert counts.tolist() == [[2, 3, 1], [0, 3, 0], [0, 0, 1]]  # left as they were
