@@ -1,0 +1,85 @@
+"""Where and in which number format to train: chosen by what the device has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pspnet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the forward pass. `autocast_dtype` is None for plain float32; `scale_loss` is True for float16,
+    whose gradients would underflow without a scaler."""
+
+    name: str
+    autocast_dtype: torch.dtype | None
+    scale_loss: bool = False
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> a device; ConfigError where cuda is asked for and there is none."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"device = {name}: this PyTorch ({torch.__version__}) sees no GPU; use --device auto or --device cpu."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """`auto` by device: CPUs and GPUs before Volta (K80) float32, Volta and Turing (V100, T4) float16, newer bfloat16.
+
+    Raises ConfigError for float16 on a CPU.
+    """
+    if name == "auto":
+        name = _fastest(device)
+    if name == "float16":
+        if device.type == "cpu":
+            raise ConfigError("precision = float16 needs a GPU; on a CPU use float32, or bfloat16 where it has AMX.")
+        return Precision("float16", torch.float16, scale_loss=True)
+    if name == "bfloat16":
+        return Precision("bfloat16", torch.bfloat16)
+    return Precision("float32", None)
+
+
+def _fastest(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "float32"
+    major, _ = torch.cuda.get_device_capability(device)
+    return "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """True for a CPU with AMX tiles, where bfloat16 is several times faster; without them it is slower than float32."""
+    supported: Any = getattr(getattr(torch, "cpu", None), "_is_amx_tile_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
+def choose_workers(setting: str | int, device: torch.device, local_processes: int = 1) -> int:
+    """`auto` -> loader processes by cores: on a CPU that trains itself two cores are left to the training."""
+    if isinstance(setting, int):
+        return setting
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= max(1, local_processes)
+    return min(16, cores) if device.type == "cuda" else max(0, min(4, cores - 2))
+
+
+def make_deterministic() -> None:
+    """Ask for algorithms that repeat bit by bit; what has none on a GPU warns instead of stopping the run."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the first log line."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.get_num_threads()} threads"

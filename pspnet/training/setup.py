@@ -1,0 +1,338 @@
+"""Everything that a training run works with, built from a Config: one function per part, called in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from pspnet.classes import LabelMap
+from pspnet.config import Config
+from pspnet.config_checks import SHAPES
+from pspnet.data.channels import Pair, find_label_map, load_pairs
+from pspnet.data.dataset import (
+    EvaluationBatchSampler,
+    SegmentationDataset,
+    TrainBatchSampler,
+    build_loader,
+    image_sizes,
+)
+from pspnet.data.shapes import write_shapes
+from pspnet.data.transforms import TrainTransform
+from pspnet.errors import ConfigError, DataError, WeightsError
+from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.weights import load_imagenet_backbone, load_state_strict
+from pspnet.serving.artifact import architecture_of, class_names_of, load_artifact
+from pspnet.training import device as devices
+from pspnet.training.distributed import Processes, join_processes
+from pspnet.training.log import RunLog
+from pspnet.training.losses import build_loss
+from pspnet.training.optim import (
+    EarlyStopping,
+    ExponentialMovingAverage,
+    LearningRateSchedule,
+    build_optimizer,
+    parameter_groups,
+)
+from pspnet.training.step import TrainingStep
+
+
+@dataclass(frozen=True)
+class Data:
+    """The pairs and label maps of both splits."""
+
+    train: list[Pair]
+    validation: list[Pair]
+    train_map: LabelMap | None
+    validation_map: LabelMap | None
+
+
+@dataclass
+class Run:
+    """The parts of a run. `network` is the bare model, `model` what is called: it may be compiled or data-parallel."""
+
+    config: Config
+    device: torch.device
+    precision: devices.Precision
+    processes: Processes
+    data: Data
+    network: PSPNet
+    model: nn.Module
+    step: TrainingStep
+    schedule: LearningRateSchedule
+    early_stopping: EarlyStopping | None
+    sampler: TrainBatchSampler
+    train_loader: DataLoader[Any]
+    validation_loader: DataLoader[Any]
+    batches_per_epoch: int
+    checkpoint_dir: Path
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a whole epoch."""
+        return -(-self.batches_per_epoch // self.config.accumulate_steps)
+
+    @property
+    def images_per_step(self) -> int:
+        return self.config.mini_batch_size * self.config.accumulate_steps
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return class_names_of(self.config)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The network holds the averaged weights inside this context, if the run keeps any."""
+        if self.step.ema is None:
+            yield
+            return
+        with self.step.ema.applied_to(self.network):
+            yield
+
+
+def build_run(config: Config) -> Run:
+    """All parts of the run that `config` describes; ConfigError, DataError or WeightsError before any training."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = devices.choose_device(config.device, local_rank)
+    precision = devices.choose_precision(config.precision, device)
+    if config.deterministic:
+        devices.make_deterministic()
+    processes = join_processes(device.type)
+    try:
+        return _assemble(config, device, precision, processes)
+    except BaseException:
+        processes.shutdown()
+        raise
+
+
+def _assemble(config: Config, device: torch.device, precision: devices.Precision, processes: Processes) -> Run:
+    data = load_data(config, processes)
+    _check_folders(config, processes)
+    network = build_network(config, device)
+    class_weights = None if config.class_weights is None else torch.tensor(config.class_weights)
+    criterion = build_loss(
+        config.loss, config.aux_weight, config.class_weights, config.ohem_threshold, config.ohem_min_kept
+    ).to(device)
+    optimizer = build_optimizer(
+        config.optimizer,
+        parameter_groups(network, config.learning_rate, config.head_lr_multiplier),
+        config.learning_rate,
+        config.momentum,
+        config.weight_decay,
+        config.gamma1,
+        config.gamma2,
+    )
+    model = _wrap(network, config, device, processes)
+    step = TrainingStep(
+        model,
+        criterion,
+        optimizer,
+        device,
+        precision,
+        processes,
+        class_weights=class_weights,
+        max_norm=config.clip_grad_norm,
+        ema=ExponentialMovingAverage(network, config.ema_decay) if config.ema_decay > 0 else None,
+        channels_last=config.channels_last,
+        seed=config.seed,
+    )
+    sampler, train_loader, validation_loader = build_loaders(config, data, device, processes)
+    batches = min(len(sampler), (config.max_steps_per_epoch or len(sampler)) * config.accumulate_steps)
+    return Run(
+        config=config,
+        device=device,
+        precision=precision,
+        processes=processes,
+        data=data,
+        network=network,
+        model=model,
+        step=step,
+        schedule=_build_schedule(config, batches),
+        early_stopping=EarlyStopping(
+            config.early_stopping_min_epochs, config.early_stopping_patience, config.early_stopping_tolerance
+        )
+        if config.early_stopping
+        else None,
+        sampler=sampler,
+        train_loader=train_loader,
+        validation_loader=validation_loader,
+        batches_per_epoch=batches,
+        checkpoint_dir=Path(config.checkpoint_dir),
+    )
+
+
+def load_data(config: Config, processes: Processes) -> Data:
+    """Pair the files of both splits; writes the built-in set first where `data` asks for it."""
+    if config.synthetic:
+        config = _with_shapes(config, processes)
+    channels = {}
+    for name in ("train", "validation"):
+        images, annotations = getattr(config, name), getattr(config, f"{name}_annotation")
+        channels[name] = load_pairs(Path(images), Path(annotations), name)
+    folder = None if config.label_map is None else Path(config.label_map)
+    train, validation = channels["train"], channels["validation"]
+    if config.max_train_images:
+        train = train[: config.max_train_images]
+    if config.max_validation_images:
+        validation = validation[: config.max_validation_images]
+    if len(train) < processes.world_size:
+        raise DataError(
+            f"channel train: {len(train)} images for {processes.world_size} processes; each needs at least one image."
+        )
+    return Data(train, validation, find_label_map(folder, "train"), find_label_map(folder, "validation"))
+
+
+def _with_shapes(config: Config, processes: Processes) -> Config:
+    folder = Path("runs") / "data" / SHAPES
+    if processes.is_main:
+        write_shapes(folder)
+    processes.barrier()
+    return config.model_copy(
+        update={
+            name: str(folder / name) for name in ("train", "train_annotation", "validation", "validation_annotation")
+        }
+    )
+
+
+def _check_folders(config: Config, processes: Processes) -> None:
+    """Find out now, and not after the first epoch, that nothing can be written."""
+    if not processes.is_main:
+        return
+    for key in ("model_dir", "output_dir", "checkpoint_dir"):
+        folder = Path(getattr(config, key))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".pspnet-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"{key}: {folder} cannot be written ({error.strerror or error}); give another folder with --{key}."
+            ) from error
+
+
+def build_network(config: Config, device: torch.device) -> PSPNet:
+    """The network with its first weights: a model channel's, ImageNet's in the backbone, or random ones by seed."""
+    torch.manual_seed(config.seed)
+    architecture = architecture_of(config)
+    network = build_model(**architecture)
+    if config.model is not None:
+        _load_model_channel(network, architecture, Path(config.model))
+    elif config.use_pretrained_model:
+        load_imagenet_backbone(network.backbone, config.backbone, config.pretrained_weights)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network.to(device)
+
+
+def _load_model_channel(network: PSPNet, architecture: dict[str, Any], directory: Path) -> None:
+    artifact = load_artifact(directory)
+    keys = ("backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride")
+    wrong = [
+        f"{key} is {artifact.architecture.get(key)} there and {architecture[key]} here"
+        for key in keys
+        if artifact.architecture.get(key) != architecture[key]
+    ]
+    if wrong:
+        raise WeightsError(
+            f"channel model: {directory} holds another architecture: {'; '.join(wrong)}. Incremental training needs "
+            "the same: change these settings, or leave the model channel out."
+        )
+    load_state_strict(network, artifact.model.state_dict(), str(directory))
+
+
+def _wrap(network: PSPNet, config: Config, device: torch.device, processes: Processes) -> nn.Module:
+    model: nn.Module = network
+    if processes.world_size > 1:
+        if config.syncbn and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    if config.compile:
+        if not hasattr(torch, "compile"):
+            raise ConfigError(f"compile = True needs PyTorch 2.0 or newer, this is {torch.__version__}.")
+        model = cast(nn.Module, torch.compile(model))
+    return model
+
+
+def build_loaders(
+    config: Config, data: Data, device: torch.device, processes: Processes
+) -> tuple[TrainBatchSampler, DataLoader[Any], DataLoader[Any]]:
+    """The training sampler and the two loaders of this process."""
+    if config.mini_batch_size < processes.world_size:
+        raise ConfigError(
+            f"mini_batch_size = {config.mini_batch_size} counts the images of all processes together; with "
+            f"{processes.world_size} processes it must be at least {processes.world_size}."
+        )
+    transform = TrainTransform(
+        config.crop_size,
+        config.base_size,
+        config.scale_min,
+        config.scale_max,
+        config.flip,
+        config.rotation,
+        config.blur,
+        config.color_jitter,
+    )
+    train_set = SegmentationDataset(
+        data.train, config.num_classes, transform, data.train_map, config.ignore, config.seed
+    )
+    validation_set = SegmentationDataset(
+        data.validation, config.num_classes, None, data.validation_map, config.ignore, channel="validation"
+    )
+    rank, world = processes.rank, processes.world_size
+    sampler = TrainBatchSampler(len(data.train), config.mini_batch_size, config.seed, rank, world)
+    validation_sampler = EvaluationBatchSampler(
+        image_sizes(data.validation), config.validation_mini_batch_size, rank, world
+    )
+    workers = devices.choose_workers(config.workers, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    pin = device.type == "cuda"
+    return (
+        sampler,
+        build_loader(train_set, sampler, workers, pin, persistent=True),
+        build_loader(validation_set, validation_sampler, workers, pin),
+    )
+
+
+def _build_schedule(config: Config, batches_per_epoch: int) -> LearningRateSchedule:
+    return LearningRateSchedule(
+        config.lr_scheduler,
+        config.learning_rate,
+        steps_per_epoch=-(-batches_per_epoch // config.accumulate_steps),
+        epochs=config.epochs,
+        power=config.poly_power,
+        milestones=config.lr_scheduler_step or (),
+        factor=config.lr_scheduler_factor,
+        warmup_epochs=config.warmup_epochs,
+    )
+
+
+def describe_run(run: Run, log: RunLog) -> None:
+    """What is about to run, in a few lines."""
+    config, data = run.config, run.data
+    parameters = sum(parameter.numel() for parameter in run.network.parameters())
+    log.line(
+        f"PSPNet {config.backbone}, {config.num_classes} classes, {parameters / 1e6:.1f} M parameters, on "
+        f"{devices.describe(run.device)}, {run.precision.name}"
+        + (f", {run.processes.world_size} processes" if run.processes.world_size > 1 else "")
+    )
+    log.line(
+        f"{len(data.train)} training and {len(data.validation)} validation images; {config.epochs} epochs of "
+        f"{run.steps_per_epoch} steps, {run.images_per_step} images each, crop {config.crop_size}"
+    )
+    if config.num_training_samples not in (None, len(data.train)):
+        log.line(
+            f"Note: num_training_samples={config.num_training_samples}, but the train channel holds {len(data.train)} "
+            "images; the schedule follows the channel."
+        )
+    if run.precision.name == "float32" and devices.has_fast_bfloat16(run.device):
+        log.line("Note: this CPU has AMX; --precision bfloat16 trains several times faster on it.")
+    if run.precision.name == "bfloat16" and run.device.type == "cpu" and not devices.has_fast_bfloat16(run.device):
+        log.line("Note: this CPU has no AMX; --precision float32 is faster on it.")

@@ -1,0 +1,15 @@
+"""Train a PSPNet: locally, under torchrun, or as a SageMaker script-mode job.
+
+python train.py                                     the built-in data, configs/quickstart.yaml
+python train.py --data FOLDER --num_classes 11      your own data
+python train.py --help                              every setting
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pspnet.entry import run_guarded, train_command
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(train_command, sys.argv[1:]))
