@@ -1,0 +1,40 @@
+"""The console command `pspnet`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import pspnet
+from pspnet import cli_data, cli_model
+from pspnet.entry import run_guarded, train_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. `train` takes the project's own settings and is only named here."""
+    parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
+    parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
+    cli_model.register(subparsers)
+    cli_data.register(subparsers)
+    return parser
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Run one command; returns its exit code."""
+    if argv and argv[0] == "train":
+        return train_command(argv[1:])
+    arguments = build_parser().parse_args(argv)
+    code: int = arguments.run(arguments)
+    return code
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    sys.exit(run_guarded(dispatch, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
