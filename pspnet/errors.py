@@ -23,5 +23,9 @@ class WeightsError(PspnetError):
     """Weights, a checkpoint or a model directory that is missing, damaged or of another architecture."""
 
 
+class ProcessLostError(PspnetError):
+    """Another process of a data-parallel run ended, for a reason that it told itself."""
+
+
 class NonFiniteLossError(PspnetError):
     """The loss became NaN or infinite; raised before the optimizer could spoil the weights."""

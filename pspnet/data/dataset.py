@@ -5,8 +5,10 @@ Legend: N images in a batch, H, W their height and width.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -209,7 +211,19 @@ def build_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,
+        worker_init_fn=None,
     )
+
+
+def _survive_sigterm_once(_worker: int) -> None:
+    """A SIGTERM to all processes of a job (timeout, scancel, systemd) is for the main process to answer. A worker that
+    died of it would make PyTorch raise in there, in the middle of whatever it does. The second SIGTERM ends the worker.
+    """
+
+    def survive(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, survive)
 
 
 def load_batches(loader: DataLoader[Any]) -> Iterator[Batch]:

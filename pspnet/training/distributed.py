@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import distributed
+
+from pspnet.errors import ProcessLostError
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Processes:
         """The sum over all processes, in all of them."""
         if self.world_size > 1:
             value = value.clone()
-            distributed.all_reduce(value)
+            with _named_loss_of_a_process():
+                distributed.all_reduce(value)
         return value
 
     def any(self, flag: bool, device: torch.device) -> bool:
@@ -39,18 +43,31 @@ class Processes:
     def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite the tensors of all other processes with the main one's."""
         if self.world_size > 1:
-            for tensor in tensors:
-                distributed.broadcast(tensor, src=0)
+            with _named_loss_of_a_process():
+                for tensor in tensors:
+                    distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
         if self.world_size > 1:
-            distributed.barrier()
+            with _named_loss_of_a_process():
+                distributed.barrier()
 
     def shutdown(self) -> None:
         """Leave the process group, if there is one."""
         if self.world_size > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _named_loss_of_a_process() -> Iterator[None]:
+    """A process that ends with an error breaks the connection; the others should not bury its message in tracebacks."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            f"Another process of this run has ended, and this one with it; its own message says why. ({error})"
+        ) from error
 
 
 def join_processes(device_type: str) -> Processes:

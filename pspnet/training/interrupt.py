@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
 from typing import Any
+
+_REPEAT_SECONDS = 1.0
 
 
 class StopRequest:
     """Context manager: while it is active, the first SIGTERM or SIGINT only sets `signal_number`.
 
-    The handlers are put back after that first signal, so a second one ends the process at once.
+    A second one ends the process. What follows within a second of the first is no second wish: torchrun hands on the
+    signal that its processes were sent already, by a terminal's Ctrl-C for one.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._received = 0.0
         self._previous: dict[int, Any] = {}
         self._owner = os.getpid()
 
@@ -53,8 +58,12 @@ class StopRequest:
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             return  # a loader's worker, forked with this handler: the main process tells it when to end
-        self.signal_number = number
+        if self.signal_number is not None:
+            if time.monotonic() - self._received > _REPEAT_SECONDS:
+                self._restore()
+                os.kill(os.getpid(), number)
+            return
+        self.signal_number, self._received = number, time.monotonic()
         # os.write, because print may be interrupted in the middle of itself and is not re-entrant.
-        message = f"\n{signal.Signals(number).name}: stopping after this step; a checkpoint will be written.\n"
+        message = f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint; a second one stops at once.\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
-        self._restore()

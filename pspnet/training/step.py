@@ -134,8 +134,8 @@ class TrainingStep:
             if self.scaler is None and not bool(torch.isfinite(norm)):
                 self.optimizer.zero_grad(set_to_none=True)
                 raise NonFiniteLossError(
-                    f"The norm of the gradient is {norm.item()} although the loss is finite; training stopped before the "
-                    "optimizer step. Lower learning_rate, or train with --precision float32."
+                    f"The norm of the gradient is {norm.item()} although the loss is finite; training stopped before "
+                    "the optimizer step. Lower learning_rate, or train with --precision float32."
                 )
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
