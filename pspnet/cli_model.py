@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from pspnet.data.channels import list_files, load_pairs
 from pspnet.data.images import IMAGE_SUFFIXES, read_image, write_image, write_palette_png
 from pspnet.errors import DataError, PspnetError
+from pspnet.files import replacing
 
 
 def register(subparsers: Any) -> None:
@@ -81,7 +81,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     )
     scores = confusion.scores()
     report = {**scores.to_json(artifact.class_names), "images": len(pairs)}
-    _write_text(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    with replacing(arguments.output / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     constant = constant_scores(confusion.counts.cpu().numpy())
     print(format_scores(scores, artifact.class_names, len(pairs)))
     print(
@@ -170,9 +171,3 @@ def _make_folder(folder: Path) -> None:
         raise DataError(
             f"--output: {folder} cannot be made ({error.strerror or error}); give another folder."
         ) from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

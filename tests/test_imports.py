@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {"pspnet.cli", "pspnet.cli_data", "pspnet.cli_model", "pspnet.entry", "train", "inference", "sagemaker_entry"}
-BASE = {"pspnet", "pspnet.errors"}
+BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
 SETTINGS = {"pspnet.classes", "pspnet.config", "pspnet.config_checks", "pspnet.config_sources", "pspnet.config_values"}
 # What the modules of each folder may import of the project, besides their own folder.
 ALLOWED = {

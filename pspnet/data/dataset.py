@@ -5,10 +5,12 @@ Legend: N images in a batch, H, W their height and width.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -211,24 +213,50 @@ def build_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=None,
+        worker_init_fn=_start_worker,
     )
 
 
-def _survive_sigterm_once(_worker: int) -> None:
-    """A SIGTERM to all processes of a job (timeout, scancel, systemd) is for the main process to answer. A worker that
-    died of it would make PyTorch raise in there, in the middle of whatever it does. The second SIGTERM ends the worker.
+@contextlib.contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """Hold SIGTERM back from this thread and from the workers that start in it, who never let it through again.
+
+    A SIGTERM to all processes of a job (timeout, scancel, systemd) is for the main process to answer. PyTorch's workers
+    would die of it, and make the main process raise in the middle of whatever it does.
     """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def survive(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, survive)
+def _start_worker(_worker: int) -> None:
+    """Have this worker obey its parent's SIGTERM, and no other's."""
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):  # macOS does not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def load_batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     """Iterate a loader; raises the DataError of the first broken sample."""
-    for batch in loader:
+    with _without_sigterm():
+        batches = iter(loader)
+    for batch in batches:
         if isinstance(batch, DataError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                # An exception that its own frame refers to would keep the loader, and with it the workers, alive.
+                del batch
         yield batch

@@ -6,14 +6,14 @@ truncated file instead of returning a half-grey image. The stored pixel grid cou
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pspnet.errors import AnnotationModeError, DataError
+from pspnet.files import replacing
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 ANNOTATION_SUFFIXES = (".png",)
@@ -90,18 +90,10 @@ def write_palette_png(path: Path, mask: np.ndarray, palette: np.ndarray) -> None
     write_image(path, encode_palette_png(mask, palette))
 
 
-def write_image(path: Path, image: Image.Image, **options: int) -> None:
-    """Save through a temporary file beside `path`, so that a full disk never leaves half an image under its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=str(path.parent), prefix=f".{path.name}.", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            image.save(stream, format="JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", **options)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Save a picture, JPEG or PNG by its suffix, whole or not at all."""
+    with replacing(path) as temporary:
+        image.save(temporary, **options)
 
 
 # Pillow reports a damaged file in many ways; every one of these was seen from a truncated or overwritten image.

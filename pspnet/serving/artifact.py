@@ -7,9 +7,7 @@ was trained, what it scored, and the versions that made it.
 from __future__ import annotations
 
 import json
-import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import pspnet
 from pspnet.classes import default_class_names, palette_for
 from pspnet.config import Config
 from pspnet.errors import WeightsError
+from pspnet.files import replacing
 from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
 from pspnet.models.weights import load_state_strict
 
@@ -84,15 +83,13 @@ def save_artifact(
         "scores": scores,
         "versions": {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    directory.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    text = json.dumps(content, indent=1)
-    _write_together(
-        {
-            directory / WEIGHTS_NAME: lambda path: save_file(state, str(path), metadata={"format": "pt"}),
-            directory / CONFIG_NAME: lambda path: path.write_text(text + "\n", encoding="utf-8"),
-        }
-    )
+    with replacing(directory / WEIGHTS_NAME) as weights_path, replacing(directory / CONFIG_NAME) as config_path:
+        try:
+            save_file(state, str(weights_path), metadata={"format": "pt"})
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{directory / WEIGHTS_NAME}: could not be written ({error}).") from error
+        config_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_artifact(directory: Path) -> Artifact:
@@ -159,22 +156,3 @@ def _is_colour(entry: Any) -> bool:
         and len(entry) == 3
         and all(isinstance(part, int) and 0 <= part <= 255 for part in entry)
     )
-
-
-def _write_together(writers: dict[Path, Callable[[Path], Any]]) -> None:
-    """Write all files under temporary names before the first gets its own, so that a failure spoils no older model."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
-    try:
-        for path, write in writers.items():
-            try:
-                write(temporaries[path])
-            except SafetensorError as error:  # how the library reports a full disk
-                raise OSError(f"{path}: could not be written ({error}).") from error
-            # Some versions of safetensors write files that nobody but their owner may read.
-            os.chmod(temporaries[path], 0o644)
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in temporaries.values():
-            if temporary.exists():
-                temporary.unlink()

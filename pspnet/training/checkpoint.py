@@ -6,10 +6,8 @@ generators); all the rest of the state is JSON in the file's metadata, with a re
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pspnet.errors import WeightsError
+from pspnet.files import replacing
 
 FORMAT = "pspnet-checkpoint-1"
 LAST_NAME = "last.safetensors"
@@ -28,19 +27,6 @@ _ITEMS = "__items__"
 _TUPLE = "__tuple__"
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to. It takes the place of `path` when the block ends well, and is removed
-    when it does not: then `path` is as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-
-
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (nested dicts, lists, tuples, numbers, strings, None, tensors) to `path`, whole or not at all.
 
@@ -48,7 +34,6 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _flatten(state, "", tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         try:
             save_file(tensors, str(temporary), metadata={"format": FORMAT, "state": json.dumps(tree)})

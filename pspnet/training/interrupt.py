@@ -65,5 +65,6 @@ class StopRequest:
             return
         self.signal_number, self._received = number, time.monotonic()
         # os.write, because print may be interrupted in the middle of itself and is not re-entrant.
-        message = f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint; a second one stops at once.\n"
+        name = signal.Signals(number).name
+        message = f"\n{name}: stopping after this step, with a checkpoint; a second one stops at once.\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from pspnet.training.checkpoint import replacing
+from pspnet.files import replacing
 
 
 class RunLog:
@@ -84,9 +86,20 @@ class RunLog:
 
     def pictures(self, step: int, name: str, pictures: Sequence[np.ndarray]) -> None:
         """(H, W, 3) uint8 pictures for TensorBoard."""
-        if self._writer is not None:
-            for number, picture in enumerate(pictures):
-                self._writer.add_image(f"{name}/{number}", picture, step, dataformats="HWC")
+        if self._writer is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for number, picture in enumerate(pictures):
+            # Encoded here, because add_image of torch 1.12 fails with Pillow 10 and newer.
+            encoded = io.BytesIO()
+            Image.fromarray(picture).save(encoded, format="PNG")
+            height, width, channels = picture.shape
+            image = Summary.Image(
+                height=height, width=width, colorspace=channels, encoded_image_string=encoded.getvalue()
+            )
+            summary = Summary(value=[Summary.Value(tag=f"{name}/{number}", image=image)])
+            self._writer.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
         self.end_epoch()
@@ -109,8 +122,9 @@ class RunLog:
     def _open_tensorboard(self, folder: Path, resume_step: int | None) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.line("TensorBoard is not installed, so no event files are written (pip install tensorboard).")
+        except ImportError as error:
+            # Named, because what is missing may be a package that TensorBoard or PyTorch's side of it needs.
+            self.line(f"No TensorBoard files are written: {error}. `pip install tensorboard`, or --tensorboard False.")
             return None
         if resume_step is None and folder.is_dir():
             for stale in folder.glob("events.out.tfevents.*"):

@@ -15,8 +15,8 @@ from pspnet.data.images import write_image
 from pspnet.evaluation.metrics import Scores, constant_scores
 from pspnet.evaluation.protocols import predict_whole
 from pspnet.evaluation.report import format_scores, sample_row, sample_sheet
+from pspnet.files import replacing
 from pspnet.serving.artifact import save_artifact
-from pspnet.training.checkpoint import replacing
 from pspnet.training.log import RunLog
 from pspnet.training.setup import Run
 

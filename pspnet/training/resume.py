@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pspnet.errors import WeightsError
-from pspnet.training.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, replacing
+from pspnet.files import replacing
+from pspnet.training.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint
 
 # Settings that a run can't change half-way: weights, optimizer state or data position would no longer fit.
 _FIXED_KEYS = (

@@ -162,8 +162,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     write_palette_png(path, MASK, voc_palette())
     before = path.read_bytes()
 
-    def full_disk(self: Image.Image, stream: io.BufferedWriter, **options: object) -> None:
-        stream.write(b"half")
+    def full_disk(self: Image.Image, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
