@@ -69,7 +69,7 @@ BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
     ("num_classes", [2, 254], [1, 255, 0, -3, 2.5]),
     ("num_training_samples", [1], [0, -1]),
     ("base_size", [17], [16]),
-    ("crop_size", [17], [16, 0]),
+    ("crop_size", [25], [16, 0]),
     ("epochs", [1], [0, -1, 1.5]),
     ("mini_batch_size", [1], [0]),
     ("validation_mini_batch_size", [1], [0]),
@@ -112,7 +112,7 @@ BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
 @pytest.mark.parametrize(("key", "inside", "outside"), BOUNDS, ids=[row[0] for row in BOUNDS])
 def test_bounds(key: str, inside: list[Any], outside: list[Any]) -> None:
     for value in inside:
-        expected = 24 if key == "crop_size" else value
+        expected = 32 if key == "crop_size" else value
         assert getattr(make(**{key: value}), key) == expected
         assert getattr(make(**{key: str(value)}), key) == expected
     for value in outside:
@@ -143,9 +143,14 @@ def test_allowed_in_words(key: str, text: str) -> None:
     assert allowed(key) == text
 
 
-@pytest.mark.parametrize(("given", "used"), [(17, 24), (24, 24), ("240", 240), (241, 248), (473, 480)])
+@pytest.mark.parametrize(("given", "used"), [(25, 32), (32, 32), ("240", 240), (241, 248), (473, 480)])
 def test_crop_size_is_rounded_up_to_a_multiple_of_8(given: Any, used: int) -> None:
     assert make(crop_size=given).crop_size == used
+
+
+def test_a_crop_that_the_network_cannot_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"crop_size: found 24; algorithm psp needs at least 32"):
+        make(crop_size=17)
 
 
 @pytest.mark.parametrize("algorithm", ["fcn", "deeplab"])

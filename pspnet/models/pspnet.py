@@ -123,7 +123,9 @@ class PSPNet(nn.Module):
 
     def _upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """(N, K, H/s, W/s) in any precision -> (N, K, H, W) in float32 or better: losses and argmax need the digits."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # Not promote_types, which the compiler of PyTorch 2.1 cannot trace.
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
         return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=self.align_corners)
 
 

@@ -178,9 +178,10 @@ def test_image_and_mask_stay_aligned() -> None:
     for _ in range(100):
         out, out_mask = transform(image, mask, rng)
         scored = out_mask != 255
-        # Half-way between the two colours lies the border between the nearest classes.
+        # Half-way between the two colours lies the border between the nearest classes. OpenCV's fixed-point
+        # coordinates, which differ by version, turn a few border pixels; a shift by one would turn a hundred.
         wrong = (out[..., 0] > out[..., 2]) != (out_mask == 1)
-        assert wrong[scored].sum() <= 4
+        assert wrong[scored].sum() <= 15
         seen += int((out_mask == 1).any())
     assert seen > 90
 

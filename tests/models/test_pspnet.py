@@ -186,7 +186,8 @@ def test_export_equals_eager() -> None:
     with torch.no_grad():
         program = torch.export.export(model, (batch,))
         expected = model(batch)
-    assert torch.equal(program.module()(batch), expected)
+    # PyTorch 2.1 exports other operators than eager runs; newer ones agree bit by bit.
+    torch.testing.assert_close(program.module()(batch), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_conversion_to_sync_batch_norm() -> None:

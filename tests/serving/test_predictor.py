@@ -128,7 +128,7 @@ def test_files_of_other_modes(predictor: Predictor, tmp_path: Path, mode: str, n
     of_mode(mode).save(tmp_path / name)
     mask = predictor(tmp_path / name)
     with Image.open(tmp_path / name) as opened:
-        assert opened.mode == mode
+        assert opened.mode == mode or (mode, opened.mode) == ("I;16", "I")  # the latter before Pillow 11
         np.testing.assert_array_equal(mask, argmax_of(predictor.model, to_rgb(opened)))
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pspnet.errors import WeightsError
+from pspnet.files import replacing
 from pspnet.training import checkpoint
-from pspnet.training.checkpoint import load_checkpoint, replacing, save_checkpoint
+from pspnet.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def assert_same(first: Any, second: Any) -> None:
