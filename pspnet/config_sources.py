@@ -26,8 +26,9 @@ __all__ = [
     "parse_arguments",
 ]
 
-SAGEMAKER_CHECKPOINTS = "/opt/ml/checkpoints"
-"""Where SageMaker restores checkpoints at the start of a job and uploads them from while it runs."""
+SAGEMAKER_BASE = "/opt/ml"
+"""The folder of a SageMaker job, unless SAGEMAKER_BASE_DIR names another one. SageMaker restores checkpoints to its
+subfolder `checkpoints` at the start of a job and uploads them from there while it runs."""
 
 _COMMANDS = ("config", "help", "print_config")
 _FOREIGN = ("_tuning_objective_metric", "sagemaker_")
@@ -141,7 +142,8 @@ def _add_environment(settings: Settings, env: Mapping[str, str]) -> None:
     settings.set_default("model_dir", env.get("SM_MODEL_DIR"), "environment SM_MODEL_DIR")
     settings.set_default("output_dir", env.get("SM_OUTPUT_DATA_DIR"), "environment SM_OUTPUT_DATA_DIR")
     if env.get("SM_MODEL_DIR"):
-        settings.set_default("checkpoint_dir", SAGEMAKER_CHECKPOINTS, "environment SM_MODEL_DIR")
+        base = env.get("SAGEMAKER_BASE_DIR") or SAGEMAKER_BASE
+        settings.set_default("checkpoint_dir", f"{base}/checkpoints", "environment SM_MODEL_DIR")
 
 
 def _plain(key: str) -> str:

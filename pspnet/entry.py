@@ -12,6 +12,8 @@ from pathlib import Path
 from pspnet.config_checks import check_channels, config_warnings
 from pspnet.config_sources import dump_yaml, help_text, parse_arguments
 from pspnet.errors import ConfigError, PspnetError
+from pspnet.job import describe_defect, job_arguments, report_failure
+from pspnet.locations import find_beside
 
 USER_ERROR = 1
 CONFIG_ERROR = 2
@@ -23,22 +25,29 @@ def run_guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     """Run a command. What a user can mend ends in one message on standard error and a non-zero exit code.
 
     Exit codes: 0 done, 1 data, weights or the disk, 2 settings, 130 Ctrl-C, 143 SIGTERM. A defect of the program
-    keeps its traceback.
+    keeps its traceback. In a SageMaker job the message also goes to the job's failure file.
     """
     thread_hook, threading.excepthook = threading.excepthook, _report_thread
     try:
         return command(argv)
     except PspnetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return CONFIG_ERROR if isinstance(error, ConfigError) else USER_ERROR
+        return _fail(str(error), CONFIG_ERROR if isinstance(error, ConfigError) else USER_ERROR)
     except OSError as error:
-        print(f"error: {_describe(error)}", file=sys.stderr)
-        return USER_ERROR
+        return _fail(_describe(error), USER_ERROR)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    except Exception as error:
+        report_failure(describe_defect(error), os.environ)
+        raise
     finally:
         threading.excepthook = thread_hook
+
+
+def _fail(message: str, exit_code: int) -> int:
+    report_failure(message, os.environ)
+    print(f"error: {message}", file=sys.stderr)
+    return exit_code
 
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:
@@ -58,15 +67,13 @@ def _describe(error: OSError) -> str:
 
 
 def _find_quickstart() -> Path | None:
-    """configs/quickstart.yaml: beside the package in a checkout, inside it where it was installed."""
-    package = Path(__file__).resolve().parent
-    files = [folder / "configs" / "quickstart.yaml" for folder in (package.parent, package)]
-    return next((file for file in files if file.is_file()), None)
+    configs = find_beside("configs")
+    return None if configs is None or not (configs / "quickstart.yaml").is_file() else configs / "quickstart.yaml"
 
 
 def train_command(argv: Sequence[str]) -> int:
     """`train.py` and `pspnet train`: settings from flags, file and environment; then train."""
-    arguments = parse_arguments(argv, os.environ, default_file=_find_quickstart())
+    arguments = parse_arguments(job_arguments(argv, os.environ), os.environ, default_file=_find_quickstart())
     if arguments.help_requested:
         print(help_text())
         return 0
@@ -80,4 +87,11 @@ def train_command(argv: Sequence[str]) -> int:
     # Imported here, so that --help and wrong settings answer at once.
     from pspnet.training.loop import train
 
-    return train(config).exit_code
+    exit_code = train(config).exit_code
+    if exit_code:
+        report_failure(
+            f"The job was stopped by a signal (exit code {exit_code}) before its last epoch. Its checkpoint is in "
+            f"{config.checkpoint_dir}; the same job goes on from it.",
+            os.environ,
+        )
+    return exit_code

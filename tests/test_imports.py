@@ -14,7 +14,10 @@ FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {"pspnet.cli", "pspnet.cli_data", "pspnet.cli_model", "pspnet.entry", "train", "inference", "sagemaker_entry"}
 BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
-SETTINGS = {"pspnet.classes", "pspnet.config", "pspnet.config_checks", "pspnet.config_sources", "pspnet.config_values"}
+SETTINGS = {
+    "pspnet.classes", "pspnet.config", "pspnet.config_checks", "pspnet.config_sources", "pspnet.config_values",
+    "pspnet.job", "pspnet.locations",
+}  # fmt: skip
 # What the modules of each folder may import of the project, besides their own folder.
 ALLOWED = {
     "models": BASE,
