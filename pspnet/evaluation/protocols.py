@@ -6,12 +6,15 @@ Legend: N images in a batch, C classes, H, W image height and width.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from pspnet.data.dataset import Batch
 from pspnet.evaluation.metrics import ConfusionMatrix
+
+if TYPE_CHECKING:  # an endpoint predicts without the packages that training reads its data with
+    from pspnet.data.dataset import Batch
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import json
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 
 import pspnet
 from pspnet.classes import default_class_names, palette_for
-from pspnet.config import Config
 from pspnet.errors import WeightsError
 from pspnet.files import replacing
 from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
 from pspnet.models.weights import load_state_strict
+
+if TYPE_CHECKING:  # an endpoint loads models without the packages that settings need
+    from pspnet.config import Config
 
 FORMAT = "pspnet-model-1"
 WEIGHTS_NAME = "model.safetensors"

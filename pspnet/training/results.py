@@ -17,6 +17,7 @@ from pspnet.evaluation.protocols import predict_whole
 from pspnet.evaluation.report import format_scores, sample_row, sample_sheet
 from pspnet.files import replacing
 from pspnet.serving.artifact import save_artifact
+from pspnet.serving.bundle import write_code
 from pspnet.training.log import RunLog
 from pspnet.training.setup import Run
 
@@ -35,6 +36,7 @@ def write_results(run: Run, log: RunLog, counts: np.ndarray, epoch: int, seconds
         report,
         {"epoch": epoch, "steps": steps, "seconds": round(seconds, 1)},
     )
+    write_code(Path(config.model_dir))
     with replacing(output_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     constant = constant_scores(counts)

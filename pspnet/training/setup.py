@@ -31,6 +31,7 @@ from pspnet.errors import ConfigError, DataError, WeightsError
 from pspnet.models.pspnet import PSPNet, build_model
 from pspnet.models.weights import load_imagenet_backbone, load_state_strict
 from pspnet.serving.artifact import architecture_of, class_names_of, load_artifact
+from pspnet.serving.bundle import unpacked
 from pspnet.training import device as devices
 from pspnet.training.distributed import Processes, join_processes
 from pspnet.training.log import RunLog
@@ -234,7 +235,8 @@ def build_network(config: Config, device: torch.device) -> PSPNet:
 
 
 def _load_model_channel(network: PSPNet, architecture: dict[str, Any], directory: Path) -> None:
-    artifact = load_artifact(directory)
+    with unpacked(directory) as folder:
+        artifact = load_artifact(folder)
     keys = ("backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride")
     wrong = [
         f"{key} is {artifact.architecture.get(key)} there and {architecture[key]} here"

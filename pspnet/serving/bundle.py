@@ -1,0 +1,89 @@
+"""The code that travels with a model, so that the model directory deploys as it is, and models that arrive packed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pspnet.errors import WeightsError
+from pspnet.locations import PACKAGE, find_beside
+from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME
+
+CODE_NAME = "code"
+ARCHIVE_NAME = "model.tar.gz"
+
+# What predicting needs of the package: no settings, no training, no reading of data sets.
+_SERVED = (
+    "__init__.py", "classes.py", "errors.py", "data/__init__.py", "data/images.py", "evaluation/__init__.py",
+    "evaluation/metrics.py", "evaluation/protocols.py", "models/*.py", "serving/*.py",
+)  # fmt: skip
+# What the packages of _SERVED import and the inference images lack.
+_REQUIREMENTS = """\
+# Installed by the endpoint's container beside the torch, numpy and pillow that its image holds.
+safetensors>=0.4
+"""
+
+
+def served_files() -> list[Path]:
+    """The package's files that an endpoint needs, relative to the package."""
+    return sorted(path.relative_to(PACKAGE) for pattern in _SERVED for path in PACKAGE.glob(pattern))
+
+
+def write_code(model_dir: Path) -> Path:
+    """Write `code/` (inference.py, the package, requirements.txt) into a model directory; the folder's path.
+
+    An older `code/` is replaced. Raises WeightsError where inference.py is missing, OSError where nothing can be
+    written.
+    """
+    handlers = find_beside("inference.py")
+    if handlers is None:
+        raise WeightsError(
+            f"{PACKAGE.parent}: inference.py is missing beside the package, so the model in {model_dir} has no code to "
+            "be deployed with. Copy the project again; the model itself is complete."
+        )
+    target, building = model_dir / CODE_NAME, model_dir / f".{CODE_NAME}.tmp"
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        for name in served_files():
+            copy = building / PACKAGE.name / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(PACKAGE / name, copy)
+        shutil.copyfile(handlers, building / "inference.py")
+        (building / "requirements.txt").write_text(_REQUIREMENTS, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def unpacked(directory: Path) -> Iterator[Path]:
+    """A model directory, or for one that only holds model.tar.gz (as a job leaves it on S3) its unpacked copy.
+
+    Takes weights and config from the archive and nothing else. Raises WeightsError for a damaged archive.
+    """
+    archive = directory / ARCHIVE_NAME
+    if (directory / CONFIG_NAME).is_file() or not archive.is_file():
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="pspnet-model-") as folder:
+        _unpack(archive, Path(folder))
+        yield Path(folder)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = member.name[2:] if member.name.startswith("./") else member.name
+                content = tar.extractfile(member) if name in (CONFIG_NAME, WEIGHTS_NAME) else None
+                if content is not None:
+                    with open(folder / name, "wb") as file:
+                        shutil.copyfileobj(content, file)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise WeightsError(f"{archive}: not a readable model archive ({error}). Copy it again.") from error
