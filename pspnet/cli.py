@@ -12,11 +12,12 @@ from pspnet.entry import run_guarded, train_command
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands. `train` takes the project's own settings and is only named here."""
+    """The parser of all commands. `train` and `sagemaker` read their own and are only named here."""
     parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
+    subparsers.add_parser("sagemaker", help="upload, train and rehearse for SageMaker (see `pspnet sagemaker --help`)")
     cli_model.register(subparsers)
     cli_data.register(subparsers)
     return parser
@@ -26,6 +27,11 @@ def dispatch(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     if argv and argv[0] == "train":
         return train_command(argv[1:])
+    if argv and argv[0] == "sagemaker":
+        # Imported here: nobody else should pay for what only these commands need.
+        from sagemaker_entry.cli import dispatch as dispatch_sagemaker
+
+        return dispatch_sagemaker(argv[1:], program="pspnet sagemaker")
     arguments = build_parser().parse_args(argv)
     code: int = arguments.run(arguments)
     return code

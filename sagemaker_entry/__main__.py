@@ -1,0 +1,11 @@
+"""`python -m sagemaker_entry`: the same as `pspnet sagemaker`."""
+
+from __future__ import annotations
+
+import sys
+
+from pspnet.entry import run_guarded
+from sagemaker_entry.cli import dispatch
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(dispatch, sys.argv[1:]))
