@@ -75,6 +75,6 @@ def require_sdk(*modules: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise PspnetError(
-            f"{' and '.join(missing)} is not installed, and this command talks to AWS through it: "
+            f"this command talks to AWS through {' and '.join(missing)}, which this Python does not have: "
             'pip install "pspnet[sagemaker]" (from a checkout: pip install -e ".[sagemaker]").'
         )

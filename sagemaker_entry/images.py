@@ -14,11 +14,12 @@ OLDEST_VERSION = (1, 12, 1)
 """The oldest PyTorch that the training script runs on."""
 
 P2_NOTE = (
-    "AWS has retired the P2 family (K80), so the job may never start; today's equivalents are ml.g4dn.xlarge (T4, 16 GB) "
-    "and ml.g5.xlarge (A10G, 24 GB): --instance_type ml.g4dn.xlarge"
+    "AWS has retired the P2 family (K80), so the job may never start; today's equivalents are ml.g4dn.xlarge "
+    "(T4, 16 GB) and ml.g5.xlarge (A10G, 24 GB): --instance_type ml.g4dn.xlarge"
 )
 
-# Families whose GPUs came after the CUDA of older images: compute capability 9.0 needs CUDA 11.8, 10.0 and 12.0 need 12.8.
+# Families whose GPUs are newer than the CUDA of older images: compute capability 9.0 needs CUDA 11.8, 10.0 and 12.0
+# need CUDA 12.8.
 _NEEDS = {"p5": (2, 0), "p6": (2, 7), "g7": (2, 7)}
 _IMAGE = re.compile(
     r"(?P<repository>[\w./-]*?pytorch-[\w-]+):(?P<version>\d+(?:\.\d+)+)-(?P<processor>cpu|gpu)-?(?P<python>py\d+)?"
@@ -145,8 +146,8 @@ def check_pair(instance_type: str, version: str | None) -> None:
     for name, least in _NEEDS.items():
         if family.startswith(name) and _numbers(version) < least:
             raise ConfigError(
-                f"instance_type: the GPUs of {instance_type} need PyTorch {'.'.join(map(str, least))} or newer, and the "
-                f"image has {version}; leave out pytorch_version and image_uri to get the newest."
+                f"instance_type: the GPUs of {instance_type} need PyTorch {'.'.join(map(str, least))} or newer, and "
+                f"the image has {version}; leave out pytorch_version and image_uri to get the newest."
             )
 
 

@@ -18,6 +18,9 @@ from sagemaker_entry.metrics import METRIC_DEFINITIONS
 from sagemaker_entry.settings import MOST_METRICS, JobSettings
 
 ENTRY_SCRIPT = "train.py"
+COMMAND = f"exec $SM_PYTHON_CMD {ENTRY_SCRIPT}"
+"""How a single process is started: in place of the SDK's shell, so that SageMaker's SIGTERM reaches it. The SDK's own
+driver would pass no signal on. train.py reads its hyperparameters from SM_HPS then."""
 REQUIREMENTS = "requirements.txt"
 CHECKPOINT_FOLDER = "/opt/ml/checkpoints"
 MOST_HYPERPARAMETERS, LONGEST_VALUE = 100, 2500
@@ -122,7 +125,7 @@ def uses_torchrun(settings: JobSettings) -> bool:
 
 
 def metric_definitions(settings: JobSettings) -> list[dict[str, str]]:
-    """The metrics of the log, those of the user last and over ours; raises ConfigError for more than SageMaker takes."""
+    """The metrics of the log, the user's last and over ours; raises ConfigError for more than SageMaker takes."""
     metrics = {**dict(METRIC_DEFINITIONS), **dict(settings.metrics)}
     if len(metrics) > MOST_METRICS:
         raise InvalidConfigError([Problem("metric", f"found {len(metrics)} with ours", f"at most {MOST_METRICS}")])

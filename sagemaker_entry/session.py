@@ -171,7 +171,7 @@ def find_bucket(session: Any, settings: JobSettings) -> str:
 
 
 def find_role(session: Any, settings: JobSettings) -> str:
-    """The ARN of the role that was given, or of the caller's own role (a notebook's), checked to exist where possible."""
+    """The ARN of the given role (a name is looked up), or of the caller's own role, as a notebook has one."""
     if settings.role is not None and settings.role.startswith("arn:"):
         return settings.role
     iam = session.client("iam")

@@ -22,6 +22,7 @@ from pspnet.errors import DataError
 from sagemaker_entry.images import P2_NOTE, check_image, check_known, choose_image, image_python38, parse_instance_type
 from sagemaker_entry.job import (
     CHECKPOINT_FOLDER,
+    COMMAND,
     ENTRY_SCRIPT,
     REQUIREMENTS,
     Place,
@@ -159,18 +160,24 @@ def add_label_map(s3: Any, config: Config, channels: dict[str, str]) -> None:
 
 def submit(session: Any, request: Mapping[str, Any], settings: JobSettings) -> str:
     """Create the job through ModelTrainer, which uploads the source and names the job; returns the job's name."""
-    # Imported here: the SDK takes seconds to load, and its own messages repeat what is printed here.
-    logging.getLogger("sagemaker").setLevel(logging.WARNING)
     from sagemaker_entry.source import stage_source
 
     with tempfile.TemporaryDirectory(prefix="pspnet-source-") as folder, aws_errors("submitting the job", settings):
         stage_source(Path(folder), image_python38(request["AlgorithmSpecification"]["TrainingImage"]))
+        silence_sdk()
         trainer = make_trainer(session, request, settings, Path(folder))
-        for name in [name for name in logging.root.manager.loggerDict if name.startswith("sagemaker")]:
-            logging.getLogger(name).setLevel(logging.WARNING)
         trainer.train(wait=False, logs=False)
         name: str = trainer._latest_training_job.training_job_name
     return name
+
+
+def silence_sdk() -> None:
+    """The SDK's log would repeat, over many lines, what this command says itself; its errors come as exceptions."""
+    import sagemaker.train  # noqa: F401  (its loggers exist, with levels of their own, once it is loaded)
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "sagemaker":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings, source: Path) -> Any:
@@ -186,6 +193,7 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
     if settings.spot or settings.checkpoint_s3_uri:
         place = {"s3_uri": settings.checkpoint_s3_uri} if settings.checkpoint_s3_uri else {}
         checkpoints = configs.CheckpointConfig(local_path=CHECKPOINT_FOLDER, **place)
+    start = {"entry_script": ENTRY_SCRIPT} if uses_torchrun(settings) else {"command": COMMAND}
     limit = {} if settings.wait_limit is None else {"max_wait_time_in_seconds": settings.wait_limit}
     trainer = ModelTrainer(
         sagemaker_session=Session(
@@ -196,7 +204,7 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
         input_s3_key_prefix=settings.prefix,
         training_image=algorithm["TrainingImage"],
         training_input_mode=algorithm["TrainingInputMode"],
-        source_code=configs.SourceCode(source_dir=str(source), entry_script=ENTRY_SCRIPT, requirements=REQUIREMENTS),
+        source_code=configs.SourceCode(source_dir=str(source), requirements=REQUIREMENTS, **start),
         distributed=Torchrun() if uses_torchrun(settings) else None,
         compute=configs.Compute(
             instance_type=machines["InstanceType"],

@@ -29,7 +29,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Upload:
-    """What an upload did: files sent, files that were there already, bytes sent, and objects that no file stands for."""
+    """What an upload did: files sent, files that were there, bytes sent, and objects that no file stands for."""
 
     sent: int
     skipped: int
@@ -192,8 +192,8 @@ def check_objects(client: Any, channels: Mapping[str, str], settings: JobSetting
     ]
     if empty:
         raise AwsError(
-            f"S3 holds no file for {', '.join(empty)}; upload the data with `python -m sagemaker_entry upload DATA_DIR`, "
-            "or give --data s3://BUCKET/FOLDER."
+            f"S3 holds no file for {', '.join(empty)}; upload the data with `python -m sagemaker_entry upload "
+            "DATA_DIR`, or give --data s3://BUCKET/FOLDER."
         )
 
 
