@@ -47,16 +47,15 @@ def report_failure(text: str, env: Mapping[str, str]) -> None:
     that exists as it is. Never raises: the error that is being reported must not be hidden by another one.
     """
     path = failure_file(env)
-    if path is None:
+    if path is None or path.exists():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "x", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
-    except FileExistsError:
-        pass
     except OSError as error:
-        print(f"warning: {path} could not be written: {error.strerror or error}", file=sys.stderr)
+        if not path.exists():  # otherwise another process was faster
+            print(f"warning: {path} could not be written: {error.strerror or error}", file=sys.stderr)
 
 
 def describe_defect(error: BaseException) -> str:
