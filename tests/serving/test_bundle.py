@@ -1,0 +1,110 @@
+"""The code that travels with a model runs alone, and packed models are read without trusting the archive."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pspnet import locations
+from pspnet.config import Config
+from pspnet.errors import WeightsError
+from pspnet.models.pspnet import build_model
+from pspnet.serving.artifact import architecture_of, load_artifact, save_artifact
+from pspnet.serving.bundle import unpacked, write_code
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    config = Config(num_classes=3, data="x", width=4, use_pretrained_model=False)
+    save_artifact(tmp_path / "model", build_model(**architecture_of(config)), config, {}, {"epoch": 1})
+    return tmp_path / "model"
+
+
+# Refuses what the inference images lack, then answers an image through the model directory's own code.
+ALONE = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("pydantic", "yaml", "cv2", "albumentations", "tqdm", "tensorboard"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+sys.path = [path for path in sys.path if path not in ("", ROOT)]
+import io, runpy
+from PIL import Image
+handlers = runpy.run_path(MODEL + "/code/inference.py")
+import pspnet
+assert pspnet.__file__.startswith(MODEL), pspnet.__file__
+model = handlers["model_fn"](MODEL)
+buffer = io.BytesIO()
+Image.new("RGB", (48, 40)).save(buffer, format="PNG")
+prediction = handlers["predict_fn"](handlers["input_fn"](buffer.getvalue(), "image/png"), model)
+print(handlers["output_fn"](prediction, "application/json")[0].decode())
+"""
+
+
+def test_the_model_directory_answers_with_its_own_code_alone(model_dir: Path) -> None:
+    write_code(model_dir)
+    code = ALONE.replace("MODEL", repr(str(model_dir))).replace("ROOT", repr(str(locations.PACKAGE.parent)))
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=model_dir, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert sum(entry["pixels"] for entry in answer["classes"]) == 48 * 40
+
+
+def test_code_holds_what_serving_needs_and_no_more(model_dir: Path) -> None:
+    (model_dir / "code").mkdir()
+    (model_dir / "code" / "old.py").write_text("")
+    code = write_code(model_dir)
+    names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+    assert {"inference.py", "requirements.txt", "pspnet/serving/codec.py", "pspnet/models/pspnet.py"} <= names
+    assert not [name for name in names if "training" in name or "config" in name or "cli" in name or "old" in name]
+    assert (code / "requirements.txt").read_text().splitlines()[1:] == ["safetensors>=0.4"]
+    assert sorted(path.name for path in model_dir.iterdir()) == ["code", "config.json", "model.safetensors"]
+
+
+def test_a_package_without_the_handlers_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "PACKAGE", model_dir / "pspnet")
+    with pytest.raises(WeightsError, match=r"inference\.py is missing.*the model itself is complete"):
+        write_code(model_dir)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def test_a_packed_model_is_unpacked_and_nothing_else_of_it(model_dir: Path, tmp_path: Path) -> None:
+    channel = tmp_path / "channel"
+    channel.mkdir()
+    with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
+        add(tar, "../escaped", b"x")
+        for name in ("config.json", "model.safetensors"):
+            tar.add(model_dir / name, arcname=f"./{name}")
+        add(tar, "code/inference.py", b"x")
+    with unpacked(channel) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+        assert load_artifact(folder).architecture["num_classes"] == 3
+    assert not folder.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["channel", "model"]
+
+
+def test_a_model_directory_is_taken_as_it_is(model_dir: Path) -> None:
+    with unpacked(model_dir) as folder:
+        assert folder == model_dir
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(WeightsError, match=r"model\.tar\.gz: not a readable model archive"), unpacked(tmp_path):
+        pass
