@@ -36,7 +36,9 @@ def _add_upload(subparsers: Any) -> None:
     add_flag(
         upload, "num_classes", type=int, metavar="N", help="classes of the model (found in the masks if not given)"
     )
-    add_flag(upload, "workers", type=int, default=8, metavar="N", help="files uploaded at a time (%(default)s)")
+    add_flag(
+        upload, "workers", type=int, default=8, metavar="N", help="files read and uploaded at a time (%(default)s)"
+    )
     add_flag(upload, "skip_check", action="store_true", help="upload without reading every file first")
     upload.set_defaults(run=run_upload)
 

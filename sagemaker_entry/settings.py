@@ -58,7 +58,7 @@ class JobSettings:
         return (self.max_wait or self.max_run) if self.spot else None
 
 
-def add_flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+def add_flag(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, name: str, **options: Any) -> None:
     """A flag that is accepted with underscores and with hyphens."""
     parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), **options)
 
@@ -102,8 +102,8 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "pytorch_version", metavar="X.Y.Z", help="another version of AWS's PyTorch image")
     add_account_arguments(parser)
     wait = parser.add_mutually_exclusive_group()
-    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="show the log until the end (default)")  # type: ignore[arg-type]
-    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return when the job is submitted")  # type: ignore[arg-type]
+    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="show the log until the end (default)")
+    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return when the job is submitted")
     add_flag(parser, "dry_run", action="store_true", help="print the request as JSON; no credentials, nothing is sent")
 
 

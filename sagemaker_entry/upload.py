@@ -50,7 +50,7 @@ def upload_command(arguments: argparse.Namespace) -> int:
     if not settings.prefix:
         raise DataError("prefix: is empty; expected a folder name of the bucket.")
     folders = find_channels(arguments.data)
-    if not arguments.skip_check and not check_data(folders, arguments.num_classes):
+    if not arguments.skip_check and not check_data(folders, arguments.num_classes, arguments.workers):
         print("error: nothing was uploaded; mend what the report names, or give --skip_check.", file=sys.stderr)
         return 1
     session = boto_session(settings)
@@ -73,7 +73,7 @@ def find_channels(data: Path) -> dict[str, Path]:
     return folders
 
 
-def check_data(folders: Mapping[str, Path], num_classes: int | None = None) -> bool:
+def check_data(folders: Mapping[str, Path], num_classes: int | None = None, workers: int = 8) -> bool:
     """Print the doctor's report over the channels; whether training on them would be right."""
     label_map = folders.get("label_map")
     channels = [
@@ -81,7 +81,7 @@ def check_data(folders: Mapping[str, Path], num_classes: int | None = None) -> b
         for name in ("train", "validation")
         if name in folders and f"{name}_annotation" in folders
     ]
-    report = examine(channels, num_classes=num_classes, workers=os.cpu_count() or 1)
+    report = examine(channels, num_classes=num_classes, workers=min(workers, os.cpu_count() or 1))
     print(format_report(report))
     return report.ok
 

@@ -76,6 +76,13 @@ def test_what_the_job_needs_is_uploaded_and_nothing_more(uploaded: Aws) -> None:
     assert "requirements.txt" in script
 
 
+def test_a_role_with_least_privilege_is_not_judged_by_the_sdk(uploaded: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAGEMAKER_VALIDATE_ROLE")
+    assert dispatch(TRAIN) == 0
+    assert not uploaded.sent("SimulatePrincipalPolicy")
+    monkeypatch.delenv("SAGEMAKER_VALIDATE_ROLE")
+
+
 def test_several_gpus_run_under_torchrun(uploaded: Aws) -> None:
     dispatch([*TRAIN, "--instance_type", "ml.g4dn.12xlarge", "--instance_count", "2"])
     request = created(uploaded)
