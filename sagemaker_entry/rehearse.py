@@ -10,14 +10,16 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pspnet.config_checks import InvalidConfigError, Problem
-from pspnet.config_sources import parse_arguments
+from pspnet.config_sources import dump_yaml, parse_arguments
 from pspnet.data.channels import pair_files
 from pspnet.errors import ConfigError, PspnetError
 from sagemaker_entry.container import Container
+from sagemaker_entry.images import check_image, check_known, parse_instance_type
 from sagemaker_entry.job import hyperparameters, is_s3, local_channels
 from sagemaker_entry.settings import add_flag, add_job_arguments, read_settings
 
@@ -50,8 +52,15 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the settings as `train` does, run the job, say where model.tar.gz is."""
     settings = read_settings(arguments)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SM_")}
-    parsed = parse_arguments(arguments.rest, environment)
+    parsed = parse_arguments(arguments.rest, {})
+    if parsed.print_config:
+        print(dump_yaml(parsed.config), end="")
+        return 0
+    parse_instance_type(settings.instance_type)
+    if find_spec("botocore") is not None:  # a rehearsal itself needs no package of AWS's
+        check_known(settings.instance_type)
+    if settings.image_uri is not None:
+        check_image(settings.instance_type, settings.image_uri)
     channels = _folders_of(parsed.config)
     samples = len(pair_files(channels["train"], channels["train_annotation"]).pairs) if channels else None
     sent = hyperparameters(parsed, samples)

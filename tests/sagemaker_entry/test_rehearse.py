@@ -212,6 +212,7 @@ def test_a_python_without_the_toolkit_is_named(channels: dict[str, Path], tmp_pa
         (["--data", "s3://bucket/voc"], "a rehearsal reads folders here: give --data FOLDER"),
         (["--data", "missing"], "there is no folder"),
         (["--volume_size", "0"], "volume_size: found 0"),
+        (["--instance_type", "nonsense"], "instance_type: "),
     ],
 )
 def test_mistakes_are_found_before_anything_is_started(
