@@ -1,7 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped, in one file without pickle.
 
-A checkpoint is a safetensors file. Its tensors are those of the nested state (weights, optimizer, EMA, random number
-generators); all the rest of the state is JSON in the file's metadata, with a reference wherever a tensor stood.
+A checkpoint is a safetensors file. Its tensors are those of the nested state (weights, optimizer, EMA); the rest of the
+state is JSON in the file's metadata, with a reference wherever a tensor stood. Random numbers and learning rate need no
+state: they follow from the seed and the position (see docs/architecture.md).
 """
 
 from __future__ import annotations
