@@ -3,6 +3,8 @@
 H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105: section 3.2 and figure 3 (pyramid pooling), section 3.3
 (auxiliary loss on the output of stage 4, `layer3` here).
 
+The main head never builds the concatenation of the published form: spread.py says how, and why nothing changes.
+
 Shape letters:
     N  images in the batch             K  classes
     C  channels of the backbone's map: 2048 for the main head, 1024 for the auxiliary head, at the published width
@@ -14,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspnet.models.resnet import initialise_convolutions
+from pspnet.models.spread import convolve_upsampled
 
 BINS = (1, 2, 3, 6)
 
@@ -58,46 +60,43 @@ class PyramidBranch(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """The map itself and, behind it, its averages over grids of bins x bins, up-sampled to its size.
+    """The averages of a map over grids of bins x bins, each through its branch.
 
     Args:
         in_channels: channels of the map; each branch has in_channels // len(bins).
         bins: grid sizes, (1, 2, 3, 6) as published.
-        align_corners: convention of the bilinear up-sampling (semseg: True, mmsegmentation: False).
     """
 
-    def __init__(self, in_channels: int, bins: Sequence[int] = BINS, align_corners: bool = False) -> None:
+    def __init__(self, in_channels: int, bins: Sequence[int] = BINS) -> None:
         super().__init__()
         branch_channels = in_channels // len(bins)
-        self.align_corners = align_corners
-        self.out_channels = in_channels + branch_channels * len(bins)
+        self.out_channels = branch_channels * len(bins)
         self.branches = nn.ModuleList(PyramidBranch(in_channels, branch_channels, bin_size) for bin_size in bins)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, 2C, h, w)."""
-        size = x.shape[-2:]
-        maps = [x]
-        for branch in self.branches:
-            grid = branch(x)  # (N, C/4, b, b)
-            maps.append(F.interpolate(grid, size, mode="bilinear", align_corners=self.align_corners))  # (N, C/4, h, w)
-        return torch.cat(maps, dim=1)  # (N, C + 4 * C/4, h, w)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, h, w) -> for each bin (N, C/4, b, b)."""
+        return [branch(x) for branch in self.branches]
 
 
 class PSPHead(nn.Module):
     """Main head: pyramid pooling, 3x3 convolution, batch norm, ReLU, dropout, 1x1 classifier.
 
+    The 3x3 convolution's weight has the published layout: its first C input channels see the map itself, the others the
+    up-sampled grids, in the order of the bins.
+
     Args:
         in_channels: channels C of the backbone's last map, 2048 as published; the 3x3 convolution maps 2C to C/4.
         num_classes: classes K.
-        align_corners: see PyramidPooling.
+        align_corners: convention of the bilinear up-sampling of the grids (semseg: True, mmsegmentation: False).
         dropout: share of channels dropped in training, 0.1 as published.
     """
 
     def __init__(self, in_channels: int, num_classes: int, align_corners: bool = False, dropout: float = 0.1) -> None:
         super().__init__()
         channels = in_channels // 4
-        self.pyramid = PyramidPooling(in_channels, BINS, align_corners)
-        self.conv = nn.Conv2d(self.pyramid.out_channels, channels, 3, padding=1, bias=False)
+        self.align_corners = align_corners
+        self.pyramid = PyramidPooling(in_channels, BINS)
+        self.conv = nn.Conv2d(in_channels + self.pyramid.out_channels, channels, 3, padding=1, bias=False)
         self.bn = SingleValueBatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout2d(dropout)
@@ -106,9 +105,12 @@ class PSPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> logits (N, K, h, w)."""
-        x = self.pyramid(x)  # (N, 2C, h, w)
-        x = self.relu(self.bn(self.conv(x)))  # (N, C/4, h, w)
-        logits: Tensor = self.classifier(self.dropout(x))  # (N, K, h, w)
+        own = x.shape[1]
+        weight = self.conv.weight  # (C/4, 2C, 3, 3)
+        y = F.conv2d(x, weight[:, :own], padding=1)  # (N, C/4, h, w)
+        y = y + convolve_upsampled(self.pyramid(x), weight[:, own:], x.shape[-2:], self.align_corners)
+        y = self.relu(self.bn(y))  # (N, C/4, h, w)
+        logits: Tensor = self.classifier(self.dropout(y))  # (N, K, h, w)
         return logits
 
 

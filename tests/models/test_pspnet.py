@@ -121,7 +121,7 @@ def test_equals_the_composition_of_its_parts(align_corners: bool) -> None:
     ]
     for found, wanted in zip(model(batch), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert model.head.pyramid.align_corners is align_corners
+    assert model.head.align_corners is align_corners
 
 
 def test_uint8_equals_float() -> None:
