@@ -99,19 +99,10 @@ class PSPNet(nn.Module):
         return logits, auxiliary
 
     def _check(self, images: Tensor) -> None:
-        shape = tuple(images.shape)
-        if images.dim() != 4 or shape[1] != 3:
-            raise PspnetError(f"images have the shape {shape}: expected (N, 3, H, W), RGB.")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise PspnetError(f"images are {images.dtype}: expected uint8 or floating point, on the scale 0..255.")
-        height, width = shape[2:]
-        if height < MIN_SIZE or width < MIN_SIZE:
-            raise PspnetError(
-                f"images are {width}x{height} pixels: PSPNet takes {MIN_SIZE}x{MIN_SIZE} and larger. "
-                "Enlarge the image or the crop."
-            )
+        check_images(images)
+        count, _, height, width = images.shape
         stride = self.backbone.output_stride
-        if self.training and shape[0] == 1 and height <= stride and width <= stride:
+        if self.training and count == 1 and height <= stride and width <= stride:
             raise PspnetError(
                 f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too little for "
                 "batch norm in training: use a larger crop_size, a larger batch or a smaller output_stride."
@@ -127,6 +118,21 @@ class PSPNet(nn.Module):
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=self.align_corners)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise PspnetError for images that no PSPNet takes: another shape or type, or smaller than 32 pixels."""
+    shape = tuple(images.shape)
+    if images.dim() != 4 or shape[1] != 3:
+        raise PspnetError(f"images have the shape {shape}: expected (N, 3, H, W), RGB.")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise PspnetError(f"images are {images.dtype}: expected uint8 or floating point, on the scale 0..255.")
+    height, width = shape[2:]
+    if height < MIN_SIZE or width < MIN_SIZE:
+        raise PspnetError(
+            f"images are {width}x{height} pixels: PSPNet takes {MIN_SIZE}x{MIN_SIZE} and larger. "
+            "Enlarge the image or the crop."
+        )
 
 
 def build_model(

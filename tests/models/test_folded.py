@@ -1,0 +1,106 @@
+"""The inference form against the network it is made from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pspnet.errors import PspnetError
+from pspnet.models import folded
+from pspnet.models.folded import FusedConv2d, fold
+from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.winograd import WinogradConv2d
+
+
+def network(**options: object) -> PSPNet:
+    torch.manual_seed(0)
+    model = build_model(5, width=16, **options)  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def frames(*size: int) -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stem": "deep", "align_corners": True},
+        {"output_stride": 16},
+        {"output_stride": 32, "auxiliary_head": False},
+    ],
+)
+def test_equals_the_network(options: dict[str, object]) -> None:
+    model = network(**options)
+    forms = [fold(model, winograd=winograd) for winograd in (False, True)]
+    for size in ((64, 64), (71, 93), (32, 32)):
+        images = frames(*size)
+        with torch.no_grad():
+            expected = model(images)
+            for form in forms:
+                found = form(images)
+                assert found.shape == expected.shape
+                assert found.dtype == torch.float32
+                assert difference(found, expected) < 1e-4
+
+
+def test_equals_the_network_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folded, "_has_fused_convolution", lambda x: False)
+    model = network()
+    images = frames(64, 48)
+    with torch.no_grad():
+        assert difference(fold(model, winograd=False)(images), model(images)) < 1e-5
+
+
+def test_bfloat16_is_near() -> None:
+    model = network()
+    images = frames(64, 64)
+    with torch.no_grad():
+        found = fold(model, torch.bfloat16)(images)
+        assert found.dtype == torch.float32
+        assert difference(found, model(images)) < 0.1
+
+
+def test_winograd_takes_the_convolutions_of_many_channels_on_a_cpu_in_float32() -> None:
+    def kinds(model: nn.Module) -> tuple[int, int]:
+        modules = list(model.modules())
+        return (
+            sum(isinstance(module, WinogradConv2d) for module in modules),
+            sum(isinstance(module, FusedConv2d) for module in modules),
+        )
+
+    model = network()  # width 16: layer4 has 128 channels in its three 3x3 convolutions, the head's has 512
+    assert kinds(fold(model)) == (4, 1 + 3 * 16 + 4 - 4 + 1 + 5)
+    assert kinds(fold(model, torch.bfloat16)) == (0, 1 + 3 * 16 + 4 + 1 + 5)
+
+
+def test_the_network_stays_as_it_is() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    form = fold(model)
+    with torch.no_grad():
+        first = form(frames(64, 64))
+        assert torch.equal(form(frames(64, 64)), first)
+    assert not form.training
+    assert not list(form.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_wrong_images_are_refused_as_by_the_network() -> None:
+    form = fold(network())
+    with pytest.raises(PspnetError, match=r"images are 31x40 pixels: PSPNet takes 32x32 and larger"):
+        form(frames(40, 31))
+    with pytest.raises(PspnetError, match=r"images are torch.int64: expected uint8"):
+        form(frames(40, 40).long())
