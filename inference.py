@@ -14,8 +14,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pspnet.errors import PspnetError
-from pspnet.serving.codec import Prediction, RequestError, choose_answer, decode_image, encode
-from pspnet.serving.predictor import Predictor
+from pspnet.serving.answers import choose_answer, encode
+from pspnet.serving.codec import RequestError, decode_image
+from pspnet.serving.predictor import Prediction, Predictor
 
 _PHRASES = {400: "Bad Request", 406: "Not Acceptable", 413: "Payload Too Large", 415: "Unsupported Media Type"}
 
@@ -36,7 +37,7 @@ def input_fn(body: bytes | bytearray | str, content_type: str) -> np.ndarray:
 def predict_fn(data: np.ndarray, model: Predictor) -> Prediction:
     """(H, W, 3) uint8 RGB image -> mask of the same size."""
     try:
-        return Prediction(model(data), model.class_names)
+        return model.predict([data])[0]
     except PspnetError as error:
         raise _answer(RequestError(400, str(error))) from None
 
@@ -44,10 +45,10 @@ def predict_fn(data: np.ndarray, model: Predictor) -> Prediction:
 def output_fn(prediction: Prediction, accept: str) -> tuple[bytes, str]:
     """The answer's body and its content type."""
     try:
-        media_type = choose_answer(accept)
+        form = choose_answer(accept)
+        return encode(prediction, form), form.media_type
     except RequestError as error:
         raise _answer(error) from None
-    return encode(prediction, media_type), media_type
 
 
 def _answer(error: RequestError) -> Exception:

@@ -1,4 +1,4 @@
-"""Bytes <-> images and masks: what an endpoint takes and answers, and the errors that it answers with.
+"""A request's bytes -> image, and the errors that an endpoint answers with.
 
 Legend: H, W image height and width.
 """
@@ -6,22 +6,21 @@ Legend: H, W image height and width.
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pspnet.data.images import to_rgb
 from pspnet.errors import PspnetError
+from pspnet.serving.limits import DEFAULT_LIMITS, Limits
 
-PNG = "image/png"
-JSON = "application/json"
-ANSWERS = (PNG, JSON)
-"""Media types that a mask can be answered in; the first one is the default."""
+__all__ = ["Limits", "RequestError", "decode_image"]
 
-_IMAGES = {"image/jpeg": "JPEG", "image/jpg": "JPEG", PNG: "PNG"}
+_IMAGES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
+_NPY = "application/x-npy"
+# Clients that name no type, and the names under which generic ones send images: the content decides.
+_ANYTHING = ("", "application/x-image", "application/octet-stream", "binary/octet-stream")
+_EXPECTED = "send image/jpeg, image/png, image/webp or application/x-npy"
 
 
 class RequestError(PspnetError):
@@ -32,84 +31,39 @@ class RequestError(PspnetError):
         super().__init__(message)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A mask, (H, W) uint8 class ids, and the names of the classes in the order of their ids."""
-
-    mask: np.ndarray
-    class_names: tuple[str, ...]
-
-
-def decode_image(body: bytes, content_type: str) -> np.ndarray:
+def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """The (H, W, 3) uint8 RGB image of a request's body, on its stored pixel grid (EXIF orientation is not applied).
 
-    Raises RequestError: 415 for a content type other than JPEG and PNG, 400 for a body that is neither, 413 for more
-    pixels than Pillow decodes.
+    Raises RequestError: 415 for a content type that is none of images, 413 for more bytes or pixels than `limits`
+    allow, 400 for a body that is no such image.
     """
-    media_type = _media_type(content_type)
-    if media_type not in _IMAGES:
-        found = f"is {media_type!r}" if media_type else "is missing"
-        raise RequestError(415, f"The content type {found}; send image/jpeg or image/png.")
+    media_type = (content_type or "").split(";")[0].strip().lower()
+    if media_type not in (*_IMAGES, _NPY, *_ANYTHING):
+        raise RequestError(415, f"The content type is {media_type[:80]!r}; {_EXPECTED}.")
     if not body:
-        raise RequestError(400, "The request has no body; send the bytes of a JPEG or PNG image.")
+        raise RequestError(400, f"The request has no body; {_EXPECTED}.")
+    if len(body) > limits.request_bytes:
+        raise RequestError(
+            413, f"The body has {len(body):,} bytes; this endpoint takes at most {limits.request_bytes:,}."
+        )
+    return _decode_picture(body, limits)
+
+
+def _decode_picture(body: bytes, limits: Limits) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(body)) as image:
-            if image.format not in _IMAGES.values():
-                raise RequestError(400, f"The image is a {image.format} file; send a JPEG or PNG image.")
+        with Image.open(io.BytesIO(body), formats=("JPEG", "PNG", "WEBP")) as image:
+            if image.width * image.height > limits.pixels:
+                raise RequestError(
+                    413,
+                    f"The image has {image.width}x{image.height} pixels; this endpoint takes at most "
+                    f"{limits.pixels:,} of them.",
+                )
             return to_rgb(image)
     except Image.DecompressionBombError:
         raise RequestError(413, "The image has too many pixels; send a smaller one.") from None
-    # Pillow reports damaged files in all of these ways; RequestError is a ValueError too.
     except RequestError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError):
-        raise RequestError(400, "The body is no readable JPEG or PNG image; it may be damaged or cut short.") from None
-
-
-def choose_answer(accept: str | None) -> str:
-    """The media type of the answer to an Accept header; image/png where any will do. RequestError 406 for others."""
-    wanted = [_media_type(part) for part in (accept or "").split(",")]
-    for media_type in wanted:
-        if media_type in ANSWERS:
-            return media_type
-        if media_type in ("", "*/*", "image/*"):
-            return PNG
-        if media_type == "application/*":
-            return JSON
-    raise RequestError(406, f"The answer cannot be {accept!r}; accept {' or '.join(ANSWERS)}.")
-
-
-def encode(prediction: Prediction, media_type: str) -> bytes:
-    """The answer's body in one of ANSWERS."""
-    if media_type == JSON:
-        return json.dumps(class_counts(prediction)).encode()
-    return encode_mask(prediction.mask)
-
-
-def encode_mask(mask: np.ndarray) -> bytes:
-    """An 8-bit greyscale PNG of the mask's size whose pixel values are the class ids.
-
-    Args:
-        mask: (H, W) uint8 class ids.
-    """
-    buffer = io.BytesIO()
-    # Fast compression: masks are so regular that a slower one gains few bytes, and the driver waits.
-    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def class_counts(prediction: Prediction) -> dict[str, Any]:
-    """Size of the mask, and for every class in it its id, name, pixels and share of all pixels."""
-    mask = prediction.mask
-    counts = np.bincount(mask.ravel(), minlength=len(prediction.class_names))
-    classes = [
-        {"id": index, "name": name, "pixels": int(counts[index]), "share": float(counts[index] / mask.size)}
-        for index, name in enumerate(prediction.class_names)
-        if counts[index]
-    ]
-    return {"height": mask.shape[0], "width": mask.shape[1], "classes": classes}
-
-
-def _media_type(text: str | None) -> str:
-    """`Image/PNG; q=0.5` -> `image/png`."""
-    return (text or "").split(";")[0].strip().lower()
+        raise RequestError(
+            400, "The body is no readable JPEG, PNG or WebP image; it may be damaged or cut short."
+        ) from None

@@ -5,9 +5,11 @@ Legend: H, W image height and width; C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -15,12 +17,30 @@ from PIL import Image
 
 from pspnet.data.images import read_image, to_rgb
 from pspnet.errors import ConfigError, DataError
-from pspnet.evaluation.protocols import predict_whole
 from pspnet.models.pspnet import PSPNet
 from pspnet.serving.artifact import load_artifact
+from pspnet.serving.limits import DEFAULT_LIMITS, Limits
 
 # Evaluated at run time, hence without the `|` that Python 3.8 does not know there.
 ImageLike = Union[str, "PathLike[str]", Image.Image, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image.
+
+    mask: (H, W) uint8 class ids.
+    class_names: in the order of the ids.
+    palette: (256, 3) uint8, a colour for every id.
+    image: (H, W, 3) uint8 RGB, the image itself.
+    probabilities: (C, H, W) float32, where they were asked for.
+    """
+
+    mask: np.ndarray
+    class_names: tuple[str, ...]
+    palette: np.ndarray
+    image: np.ndarray
+    probabilities: Optional[np.ndarray] = None
 
 
 class Predictor:
@@ -37,15 +57,17 @@ class Predictor:
         palette: np.ndarray,
         device: torch.device | str = "cpu",
         autocast_dtype: torch.dtype | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().to(memory_format=torch.channels_last)
         self.class_names = class_names
         self.palette = palette
         self.autocast_dtype = autocast_dtype
+        self.limits = limits
 
     @classmethod
-    def load(cls, directory: str | PathLike[str], device: str = "auto") -> Predictor:
+    def load(cls, directory: str | PathLike[str], device: str = "auto", limits: Limits = DEFAULT_LIMITS) -> Predictor:
         """Read a model directory. `device` is auto, cpu, cuda or what torch.device takes.
 
         Raises WeightsError for a directory that is missing, damaged or of another program, and ConfigError for a
@@ -58,7 +80,7 @@ class Predictor:
         except RuntimeError as error:
             raise ConfigError(f"device = {device!r} is none that PyTorch knows; use auto, cpu or cuda.") from error
         artifact = load_artifact(Path(directory))
-        return cls(artifact.model, artifact.class_names, artifact.palette, device)
+        return cls(artifact.model, artifact.class_names, artifact.palette, device, limits=limits)
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of every pixel.
@@ -73,11 +95,22 @@ class Predictor:
             DataError: the image is unreadable, or an array of another shape or type.
             PspnetError: the image is smaller than 32 x 32 px.
         """
-        pixels = torch.from_numpy(np.array(_as_array(image)))  # (H, W, 3)
+        return self.predict([_as_array(image)])[0].mask
+
+    def predict(self, images: Sequence[np.ndarray], probabilities: bool = False) -> list[Prediction]:
+        """Predictions for (H, W, 3) uint8 RGB images, in their order. Images of one size run as one batch."""
+        return [self._predict_one(image, probabilities) for image in images]
+
+    def _predict_one(self, image: np.ndarray, probabilities: bool) -> Prediction:
+        pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
         images = pixels.permute(2, 0, 1).unsqueeze(0).to(self.device)  # (1, 3, H, W), channels_last as it lies
-        mask = predict_whole(self.model, images, self.autocast_dtype)  # (1, H, W)
-        result: np.ndarray = mask[0].to(torch.uint8).cpu().numpy()  # (H, W)
-        return result
+        with torch.no_grad(), torch.autocast(
+            self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+        ):
+            logits = self.model(images)  # (1, C, H, W)
+        mask: np.ndarray = logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()  # (H, W)
+        shares = logits[0].softmax(dim=0).cpu().numpy() if probabilities else None  # (C, H, W)
+        return Prediction(mask, self.class_names, self.palette, image, shares)
 
 
 def _as_array(image: ImageLike) -> np.ndarray:
