@@ -1,6 +1,9 @@
 """The endpoint's four handlers, as SageMaker's PyTorch inference toolkit finds and calls them.
 
 The toolkit counts parameters: one more than here, even with a default, would silently receive its context.
+The toolkit (2.0.25) puts the traceback into the body for its own errors too. A plain sentence leaves only by a context:
+output_fn(prediction, accept, context) sets context.set_response_status(code, phrase) and returns (sentence, "text/plain").
+Without Accept, or with */*, it asks output_fn for application/json; context.get_all_request_header(0) has the true headers.
 """
 
 from __future__ import annotations
