@@ -111,8 +111,8 @@ def read_settings(arguments: argparse.Namespace) -> JobSettings:
     """The checked settings of the parsed arguments; raises ConfigError that lists every problem."""
     problems: list[Problem] = []
     values = {key: getattr(arguments, key) for key in JobSettings.__dataclass_fields__ if hasattr(arguments, key)}
-    values["tags"] = _pairs("tag", arguments.tag, "KEY=VALUE", problems)
-    values["metrics"] = _pairs("metric", arguments.metric, "NAME=REGEX", problems)
+    values["tags"] = read_pairs("tag", arguments.tag, "KEY=VALUE", problems)
+    values["metrics"] = read_pairs("metric", arguments.metric, "NAME=REGEX", problems)
     values["prefix"] = values["prefix"].strip("/")
     settings = JobSettings(**values)
     problems += _problems(settings)
@@ -121,7 +121,8 @@ def read_settings(arguments: argparse.Namespace) -> JobSettings:
     return settings
 
 
-def _pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -> tuple[tuple[str, str], ...]:
+def read_pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE texts as pairs; a problem is added for every other text."""
     pairs = [tuple(text.partition("=")[::2]) for text in texts]
     problems += [
         Problem(key, f"found {text!r}", f"give {form}")
