@@ -1,4 +1,4 @@
-"""Which answer a caller wants, whether it fits, and its bytes.
+"""Whether an answer fits, and its bytes.
 
 Legend: H, W image height and width; C classes.
 """
@@ -7,65 +7,93 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import math
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pspnet.serving import npy, recordio
+from pspnet.serving.accept import FORMS, NPY, NPZ, OVERLAY, PALETTE, SUMMARY, AnswerForm, choose_answer
 from pspnet.serving.codec import RequestError
 from pspnet.serving.limits import DEFAULT_LIMITS, Limits
+from pspnet.serving.png import encode_mask
 from pspnet.serving.predictor import Prediction
 
-MASK, PALETTE, OVERLAY, SUMMARY, PROBABILITIES = "mask", "palette", "overlay", "summary", "probabilities"
+__all__ = ["FORMS", "AnswerForm", "check_answer", "choose_answer", "class_counts", "encode", "encode_mask"]
 
-
-@dataclass(frozen=True)
-class AnswerForm:
-    """One form of an answer. `media_type` is what to send as Content-Type, `kind` what the answer shows."""
-
-    media_type: str
-    kind: str
-
-    @property
-    def needs_probabilities(self) -> bool:
-        """Whether Predictor.predict has to give probabilities for it."""
-        return self.kind == PROBABILITIES
-
-
-FORMS = (AnswerForm("image/png", MASK), AnswerForm("application/json", SUMMARY))
-
-
-def choose_answer(accept: str | None, custom_attributes: str | None = None) -> AnswerForm:
-    """The form that an Accept header asks for; a mask in image/png where any will do. RequestError 406 for others."""
-    wanted = [part.split(";")[0].strip().lower() for part in (accept or "").split(",")]
-    for media_type in wanted:
-        for form in FORMS:
-            if media_type in ("", "*/*", form.media_type, form.media_type.split("/")[0] + "/*"):
-                return form
-    raise RequestError(406, f"The answer cannot be {accept!r}; accept {' or '.join(f.media_type for f in FORMS)}.")
+_JPEG_QUALITY = 90
+# Probabilities are computed and compressed as a whole; what they take uncompressed is bounded too.
+_COMPRESSION = 8
 
 
 def check_answer(form: AnswerForm, height: int, width: int, classes: int, limits: Limits) -> None:
-    """Before predicting: RequestError 413 where the answer cannot fit into limits.answer_bytes."""
+    """Before predicting: RequestError 413 where class probabilities cannot fit into limits.answer_bytes.
+
+    Other answers are small; `encode` checks what it wrote.
+    """
+    if not form.needs_probabilities:
+        return
+    value_bytes = np.dtype(form.dtype).itemsize
+    limit = limits.answer_bytes * (_COMPRESSION if form.media_type == NPZ else 1)
+    size = recordio.encoded_size(classes, height, width) - classes * height * width * (4 - value_bytes)
+    if size <= limit:
+        return
+    side = math.isqrt(max(0, limit - 128) // (classes * value_bytes))
+    raise RequestError(
+        413,
+        f"Probabilities of {classes} classes for {width}x{height} pixels take {size:,} bytes as {form.dtype}; this "
+        f"endpoint answers with at most {limits.answer_bytes:,}. Send at most about {side}x{side} pixels, or accept "
+        "application/x-npz; probabilities=uint8, or image/png for the mask alone.",
+    )
 
 
 def encode(prediction: Prediction, form: AnswerForm, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The answer's body. RequestError 413 where it is larger than limits.answer_bytes."""
+    """The answer's body. Raises RequestError 413 where it is larger than limits.answer_bytes."""
+    body = _encode(prediction, form)
+    if len(body) > limits.answer_bytes:
+        raise RequestError(
+            413,
+            f"The answer has {len(body):,} bytes; this endpoint answers with at most {limits.answer_bytes:,}. "
+            "Send a smaller image or accept image/png.",
+        )
+    return body
+
+
+def _encode(prediction: Prediction, form: AnswerForm) -> bytes:
+    if form.needs_probabilities:
+        return _encode_probabilities(prediction, form)
     if form.kind == SUMMARY:
         return json.dumps(class_counts(prediction)).encode()
-    return encode_mask(prediction.mask)
+    if form.kind == OVERLAY:
+        return _encode_overlay(prediction)
+    if form.media_type == NPY:
+        return npy.write(prediction.mask)
+    if form.media_type == NPZ:
+        return npy.write_compressed("mask", prediction.mask)
+    return encode_mask(prediction.mask, prediction.palette if form.kind == PALETTE else None)
 
 
-def encode_mask(mask: np.ndarray) -> bytes:
-    """An 8-bit greyscale PNG of the mask's size whose pixel values are the class ids.
+def _encode_probabilities(prediction: Prediction, form: AnswerForm) -> bytes:
+    shares = prediction.probabilities  # (C, H, W) float32
+    if shares is None:
+        raise RequestError(406, f"This call gives no probabilities, so it cannot answer in {form.media_type}.")
+    if form.media_type not in (NPY, NPZ):
+        try:
+            return recordio.encode_probabilities(shares)
+        except recordio.TooLongError as error:
+            raise RequestError(413, f"The answer is too long: {error}") from None
+    values = np.rint(shares * 255) if form.dtype == "uint8" else shares
+    values = values.astype(form.dtype)
+    return npy.write(values) if form.media_type == NPY else npy.write_compressed("probabilities", values)
 
-    Args:
-        mask: (H, W) uint8 class ids.
-    """
+
+def _encode_overlay(prediction: Prediction) -> bytes:
+    """A JPEG file of the image under its mask's colours, half and half."""
+    colours = prediction.palette[prediction.mask]  # (H, W, 3)
+    mixed = (prediction.image >> 1) + (colours >> 1)
     buffer = io.BytesIO()
-    # Fast compression: masks are so regular that a slower one gains few bytes, and the driver waits.
-    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(mixed).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
 
 

@@ -6,21 +6,30 @@ Legend: H, W image height and width.
 from __future__ import annotations
 
 import io
+import logging
 
 import numpy as np
 from PIL import Image
 
 from pspnet.data.images import to_rgb
 from pspnet.errors import PspnetError
-from pspnet.serving.limits import DEFAULT_LIMITS, Limits
+from pspnet.serving.limits import DEFAULT_LIMITS, MAX_SIDE, Limits
+from pspnet.serving.npy import MAGIC, NpyError, read_pixels, read_shape
+from pspnet.serving.tiling import padded_pixels
 
-__all__ = ["Limits", "RequestError", "decode_image"]
+__all__ = ["Limits", "RequestError", "as_request_error", "decode_image"]
 
-_IMAGES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
+_log = logging.getLogger(__name__)
+
 _NPY = "application/x-npy"
-# Clients that name no type, and the names under which generic ones send images: the content decides.
+_IMAGES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
+# No type, and the names under which generic clients and other built-in algorithms send images: the content decides.
 _ANYTHING = ("", "application/x-image", "application/octet-stream", "binary/octet-stream")
 _EXPECTED = "send image/jpeg, image/png, image/webp or application/x-npy"
+# Decoders that a request may reach. A JPEG with several pictures in it (phones) opens as MPO.
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_OTHER_FILES = {b"GIF8": "GIF", b"BM": "BMP", b"II*": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
+_DAMAGED = "The body is no readable JPEG, PNG or WebP image; it may be damaged or cut short."
 
 
 class RequestError(PspnetError):
@@ -31,11 +40,38 @@ class RequestError(PspnetError):
         super().__init__(message)
 
 
+def as_request_error(error: BaseException) -> RequestError:
+    """What to answer where `error` was raised. One that no request should cause is logged with its traceback."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, PspnetError):
+        return RequestError(400, " ".join(str(error).split()))
+    if _is_out_of_memory(error):
+        _log.error("out of memory: %s", error)
+        return RequestError(503, "The endpoint ran out of memory for this request; try again or send a smaller image.")
+    _log.error("a request failed", exc_info=error)
+    return RequestError(500, "The endpoint failed to answer this request; its log says why.")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch has a class of its own on CUDA only, and since 1.13 only.
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """The (H, W, 3) uint8 RGB image of a request's body, on its stored pixel grid (EXIF orientation is not applied).
 
-    Raises RequestError: 415 for a content type that is none of images, 413 for more bytes or pixels than `limits`
-    allow, 400 for a body that is no such image.
+    The pixels are those that training reads from a file of these bytes (pspnet.data.images.read_image).
+
+    Args:
+        body: a JPEG, PNG or WebP file, or an (H, W, 3) or (H, W) uint8 array as numpy.save writes it.
+        content_type: as the request names it. Any image type stands for any of the three formats; no type,
+            application/octet-stream and application/x-image stand for all that can be read.
+        limits: bytes and pixels that are let in; pixels are checked before anything is decoded.
+
+    Raises RequestError: 415 for another content type, 413 for too many bytes or pixels, 400 for a body that is no
+    such image.
     """
     media_type = (content_type or "").split(";")[0].strip().lower()
     if media_type not in (*_IMAGES, _NPY, *_ANYTHING):
@@ -46,24 +82,42 @@ def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT
         raise RequestError(
             413, f"The body has {len(body):,} bytes; this endpoint takes at most {limits.request_bytes:,}."
         )
+    if media_type == _NPY or (media_type in _ANYTHING and body[: len(MAGIC)] == MAGIC):
+        return _decode_npy(body, limits)
     return _decode_picture(body, limits)
+
+
+def _decode_npy(body: bytes, limits: Limits) -> np.ndarray:
+    try:
+        shape, fortran, offset = read_shape(body)
+    except NpyError as error:
+        raise RequestError(400, f"The NPY body {error}") from None
+    _check_size(shape[0], shape[1], limits)
+    return read_pixels(body, shape, fortran, offset)
 
 
 def _decode_picture(body: bytes, limits: Limits) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(body), formats=("JPEG", "PNG", "WEBP")) as image:
-            if image.width * image.height > limits.pixels:
-                raise RequestError(
-                    413,
-                    f"The image has {image.width}x{image.height} pixels; this endpoint takes at most "
-                    f"{limits.pixels:,} of them.",
-                )
+        with Image.open(io.BytesIO(body), formats=_FORMATS) as image:
+            _check_size(image.height, image.width, limits)
             return to_rgb(image)
-    except Image.DecompressionBombError:
-        raise RequestError(413, "The image has too many pixels; send a smaller one.") from None
-    except RequestError:
+    except (RequestError, MemoryError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError):
+    except Image.DecompressionBombError:  # far above any limit that can be set; Pillow reads the header only
+        raise RequestError(413, "The image has too many pixels; send a smaller one.") from None
+    except (
+        Exception
+    ) as error:  # Pillow reports damage as OSError, SyntaxError, ValueError, struct.error, IndexError ...
+        _log.debug("unreadable image: %r", error)
+        other = next((name for start, name in _OTHER_FILES.items() if body.startswith(start)), None)
+        raise RequestError(400, f"The image is a {other} file; {_EXPECTED}." if other else _DAMAGED) from None
+
+
+def _check_size(height: int, width: int, limits: Limits) -> None:
+    """Padded, so that a line one pixel high counts as what the network will see."""
+    if max(height, width) > MAX_SIDE or padded_pixels(height, width) > limits.pixels:
         raise RequestError(
-            400, "The body is no readable JPEG, PNG or WebP image; it may be damaged or cut short."
-        ) from None
+            413,
+            f"The image has {width}x{height} pixels; this endpoint takes at most {limits.pixels:,} of them and "
+            f"{MAX_SIDE:,} on a side.",
+        )
