@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from pspnet.cli import dispatch
-from pspnet.cli_model import find_images
 from pspnet.config import Config
+from pspnet.data.inputs import find_images
 from pspnet.data.shapes import write_shapes
 from pspnet.entry import run_guarded
 from pspnet.errors import DataError
