@@ -70,61 +70,17 @@ class _Range:
     quality: float
     place: int
 
-    def precedence(self, form: AnswerForm, parameters: dict[str, str], asked: bool) -> int:
+    def precedence(self, form: AnswerForm, parameters: dict[str, str], implied: bool) -> int:
         """How specifically the range names a form: 0 not at all, 1 `*/*`, 2 `image/*`, 3 its type, 4 and parameters.
 
-        A form with parameters needs all of them, or to be `asked` for otherwise.
+        A form with parameters needs all of them, unless they are `implied` by another header.
         """
         if self.parameters:
             return 4 if (self.media_type, self.parameters) == (form.media_type, parameters) else 0
-        if parameters and not asked:
+        if parameters and not implied:
             return 0
         names = ("*/*", form.media_type.split("/")[0] + "/*", form.media_type)
         return names.index(self.media_type) + 1 if self.media_type in names else 0
-
-
-# In the order of preference where a caller has none, each with the Accept parameters that ask for it.
-_OFFERS: tuple[tuple[AnswerForm, dict[str, str]], ...] = (
-    (AnswerForm(PNG, MASK), {}),
-    (AnswerForm(PNG, PALETTE), {"palette": "true"}),
-    (AnswerForm(JSON, SUMMARY), {}),
-    (AnswerForm(JPEG, OVERLAY), {}),
-    (AnswerForm(PROTOBUF, PROBABILITIES), {}),
-    (AnswerForm(RECORDIO, PROBABILITIES), {}),
-    (AnswerForm(NPY, MASK), {}),
-    *((AnswerForm(NPY, PROBABILITIES, dtype), {"probabilities": dtype}) for dtype in DTYPES),
-    (AnswerForm(NPZ, MASK), {}),
-    *((AnswerForm(NPZ, PROBABILITIES, dtype), {"probabilities": dtype}) for dtype in DTYPES),
-)
-FORMS = tuple(form for form, _ in _OFFERS)
-"""Every form that can be asked for; the first one is the default."""
-
-_PARAMETERS = ("palette", "probabilities")  # all others, such as charset, say nothing about an answer
-_OTHER_NAMES = {"image/jpg": JPEG}
-_QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
-_OFFERED = "image/png, image/jpeg, application/json, application/x-npy or application/x-recordio-protobuf"
-
-
-@dataclass(frozen=True)
-class _Range:
-    """One element of an Accept header; `place` is its position."""
-
-    media_type: str
-    parameters: dict[str, str]
-    quality: float
-    place: int
-
-    def precedence(self, form: AnswerForm, parameters: dict[str, str]) -> int:
-        """How specifically the range names a form: 0 not at all, 1 `*/*`, 2 `image/*`, 3 its type, 4 and parameters."""
-        if self.media_type == form.media_type:
-            if self.parameters:
-                return 4 if self.parameters == parameters else 0
-            return 0 if parameters else 3
-        if self.parameters or parameters:  # what needs a parameter is never given unasked
-            return 0
-        if self.media_type == form.media_type.split("/")[0] + "/*":
-            return 2
-        return 1 if self.media_type == "*/*" else 0
 
 
 def choose_answer(accept: str | None, custom_attributes: str | None = None) -> AnswerForm:
@@ -145,8 +101,8 @@ def choose_answer(accept: str | None, custom_attributes: str | None = None) -> A
     for order, (form, parameters) in enumerate(_OFFERS):
         if kind not in (None, form.kind):
             continue
-        asked = kind is not None and form.dtype == "float32"
-        matches = [(entry.precedence(form, parameters, asked), entry) for entry in ranges]
+        implied = kind is not None and form.dtype == "float32"
+        matches = [(entry.precedence(form, parameters, implied), entry) for entry in ranges]
         precedence, entry = max(matches, key=lambda match: (match[0], -match[1].place))
         rank = (entry.quality, precedence, -entry.place, -order)
         if precedence and entry.quality > 0 and (best is None or rank > best):
