@@ -155,7 +155,9 @@ def _problems(settings: HostSettings) -> Iterator[Problem]:
     if settings.role is not None and settings.role.startswith("arn:") and settings.account.role_account is None:
         yield Problem("role", f"found {settings.role!r}", "give arn:aws:iam::<12 digits>:role/NAME, or the role's name")
     if len(settings.tags) >= MOST_TAGS:
-        yield Problem("tag", f"found {len(settings.tags)}", f"SageMaker takes at most {MOST_TAGS}, one of which is ours")
+        yield Problem(
+            "tag", f"found {len(settings.tags)}", f"SageMaker takes at most {MOST_TAGS}, one of which is ours"
+        )
     if PROJECT_TAG in dict(settings.tags):
         yield Problem("tag", f"found {PROJECT_TAG}", "give another key: this one marks what `delete` may remove")
     if not 0 <= settings.data_capture <= 100:

@@ -1,4 +1,4 @@
-"""The container image that serves a model on a machine: AWS's PyTorch inference image with the toolkit, or a given one."""
+"""The container image that serves a model on a machine: AWS's PyTorch inference image, or a given one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pspnet.config_values import nearest
 from pspnet.errors import ConfigError
 from sagemaker_entry.images import has_gpu, parse_instance_type
+from sagemaker_entry.packages import require_packages
 
 NEWEST_TOOLKIT = (2, 6, 0)
 """AWS's last PyTorch image with the inference toolkit and TorchServe."""
@@ -48,6 +49,7 @@ def choose_host_image(instance_type: str | None, region: str) -> str:
 
     Raises ConfigError for a region or a machine that has none.
     """
+    require_packages("sagemaker")
     from sagemaker.core import image_uris
 
     versions = image_uris.config_for_framework("pytorch")["inference"]["versions"]

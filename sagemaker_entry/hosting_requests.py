@@ -12,8 +12,8 @@ VARIANT = "AllTraffic"
 """Name of an endpoint's only variant, as the SageMaker SDK calls it."""
 CODE_FOLDER = "/opt/ml/model/code"
 
-REALTIME_BYTES = 25_000_000
-"""Largest request and answer of a real-time endpoint."""
+REALTIME_BYTES = 6_291_456
+"""Largest request and answer of a real-time endpoint, as the API's own description of InvokeEndpoint says."""
 SERVERLESS_BYTES = 4_000_000
 """Largest request and answer of a serverless endpoint."""
 LARGEST_BYTES = 100_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def artifact_of_job(session: Any, name: str) -> str:
     return artifact
 
 
-def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: str, name: str) -> str:
+def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callable[[], str], name: str) -> str:
     """The S3 address of a complete model archive for the argument; a warning or an upload is told.
 
     A job's artifact or an archive on S3 that carries its code stays where it is. Anything else is completed and
@@ -76,7 +76,7 @@ def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: str, n
     """
     kind = kind_of(model)
     if kind == "local":
-        return _bring_local(session, Path(model), settings, target_uri(settings, bucket, name))
+        return _bring_local(session, Path(model), settings, target_uri(settings, bucket(), name))
     uri = artifact_of_job(session, model) if kind == "job" else model
     source_bucket, key = parse_uri(uri)
     s3 = session.client("s3")
@@ -92,7 +92,7 @@ def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: str, n
         with aws_errors(f"reading {uri}", settings.account):
             s3.download_file(source_bucket, key, str(archive))
         with local_archive(archive, refresh_code=settings.refresh_code) as complete:
-            return _upload(s3, complete, target_uri(settings, bucket, name), settings)
+            return _upload(s3, complete, target_uri(settings, bucket(), name), settings)
 
 
 def _open_object(s3: Any, bucket: str, key: str, uri: str) -> Any:
