@@ -123,8 +123,7 @@ def _host(
 ) -> Iterator[hosts.Host]:
     workers = arguments.workers
     if name == "serve":
-        flags = ["--workers", str(workers), "--threads", str(threads)]
-        with hosts.serve(model_dir, folder, flags) as host:
+        with hosts.serve(model_dir, folder, workers, ["--threads", str(threads)]) as host:
             yield host
         return
     environment = {"SAGEMAKER_PROGRAM": _TIMED, "OMP_NUM_THREADS": str(threads)}

@@ -40,13 +40,17 @@ class Reply:
 
 @dataclass
 class Host:
-    """A running host. `worker_pattern` is found in the command line of the processes that hold the model."""
+    """A running host. `worker_pattern` is found in the command lines of the processes that hold the model.
+
+    `counted` is the number of workers that /metrics has to report as ready; None where it does not say.
+    """
 
     name: str
     port: int
     log: Path
     process: subprocess.Popen[bytes]
     worker_pattern: str
+    counted: int | None = None
 
     @property
     def url(self) -> str:
@@ -68,9 +72,10 @@ class Host:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def wait_ready(self, body: bytes, content_type: str, seconds: float = 180.0) -> None:
-        """Return once an invocation has worked: a toolkit's /ping says 200 while its workers still crash.
+        """Return once an invocation has worked and all workers that report it are ready.
 
-        Raises HostError after `seconds`, or where the host ended.
+        The toolkit's /ping says 200 while its workers still crash. Raises HostError after `seconds`, or where the host
+        ended.
         """
         deadline = time.monotonic() + seconds
         last: object = None
@@ -80,14 +85,19 @@ class Host:
             try:
                 with self.client() as client:
                     reply = client.post(body, content_type)
+                    if reply.status == 200 and self._all_ready(client):
+                        return
+                last = f"{reply.status} {reply.body[:300]!r}"
             except (OSError, http.client.HTTPException) as error:
                 last = error
-            else:
-                if reply.status == 200:
-                    return
-                last = f"{reply.status} {reply.body[:300]!r}"
             time.sleep(0.2)
         raise HostError(f"{self.name} was not ready after {seconds:.0f} s ({last}):\n{self.tail()}")
+
+    def _all_ready(self, client: Client) -> bool:
+        if self.counted is None:
+            return True
+        found = re.search(rb"^pspnet_workers_ready (\d+)", client.get("/metrics").body, re.MULTILINE)
+        return found is not None and int(found[1]) == self.counted
 
     def stop(self, seconds: float = 30.0) -> None:
         """End every process of the group: politely, then for sure."""
@@ -152,17 +162,20 @@ class Client:
 def serve(
     model_dir: Path,
     folder: Path,
+    workers: int = 1,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
 ) -> Iterator[Host]:
-    """`pspnet serve MODEL_DIR` on a free port; its log is folder/serve.log."""
+    """`pspnet serve MODEL_DIR --workers N ...` on a free port; its log is folder/serve.log."""
     folder.mkdir(parents=True, exist_ok=True)
     (port,) = _free_ports(1)
-    # By its file: a checkout need not be installed. PYTHONPATH serves the worker processes that it starts.
-    command = [python, "-m", "pspnet.cli", "serve", str(model_dir.resolve()), "--port", str(port), *arguments]
+    command = [python, "-m", "pspnet.cli", "serve", str(model_dir.resolve()), "--port", str(port)]
+    command += ["--workers", str(workers), *arguments]
+    # PYTHONPATH: a checkout need not be installed, and the worker processes are new interpreters.
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
-    with _running("serve", port, command, folder, variables, worker_pattern="pspnet|multiprocessing") as host:
+    with _running("serve", port, command, folder, variables, worker_pattern=r"multiprocessing\.spawn") as host:
+        host.counted = workers
         yield host
 
 

@@ -38,7 +38,7 @@ def run(host: Host, body: bytes, seconds: float, seconds_between: float = SECOND
     while load.is_alive():
         samples.append((time.monotonic() - start, {pid: memory_of(pid) for pid in host.processes()}))
         load.join(seconds_between)
-    commands = host.processes()
+    commands, last = host.processes(), samples[-1][1]
     totals = [(when, sum(sizes.values())) for when, sizes in samples]
     found = {
         **slope(totals, seconds / 3),
@@ -47,9 +47,7 @@ def run(host: Host, body: bytes, seconds: float, seconds_between: float = SECOND
         "statuses": {str(status): number for status, number in sorted(loads[0].statuses.items())},
         "latency_ms": summary(loads[0].milliseconds),
         "same_workers": host.workers() == workers,
-        "mib_at_the_end": {
-            host.processes().get(pid, "ended")[-60:]: _mib(size) for pid, size in samples[-1][1].items()
-        },
+        "mib_at_the_end": {f"{pid} {commands.get(pid, '')[-50:]}": _mib(size) for pid, size in last.items()},
         "mib": [(round(when, 1), _mib(size)) for when, size in totals],
     }
     _print(host.name, found)

@@ -58,6 +58,13 @@ def toolkit(model_dir: Path, toolkit_python: Path, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="session")
 def serve(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
     """`pspnet serve` with two workers, ready to answer."""
-    with hosts.serve(model_dir, tmp_path_factory.mktemp("serve"), ["--workers", "2"]) as host:
+    with hosts.serve(model_dir, tmp_path_factory.mktemp("serve"), workers=2) as host:
         host.wait_ready(encoded(picture(32, 32)), "image/png")
         yield host
+
+
+@pytest.fixture(params=["serve", "toolkit"])
+def host(request: pytest.FixtureRequest) -> hosts.Host:
+    """Each of the hosts in turn."""
+    found: hosts.Host = request.getfixturevalue(request.param)
+    return found
