@@ -85,7 +85,7 @@ def _spans(length: int, size: int) -> list[tuple[slice, slice]]:
 
 def scaled_size(height: int, width: int, pass_pixels: int) -> tuple[int, int]:
     """(height, width) of the largest image of nearly these proportions that makes at most pass_pixels, padded."""
-    factor = math.sqrt(pass_pixels / (height * width))
+    factor = min(1.0, math.sqrt(pass_pixels / (height * width)))
     small_height, small_width = max(1, int(height * factor)), max(1, int(width * factor))
     small_height = min(small_height, pass_pixels // max(small_width, MIN_SIZE))
     return small_height, min(small_width, pass_pixels // max(small_height, MIN_SIZE))
