@@ -76,7 +76,8 @@ def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callab
     """
     kind = kind_of(model)
     if kind == "local":
-        return _bring_local(session, Path(model), settings, target_uri(settings, bucket(), name))
+        with local_archive(Path(model), settings.refresh_code) as archive:
+            return _upload(session.client("s3"), archive, target_uri(settings, bucket(), name), settings)
     uri = artifact_of_job(session, model) if kind == "job" else model
     source_bucket, key = parse_uri(uri)
     s3 = session.client("s3")
@@ -104,12 +105,6 @@ def _open_object(s3: Any, bucket: str, key: str, uri: str) -> Any:
         if error.response["Error"]["Code"] == "NoSuchKey":
             raise AwsError(f"{uri}: S3 holds no such object; `aws s3 ls` shows what is there.") from error
         raise
-
-
-def _bring_local(session: Any, path: Path, settings: HostSettings, uri: str) -> str:
-    s3 = session.client("s3")
-    with local_archive(path, settings.refresh_code) as archive:
-        return _upload(s3, archive, uri, settings)
 
 
 @contextmanager
