@@ -144,7 +144,7 @@ def test_requests_that_cannot_be_read(body: bytes, content_type: str | None, sta
         (b"\x93NUMPY\x09\x00\x10\x00" + bytes(64), "is none"),
         (npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1), }", b"x"), "is of type '|O'"),
         (npy_header("{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1, 1), }", b"x"), "is of type"),
-        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 1), }", b"x"), "header that cannot be read"),
+        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 1), }", b"x"), "header that cannot be"),
         (npy_header("__import__('os').system('true')", b"x"), "header that cannot be read"),
         (npy_header("(" * 900, b"x"), "header that cannot be read"),
         (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (9" + "9" * 900 + ",1)}"), "is of shape (999"),
