@@ -9,6 +9,7 @@ import io
 import json
 import random
 import time
+import zipfile
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -90,11 +91,25 @@ class EndpointPredictor:
         """
         return decode_mask(self.ask(image, MASK).body)
 
-    def probabilities(self, image: ImageLike) -> np.ndarray:
-        """(C, H, W) float32 class probabilities. They are large: endpoints refuse those that they cannot carry."""
-        from sagemaker_entry.record import decode_probabilities
+    def probabilities(self, image: ImageLike, dtype: str = "float32") -> np.ndarray:
+        """(C, H, W) float32 class probabilities.
 
-        return decode_probabilities(self.ask(image, PROBABILITIES).body)
+        They are large, and an endpoint refuses what the way back cannot carry. `dtype` is what they travel as: float32
+        in the built-in algorithm's format, float16 or uint8 (steps of 1/255) compressed, which only our endpoints do.
+        """
+        if dtype == "float32":
+            from sagemaker_entry.record import decode_probabilities
+
+            return decode_probabilities(self.ask(image, PROBABILITIES).body)
+        if dtype not in ("float16", "uint8"):
+            raise DataError(f"dtype: found {dtype!r}; expected float32, float16 or uint8.")
+        content = self.ask(image, f"application/x-npz; probabilities={dtype}").body
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                values = np.asarray(arrays["probabilities"], dtype=np.float32)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.endpoint}: the answer is not the NPZ file that was asked for.") from error
+        return values / 255 if dtype == "uint8" else values
 
     def summary(self, image: ImageLike) -> dict[str, Any]:
         """Height and width, and for every class in the mask its id, name, pixels and share of all pixels."""

@@ -18,6 +18,7 @@ from pspnet.data.inputs import find_images
 from pspnet.errors import DataError, PspnetError
 from sagemaker_entry.endpoint import EndpointPredictor, decode_mask
 from sagemaker_entry.session import AwsError
+from sagemaker_entry.transports import EndpointError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -47,8 +48,10 @@ def predict_command(arguments: argparse.Namespace) -> int:
                 try:
                     task.result()
                 except AwsError:
-                    raise  # credentials, permissions, the endpoint itself: the next image would meet the same
+                    raise  # credentials and permissions, and below a server that is not there: so for every image
                 except PspnetError as error:
+                    if isinstance(error, EndpointError) and error.status in (0, 404):
+                        raise
                     text = str(error) if str(path) in str(error) else f"{path}: {error}"
                     print(f"error: {text}", file=sys.stderr)
                     failed += 1
