@@ -87,7 +87,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = arguments.threads or max(1, cores // arguments.workers)
     model_dir = _model_directory(arguments, folder)
-    body = arguments.image.read_bytes() if arguments.image else _scene(arguments.size)
+    body = arguments.image.read_bytes() if arguments.image else scene(arguments.size)
     found: dict[str, Any] = machine.run_record()
     found["settings"] = {
         "model": str(arguments.model or f"PSPNet-R50, 21 classes, width {arguments.width}, random weights"),
@@ -148,11 +148,15 @@ def _overhead(running: Sequence[hosts.Host], sent: Sent, rounds: int, requests: 
     print(f"{'host':10} {'median':>9} {'p90':>9} {'p99':>9} {'whole':>9} {'predict':>9}  medians of the rounds")
     for name, each in times.items():
         stages = {stage: summary(values) for stage, values in each.stages.items()}
-        whole = summary(each.total)
-        entry = {"overhead_ms": summary(each.overhead), "whole_ms": whole, "stages_ms": stages}
-        found[name] = {**entry, "median_of_each_round_ms": medians[name], "requests": len(each.total)}
-        figures = [entry["overhead_ms"][key] for key in ("median", "p90", "p99")]
-        figures += [whole["median"], stages["predict"]["median"]]
+        whole, overhead = summary(each.total), summary(each.overhead)
+        found[name] = {
+            "overhead_ms": overhead,
+            "whole_ms": whole,
+            "stages_ms": stages,
+            "median_of_each_round_ms": medians[name],
+            "requests": len(each.total),
+        }
+        figures = [overhead[key] for key in ("median", "p90", "p99")] + [whole["median"], stages["predict"]["median"]]
         print(f"{name:10} " + " ".join(f"{value:9.2f}" for value in figures) + f"  {medians[name]}", flush=True)
     return found
 
@@ -189,7 +193,7 @@ def _model_directory(arguments: argparse.Namespace, folder: Path) -> Path:
     return target
 
 
-def _scene(size: tuple[int, int]) -> bytes:
+def scene(size: tuple[int, int]) -> bytes:
     """A JPEG file of a drawn scene; `size` is (width, height)."""
     pixels, _ = draw_scene(np.random.default_rng(0), size)
     buffer = io.BytesIO()

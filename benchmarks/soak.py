@@ -24,7 +24,7 @@ def run(host: Host, body: bytes, seconds: float, seconds_between: float = SECOND
 
     The first third is left out of the slope: allocators and caches fill there.
     """
-    requests = _mixture(body)
+    requests = mixture(body)
     workers = host.workers()
     loads: list[Load] = []
     load = threading.Thread(
@@ -70,7 +70,7 @@ def slope(totals: list[tuple[float, int]], start: float) -> dict[str, Any]:
     }
 
 
-def _mixture(body: bytes) -> list[Sent]:
+def mixture(body: bytes) -> list[Sent]:
     """Fifty requests: the frame, five other sizes of it in several forms, and a damaged file."""
     with Image.open(io.BytesIO(body)) as image:
         frame = image.convert("RGB")
