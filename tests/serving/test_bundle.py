@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from pspnet.errors import WeightsError
 from pspnet.models.pspnet import build_model
 from pspnet.serving import bundle
 from pspnet.serving.artifact import architecture_of, load_artifact, save_artifact
-from pspnet.serving.bundle import unpacked, write_code
+from pspnet.serving.bundle import served_files, unpacked, write_code
 
 
 @pytest.fixture
@@ -72,6 +73,21 @@ def test_code_holds_what_serving_needs_and_no_more(model_dir: Path) -> None:
     assert not [name for name in names if "evaluation" in name or name.startswith("pspnet/data/d")]
     assert (code / "requirements.txt").read_text().splitlines()[1:] == ["safetensors>=0.4"]
     assert sorted(path.name for path in model_dir.iterdir()) == ["code", "config.json", "model.safetensors"]
+
+
+def test_served_files_import_served_files_only() -> None:
+    served = {"pspnet." + ".".join(path.with_suffix("").parts).replace(".__init__", "") for path in served_files()}
+    served |= {"pspnet"}
+    for path in [*served_files(), Path("../inference.py")]:
+        tree = ast.parse((locations.PACKAGE / path).read_text())
+        type_only = [
+            node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ]
+        skipped = {id(child) for node in type_only for child in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pspnet") and id(node) not in skipped:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                assert node.module in served or names <= served, f"{path} imports {node.module}"
 
 
 def test_a_package_without_the_handlers_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
