@@ -40,7 +40,7 @@ def url(model: Path) -> Iterator[str]:
             try:
                 image = decode_image(body, self.headers["Content-Type"])
                 form = choose_answer(self.headers["Accept"])
-                status, content = 200, encode(predictor.predict([image])[0], form)
+                status, content = 200, encode(predictor.predict([image], form.needs_probabilities)[0], form)
             except RequestError as error:
                 status, content = error.status, str(error).encode()
             self.send_response(status)
