@@ -79,4 +79,4 @@ fi
 "TorchServe", ts.__version__)'
 
 step "tests"
-"${project[@]}" -m pytest -rs tests/hosts/test_toolkit.py tests/hosts/test_hosts_agree.py
+"${project[@]}" -m pytest -rs tests/hosts -k "toolkit or agree"

@@ -42,7 +42,8 @@ class Reply:
 class Host:
     """A running host. `worker_pattern` is found in the command lines of the processes that hold the model.
 
-    `counted` is the number of workers that /metrics has to report as ready; None where it does not say.
+    `counted` is the number of workers that /metrics has to report as ready, None where it does not say; `patience` the
+    seconds that the host gets for a clean end.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Host:
     process: subprocess.Popen[bytes]
     worker_pattern: str
     counted: int | None = None
+    patience: float = 30.0
 
     @property
     def url(self) -> str:
@@ -99,9 +101,9 @@ class Host:
         found = re.search(rb"^pspnet_workers_ready (\d+)", client.get("/metrics").body, re.MULTILINE)
         return found is not None and int(found[1]) == self.counted
 
-    def stop(self, seconds: float = 30.0) -> None:
+    def stop(self) -> None:
         """End every process of the group: politely, then for sure."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.patience
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -205,6 +207,7 @@ def toolkit(
     variables = _toolkit_environment(folder, python, ports, workers) | dict(environment or {})
     command = [str(python), str(_TOOLKIT_MAIN), *map(str, ports[:3])]
     with _running("toolkit", ports[0], command, folder, variables, worker_pattern="model_service_worker") as host:
+        host.patience = 2.0  # TorchServe waits for its own metrics; nothing of it is to be kept
         yield host
 
 

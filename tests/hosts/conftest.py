@@ -15,6 +15,8 @@ from pspnet.models.pspnet import build_model
 from pspnet.serving.artifact import architecture_of, save_artifact
 from pspnet.serving.bundle import write_code
 from pspnet.serving.predictor import Predictor
+from sagemaker_entry.hosting import HostSettings
+from sagemaker_entry.hosting_requests import REALTIME_BYTES, container_environment
 from tests.hosts.exchange import encoded, picture
 
 
@@ -49,8 +51,13 @@ def toolkit_python() -> Path:
 
 @pytest.fixture(scope="session")
 def toolkit(model_dir: Path, toolkit_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
-    """SageMaker's toolkit with two workers, ready to answer."""
-    with hosts.toolkit(model_dir, tmp_path_factory.mktemp("toolkit"), toolkit_python, workers=2) as host:
+    """SageMaker's toolkit with two workers and the environment that `deploy` gives a container, ready to answer."""
+    environment = container_environment(HostSettings(workers=2), REALTIME_BYTES)
+    del environment["SAGEMAKER_SUBMIT_DIRECTORY"]  # a place in the container
+    # Endpoints that others deploy lack it: the handlers themselves have to prefer a mask.
+    del environment["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"]
+    folder = tmp_path_factory.mktemp("toolkit")
+    with hosts.toolkit(model_dir, folder, toolkit_python, workers=2, environment=environment) as host:
         host.wait_ready(encoded(picture(32, 32)), "image/png")
         yield host
 

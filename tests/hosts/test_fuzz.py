@@ -34,15 +34,6 @@ def serve(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield host
 
 
-@pytest.fixture(scope="module")
-def toolkit(model_dir: Path, toolkit_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
-    """The toolkit over handlers that refuse large images."""
-    folder = tmp_path_factory.mktemp("toolkit")
-    with hosts.toolkit(model_dir, folder, toolkit_python, workers=2, environment=SMALL) as host:
-        host.wait_ready(FRAME_PNG, "image/png")
-        yield host
-
-
 def problem_of(host: hosts.Host, answer: fuzz.Answer) -> str | None:
     """What is wrong with an answer; None for a right one."""
     if answer.status >= 500 or b"Traceback" in answer.body:
@@ -59,19 +50,18 @@ def problem_of(host: hosts.Host, answer: fuzz.Answer) -> str | None:
 
 def run(host: hosts.Host, count: int) -> Counter[int]:
     """Send `count` requests from several clients; statuses of the answers. Fails with the numbers of wrong ones."""
-    statuses: Counter[int] = Counter()
     problems = []
 
-    def send(number: int) -> None:
+    def send(number: int) -> int:
         # TorchServe answers odd paths and forms by itself, with 500; the handlers behind it are meant here.
         answer = fuzz.exchange(host.port, fuzz.request(SEED, number, plain=host.name == "toolkit"))
-        statuses[answer.status] += 1
         problem = problem_of(host, answer)
         if problem:
             problems.append(f"request {number} of seed {SEED}: {problem}")
+        return answer.status
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(send, range(count)))
+        statuses = Counter(pool.map(send, range(count)))
     assert not problems, "\n".join(problems[:10])
     return statuses
 
@@ -80,7 +70,6 @@ def test_no_request_makes_it_fail(host: hosts.Host) -> None:
     count = REQUESTS if host.name == "serve" else REQUESTS // 10
     before, mask = host.workers(), post(host, FRAME_PNG).body
     statuses = run(host, count)
-    assert sum(statuses.values()) == count
     print(f"{host.name}: {count} requests, statuses {dict(statuses)}")
     # The generator still makes requests that get through to the model, and ones that are refused for several reasons.
     assert statuses[200] > count / 20

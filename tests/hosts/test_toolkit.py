@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 
 from benchmarks.hosts import Host
+from sagemaker_entry.hosting_requests import REALTIME_BYTES
 from tests.hosts.exchange import assert_refused, encoded, picture, post
 
 FRAME_PNG = encoded(picture(96, 128))
-# What TorchServe takes unless TS_MAX_REQUEST_SIZE says otherwise.
-LARGEST_REQUEST = 6_553_500
 
 
 def test_it_listens_on_loopback_alone(toolkit: Host) -> None:
@@ -23,9 +22,14 @@ def test_it_installs_what_the_model_names(toolkit: Host) -> None:
 
 
 def test_the_largest_request(toolkit: Host) -> None:
-    padded = FRAME_PNG + bytes(LARGEST_REQUEST - len(FRAME_PNG))  # Pillow reads no further than the image's end
+    padded = FRAME_PNG + bytes(REALTIME_BYTES - len(FRAME_PNG))  # Pillow reads no further than the image's end
     assert post(toolkit, padded).status == 200
-    assert post(toolkit, padded + b"\0").status == 413
+    assert_refused(post(toolkit, padded + b"\0"), 413, "6,291,457", "6,291,456")
+
+
+def test_a_request_that_no_server_takes(toolkit: Host) -> None:
+    reply = post(toolkit, bytes(REALTIME_BYTES + 2_000_000))
+    assert (reply.status, reply.body) == (413, b"")  # TorchServe's own: it does not read it
 
 
 def test_an_answer_above_the_servers_limit_is_refused_in_words(toolkit: Host) -> None:
