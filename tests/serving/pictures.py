@@ -8,12 +8,27 @@ import zlib
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     """(height, width, 3) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+    """(H, W, 3) uint8 with patches of different colours, so that different classes win."""
+    patches = np.random.default_rng(0).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return np.ascontiguousarray(np.kron(patches, np.ones((8, 8, 1), dtype=np.uint8))[:height, :width])
+
+
+def argmax_of(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:
+    """(H, W) class ids by the model itself, at the image's own size."""
+    images = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        result: np.ndarray = model(images).argmax(dim=1)[0].numpy()
+    return result
 
 
 def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
