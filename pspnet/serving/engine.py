@@ -160,9 +160,17 @@ class Engine:
             while self._take():
                 self._answer(predictor)
         finally:
-            # Reached at a stop, or by a defect: then nobody may wait for ever.
-            self.abort()
-            self._helpers.shutdown(wait=True)
+            self._end(died=not self._stopped)
+
+    def _end(self, died: bool) -> None:
+        """The thread ends, at a stop or by a defect: nobody may wait for ever."""
+        for job in self._active:
+            if job.answer is None and job.error is None:
+                job.error = RequestError(503, STOPPING)
+                job.finish()
+        self.abort()
+        self._stopped = not died  # `lost` then tells the difference
+        self._helpers.shutdown(wait=True)
 
     def _warm_up(self, predictor: Predictor) -> None:
         """Answer images as requests do; the first one of a process is slow, and it proves that the model works."""

@@ -90,9 +90,9 @@ class Exchange:
         piece: bytes = message.get("body", b"")
         self._body_read = not message.get("more_body", False)
         self.received += len(piece)
+        hold(len(piece))
         if self.received > limit:
             raise RequestError(413, f"The body is larger than the {limit:,} bytes that this endpoint takes.")
-        hold(len(piece))
         return piece
 
     async def gone(self) -> None:

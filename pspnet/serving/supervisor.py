@@ -107,10 +107,15 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._log = JsonLog()
         self._signals = 0
+        # A signal writes here, so that a wait ends at once.
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waker.setblocking(False)
 
     def run(self) -> int:
         """Until a stop; the command's exit code."""
         before = {name: signal.signal(name, self._on_signal) for name in (signal.SIGTERM, signal.SIGINT)}
+        signal.set_wakeup_fd(self._waker.fileno())
         try:
             while not self._signals:
                 self._start_due()
@@ -125,6 +130,7 @@ class Supervisor:
                 if slot.process is not None and slot.process.is_alive():
                     slot.process.kill()
             self._log.close()
+            signal.set_wakeup_fd(-1)
             for name, handler in before.items():
                 signal.signal(name, handler)
 
@@ -152,11 +158,7 @@ class Supervisor:
         """Until something happens, for a tick at most."""
         pauses = [slot.next_start - time.monotonic() for slot in self._slots if slot.next_start is not None]
         sentinels = [slot.process.sentinel for slot in self._slots if slot.process is not None]
-        timeout = max(0.0, min([_TICK_SECONDS, *pauses]))
-        if sentinels:
-            wait(sentinels, timeout)
-        else:
-            time.sleep(timeout)
+        wait([*sentinels, self._woken], max(0.0, min([_TICK_SECONDS, *pauses])))
 
     def _look_after(self, slot: _Slot) -> None:
         if slot.process is None:
@@ -216,6 +218,8 @@ class Supervisor:
     def _end_workers(self, seconds: float) -> bool:
         """Tell all workers to end, and wait; whether none had to be killed. A second signal kills them at once."""
         self._listener.close()
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(64)
         signals, deadline = self._signals, time.monotonic() + seconds
         running = [slot.process for slot in self._slots if slot.process is not None]
         for slot in self._slots:
@@ -224,7 +228,7 @@ class Supervisor:
         while any(process.is_alive() for process in running):
             if time.monotonic() > deadline or self._signals > signals:
                 break
-            wait([process.sentinel for process in running if process.is_alive()], _TICK_SECONDS)
+            wait([self._woken, *(process.sentinel for process in running if process.is_alive())], _TICK_SECONDS)
         late = [process for process in running if process.is_alive()]
         for process in late:
             process.kill()

@@ -61,7 +61,9 @@ def run_worker(order: Order, listener: socket.socket, control: Connection) -> No
     )
     server.append(_Server(config, app.state.service, control))
     server[0].run(sockets=[listener])
-    sys.exit(1 if failures else 0)
+    # Taking torch apart takes seconds, and some versions crash at it; everything that matters is done.
+    sys.stderr.flush()
+    os._exit(1 if failures else 0)
 
 
 def describe_failure(error: Exception) -> StartFailure:
