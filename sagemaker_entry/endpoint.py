@@ -57,14 +57,16 @@ class EndpointPredictor:
         profile: str | None = None,
         retries: int = 4,
         timeout: float = TIMEOUT,
+        asynchronous: bool = False,
     ) -> None:
-        """Nothing is sent yet.
+        """No image is sent yet.
 
         Args:
             endpoint: the name of an endpoint in SageMaker (needs boto3), or the http(s):// address of a server.
             region, profile: where in AWS; from the environment or the AWS configuration if not given.
             retries: further tries for a request that a busy endpoint refused.
             timeout: seconds until a request is given up.
+            asynchronous: look whether the endpoint is an asynchronous one, and then wait for its answers on S3.
 
         Raises PspnetError for an address that is none, or where boto3, region or profile are missing.
         """
@@ -73,7 +75,7 @@ class EndpointPredictor:
         if endpoint.startswith(("http://", "https://")):
             self._transport: Transport = HttpTransport(endpoint, timeout)
         else:
-            self._transport = _runtime(endpoint, region, profile, timeout)
+            self._transport = _by_name(endpoint, region, profile, timeout, asynchronous)
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of every pixel.
@@ -154,14 +156,19 @@ class EndpointPredictor:
         self.close()
 
 
-def _runtime(name: str, region: str | None, profile: str | None, timeout: float) -> Transport:
+def _by_name(name: str, region: str | None, profile: str | None, timeout: float, asynchronous: bool) -> Transport:
     from sagemaker_entry.packages import require_packages
 
     require_packages("boto3")
+    from sagemaker_entry.asynchronous import AsyncTransport, answers_of
     from sagemaker_entry.session import boto_session
     from sagemaker_entry.settings import JobSettings
 
-    return RuntimeTransport(name, boto_session(JobSettings(region=region, profile=profile)), REALTIME_BYTES, timeout)
+    session = boto_session(JobSettings(region=region, profile=profile))
+    answers = answers_of(session, name) if asynchronous else None
+    if answers is not None:
+        return AsyncTransport(name, session, answers)
+    return RuntimeTransport(name, session, REALTIME_BYTES, timeout)
 
 
 def encode_image(image: ImageLike) -> tuple[bytes, str]:

@@ -38,7 +38,11 @@ def predict_command(arguments: argparse.Namespace) -> int:
         raise DataError(f"--output: {arguments.output} cannot be made ({error.strerror or error}).") from error
     failed = 0
     predictor = EndpointPredictor(
-        arguments.endpoint, region=arguments.region, profile=arguments.profile, retries=arguments.retries
+        arguments.endpoint,
+        region=arguments.region,
+        profile=arguments.profile,
+        retries=arguments.retries,
+        asynchronous=True,
     )
     bar = tqdm(total=len(paths), unit="image", leave=False, disable=len(paths) < 2 or not sys.stderr.isatty())
     with predictor, bar, ThreadPoolExecutor(min(arguments.workers, len(paths))) as pool:

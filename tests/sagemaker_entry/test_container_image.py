@@ -119,7 +119,7 @@ def test_the_pinned_versions_can_be_installed_together() -> None:
     if uv is None:
         pytest.skip("uv is not installed")
     command = [uv, "pip", "compile", "--quiet", "--python-version", "3.12", "--python-platform", "linux"]
-    command += ["--no-header", "--no-annotate", "--output-file", "-"]
+    command += ["--no-header", "--no-annotate"]
     files = [str(DOCKER / "requirements.txt"), str(DOCKER / "requirements-torch.txt")]
     result = subprocess.run([*command, *files], capture_output=True, text=True, timeout=300)
     if result.returncode and re.search(r"connect|dns|network|offline|timed out", result.stderr, re.IGNORECASE):
