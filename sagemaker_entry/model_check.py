@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pspnet.errors import WeightsError
+from pspnet.locations import find_beside
 
 # As in pspnet/serving/artifact.py and bundle.py, which need torch; a test keeps them the same.
 FORMAT = "pspnet-model-1"
@@ -16,7 +17,7 @@ WEIGHTS_NAME, CONFIG_NAME, CODE_NAME, ARCHIVE_NAME = "model.safetensors", "confi
 HANDLERS = f"{CODE_NAME}/inference.py"
 PACKAGE_FILE = f"{CODE_NAME}/pspnet/__init__.py"
 
-_LARGEST_CONFIG = 16 * 1024 * 1024
+_LARGEST_TEXT = 16 * 1024 * 1024
 _UNREADABLE = (tarfile.TarError, EOFError, OSError)
 
 
@@ -26,6 +27,7 @@ class Findings:
 
     names: set[str] = field(default_factory=set)
     config: dict[str, Any] = field(default_factory=dict)
+    handlers: bytes = b""
 
     @property
     def has_code(self) -> bool:
@@ -56,6 +58,12 @@ def check_findings(found: Findings, where: str) -> None:
         )
 
 
+def has_other_code(found: Findings) -> bool:
+    """Whether a model carries handlers of another version than this installation's."""
+    own = find_beside("inference.py")
+    return found.has_code and own is not None and own.read_bytes() != found.handlers
+
+
 def look_into_directory(folder: Path) -> Findings:
     """What a model directory holds; raises WeightsError for a config that cannot be read."""
     known = (WEIGHTS_NAME, CONFIG_NAME, HANDLERS, PACKAGE_FILE)
@@ -63,6 +71,8 @@ def look_into_directory(folder: Path) -> Findings:
     found = Findings(names)
     if CONFIG_NAME in names:
         found.config = _parse_config((folder / CONFIG_NAME).read_bytes(), str(folder))
+    if HANDLERS in names:
+        found.handlers = (folder / HANDLERS).read_bytes()
     return found
 
 
@@ -78,12 +88,15 @@ def look_into_archive(stream: IO[bytes], where: str) -> Findings:
                 name = member_name(member, where)
                 if member.isfile():
                     found.names.add(name)
-                if name == CONFIG_NAME and member.isfile():
-                    if member.size > _LARGEST_CONFIG:
-                        raise WeightsError(f"{where}: its {CONFIG_NAME} has {member.size:,} bytes; it is damaged.")
+                if name in (CONFIG_NAME, HANDLERS) and member.isfile():
+                    if member.size > _LARGEST_TEXT:
+                        raise WeightsError(f"{where}: its {name} has {member.size:,} bytes; it is damaged.")
                     content = tar.extractfile(member)
                     assert content is not None, "a file of an archive has content"
-                    found.config = _parse_config(content.read(), where)
+                    if name == CONFIG_NAME:
+                        found.config = _parse_config(content.read(), where)
+                    else:
+                        found.handlers = content.read()
                 if found.is_complete:
                     break
     except _UNREADABLE as error:

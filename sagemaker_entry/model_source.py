@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from sagemaker_entry.model_check import (
     ARCHIVE_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
+    Findings,
     check_findings,
+    has_other_code,
     look_into_archive,
     look_into_directory,
     pack_model,
@@ -87,6 +90,7 @@ def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callab
         body.close()
     check_findings(found, uri)
     if found.has_code and not settings.refresh_code:
+        _tell_other_code(found, uri)
         return uri
     with tempfile.TemporaryDirectory(prefix="pspnet-model-") as folder:
         archive = Path(folder) / ARCHIVE_NAME
@@ -107,6 +111,11 @@ def _open_object(s3: Any, bucket: str, key: str, uri: str) -> Any:
         raise
 
 
+def _tell_other_code(found: Findings, where: str) -> None:
+    if has_other_code(found):
+        print(f"note: {where} carries code of another version; --refresh_code replaces it.", file=sys.stderr)
+
+
 @contextmanager
 def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
     """A complete model.tar.gz of a model directory or archive on this disk; the original stays as it is.
@@ -121,6 +130,8 @@ def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
         with open(path, "rb") as stream:
             found = look_into_archive(stream, str(path))
     check_findings(found, str(path))
+    if not refresh_code:
+        _tell_other_code(found, str(path))
     from pspnet.serving.artifact import load_artifact
     from pspnet.serving.bundle import CODE_NAME, unpacked, write_code
 

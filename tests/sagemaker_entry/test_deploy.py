@@ -158,7 +158,9 @@ def test_a_model_without_code_gets_it(
     assert not (bare / "code").exists()
 
 
-def test_the_code_of_a_model_is_kept_or_renewed(aws: Aws, model: Path, tmp_path: Path) -> None:
+def test_the_code_of_a_model_is_kept_or_renewed(
+    aws: Aws, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     old = tmp_path / "old"
     old.mkdir()
     for name in ("model.safetensors", "config.json"):
@@ -167,7 +169,9 @@ def test_the_code_of_a_model_is_kept_or_renewed(aws: Aws, model: Path, tmp_path:
     (old / "code" / "pspnet" / "__init__.py").write_text("")
     (old / "code" / "inference.py").write_text("# an older version")
     dispatch([*DEPLOY, str(old), "--no_wait", "--endpoint_name", "kept"])
+    assert f"note: {old} carries code of another version; --refresh_code replaces it." in capsys.readouterr().err
     dispatch([*DEPLOY, str(old), "--no_wait", "--endpoint_name", "renewed", "--refresh_code"])
+    assert "note:" not in capsys.readouterr().err
     kept, renewed = (one["PrimaryContainer"]["ModelDataUrl"] for one in aws.sent("CreateModel"))
     assert "code/requirements.txt" not in members(aws, kept)
     assert "code/requirements.txt" in members(aws, renewed)
