@@ -185,7 +185,7 @@ class Supervisor:
         slot.failed_starts += was_ready is None
         slot.pause = 0.0 if healthy else slot.pause
         self._log.write("worker_died", worker=slot.index, exit_code=exit_code, next_start_seconds=slot.pause)
-        self._table.rows[slot.index].restarted()
+        self._table.rows[slot.index].bury()
         slot.next_start = time.monotonic() + slot.pause
         slot.pause = min(_LONGEST_PAUSE, max(1.0, 2 * slot.pause))
         nobody = all(other.ready_at is None for other in self._slots)

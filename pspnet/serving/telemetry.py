@@ -65,8 +65,10 @@ class Row:
     def state(self, state: float) -> None:
         self._values[_STATE] = state
 
-    def restarted(self) -> None:
-        """Counted by the supervisor, while the row's worker is dead."""
+    def bury(self) -> None:
+        """The row's worker is dead, and will be replaced. Called by the supervisor."""
+        self._values[_STATE] = STARTING
+        self._values[_WAITING] = self._values[_ACTIVE] = self._values[_PID] = 0.0
         self._values[_RESTARTS] += 1
 
     def depth(self, waiting: int, active: int) -> None:

@@ -38,7 +38,6 @@ def test_workers_add_up_whoever_is_asked(path: Path) -> None:
     second.rows[1].batch(3)
     first.rows[0].depth(4, 1)
     second.rows[1].depth(2, 3)
-    second.rows[1].restarted()
     for text in (first.render(), second.render()):
         assert value(text, "pspnet_requests_total", status="200") == 2
         assert value(text, "pspnet_requests_total", status="503") == 1
@@ -55,7 +54,6 @@ def test_workers_add_up_whoever_is_asked(path: Path) -> None:
         assert value(text, "pspnet_batch_images_bucket", le="2") == 1
         assert value(text, "pspnet_queue_depth") == 6
         assert value(text, "pspnet_active_requests") == 4
-        assert value(text, "pspnet_worker_restarts_total") == 1
 
 
 def test_a_new_process_goes_on_counting_in_its_row(path: Path) -> None:
@@ -74,6 +72,21 @@ def test_a_new_process_goes_on_counting_in_its_row(path: Path) -> None:
     assert value(text, "pspnet_queue_depth") == 0
     assert value(text, "pspnet_requests_total", status="200") == 1
     assert value(text, "pspnet_worker_resident_bytes", worker="0") > 1e6
+
+
+def test_a_dead_worker_is_neither_ready_nor_busy(path: Path) -> None:
+    table = Table(1, path)
+    table.rows[0].begin()
+    table.rows[0].state = READY
+    table.rows[0].depth(3, 1)
+    table.rows[0].request(200, 1, 1, [])
+    Table(1, path).rows[0].bury()
+    text = table.render()
+    for name in ("pspnet_workers_ready", "pspnet_queue_depth", "pspnet_active_requests"):
+        assert value(text, name) == 0
+    assert value(text, "pspnet_worker_resident_bytes", worker="0") == 0
+    assert value(text, "pspnet_worker_restarts_total") == 1
+    assert value(text, "pspnet_requests_total", status="200") == 1
 
 
 def test_a_worker_that_stops_is_not_ready() -> None:
