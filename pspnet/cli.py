@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
-    subparsers.add_parser("sagemaker", help="upload, train and rehearse for SageMaker (see `pspnet sagemaker --help`)")
+    subparsers.add_parser("sagemaker", help="train and host on SageMaker (see `pspnet sagemaker --help`)")
     cli_model.register(subparsers)
     cli_serve.register(subparsers)
     cli_data.register(subparsers)

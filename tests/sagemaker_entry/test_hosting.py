@@ -206,3 +206,39 @@ def test_other_images_are_not_judged() -> None:
     hosting_images.check_host_image(
         "ml.g5.xlarge", "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch-inference:2.6.0-gpu-py312"
     )
+
+
+@pytest.mark.parametrize("command", ["deploy", "predict", "transform", "status", "delete"])
+def test_help_and_unknown_flags_of_every_command(command: str, capsys: pytest.CaptureFixture) -> None:
+    from pspnet import cli as pspnet_cli
+
+    with pytest.raises(SystemExit) as ended:
+        pspnet_cli.dispatch(["sagemaker", command, "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: pspnet sagemaker {command}")
+    assert "--region" in out
+    with pytest.raises(SystemExit):
+        cli.dispatch([command, "x", "y", "--output", "o", "--epochs", "3"])
+    assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_flags_with_hyphens_are_the_same(capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("sagemaker.core", reason="sagemaker is not installed: pip install 'pspnet[sagemaker]'")
+    pytest.importorskip("botocore")
+    argv = [
+        "deploy",
+        "s3://b/model.tar.gz",
+        "--dry-run",
+        "--region",
+        "eu-west-1",
+        "--role",
+        ROLE,
+        "--base-name",
+        "cars",
+    ]
+    assert cli.dispatch([*argv, "--max-instances", "2", "--data-capture", "7", "--bucket", "ours"]) == 0
+    captured = capsys.readouterr()
+    assert '"InitialSamplingPercentage": 7' in captured.out
+    assert '"MaxCapacity": 2' in captured.out
+    assert captured.err == ""
