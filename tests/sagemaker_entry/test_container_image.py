@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspnet import Predictor
 from sagemaker_entry import EndpointPredictor
+from sagemaker_entry.transports import EndpointError
 from tests.sagemaker_entry.hosting_fixtures import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,9 +206,13 @@ def test_the_containers_command_answers_with_nothing_but_the_pinned_packages(tmp
     try:
         wait_for_ping(url, process)
         image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-        from pspnet import Predictor
-
-        np.testing.assert_array_equal(EndpointPredictor(url)(image), Predictor.load(model)(Image.fromarray(image)))
+        with EndpointPredictor(url) as predictor:
+            mask = predictor(image)
+            np.testing.assert_array_equal(mask, Predictor.load(model)(Image.fromarray(image)))
+            np.testing.assert_array_equal(predictor.probabilities(image).argmax(axis=0), mask)
+            assert predictor.summary(image)["width"] == 64
+            with pytest.raises(EndpointError, match=r"answered 400: The body is no readable JPEG, PNG or WebP image"):
+                predictor(b"\xff\xd8\xff\xe0 but no more")
         check = json.loads(base.of("HEALTHCHECK")[0].partition(" CMD ")[2])
         assert subprocess.run([sys.executable, *check[1:]], env=variables, timeout=60).returncode == 0
         process.send_signal(signal.SIGTERM)
