@@ -117,7 +117,7 @@ class Host:
 
 
 class Client:
-    """One keep-alive connection, connected again where the host closed it. Not for several threads at once."""
+    """One keep-alive connection, opened again after a failure. Not for several threads at once."""
 
     def __init__(self, port: int, seconds: float = 120.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
