@@ -7,6 +7,7 @@ import json
 import sys
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from sagemaker_entry import hosting_requests as requests
@@ -14,7 +15,7 @@ from sagemaker_entry.hosting import HostSettings, read_host_settings
 from sagemaker_entry.hosting_images import check_host, check_host_image, choose_host_image
 from sagemaker_entry.hosting_requests import HostPlace
 from sagemaker_entry.job import default_bucket_name, unique_name
-from sagemaker_entry.model_source import bring_to_s3, kind_of, target_uri
+from sagemaker_entry.model_source import bring_to_s3, kind_of, look_locally, target_uri
 from sagemaker_entry.resources import Group, describe_endpoint, find_groups, owner_of, remove, remove_scaling
 from sagemaker_entry.session import AwsError, aws_errors, boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.settings import LONGEST_BASE_NAME
@@ -97,6 +98,8 @@ def requests_of(settings: HostSettings, place: HostPlace) -> dict[str, dict[str,
 
 def dry_run(model: str, kind: str, settings: HostSettings, stamp: str) -> int:
     """Print the requests as JSON, without credentials or network; what only AWS can tell is named on standard error."""
+    if kind == "local":
+        look_locally(Path(model))
     region = local_region(settings.account)
     account = settings.account.role_account or UNKNOWN_ACCOUNT
     role = settings.role or UNKNOWN_ROLE

@@ -116,12 +116,8 @@ def _tell_other_code(found: Findings, where: str) -> None:
         print(f"note: {where} carries code of another version; --refresh_code replaces it.", file=sys.stderr)
 
 
-@contextmanager
-def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
-    """A complete model.tar.gz of a model directory or archive on this disk; the original stays as it is.
-
-    Raises WeightsError for what is no model of this project or does not load.
-    """
+def look_locally(path: Path) -> tuple[Path, Findings]:
+    """The directory or archive that holds a model on this disk, and what it holds; WeightsError for no such model."""
     if path.is_dir() and not (path / CONFIG_NAME).is_file() and (path / ARCHIVE_NAME).is_file():
         path = path / ARCHIVE_NAME
     if path.is_dir():
@@ -130,6 +126,16 @@ def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
         with open(path, "rb") as stream:
             found = look_into_archive(stream, str(path))
     check_findings(found, str(path))
+    return path, found
+
+
+@contextmanager
+def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
+    """A complete model.tar.gz of a model directory or archive on this disk; the original stays as it is.
+
+    Raises WeightsError for what is no model of this project or does not load.
+    """
+    path, found = look_locally(path)
     if not refresh_code:
         _tell_other_code(found, str(path))
     from pspnet.serving.artifact import load_artifact
