@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 import pspnet
+from pspnet.errors import PspnetError
 from pspnet.serving.answers import choose_answer
 from pspnet.serving.codec import RequestError
 from pspnet.serving.engine import Engine
@@ -185,42 +186,28 @@ def create_app(
     """
     settings, limits = settings or read_settings(), limits or Limits.from_environment()
     table, log = table or Table(), log or JsonLog(worker=slot)
-    row = table.rows[slot]
     started = asyncio.Event()
-    wake: list[Callable[[], None]] = []
+    loops: list[asyncio.AbstractEventLoop] = []
 
     def model_started(error: Exception | None) -> None:
-        if error is not None:
+        if isinstance(error, PspnetError):  # the user's to mend: no traceback
+            log.write("model_failed", error=f"{type(error).__name__}: {error}")
+        elif error is not None:
             log.error("model_failed", error)
         on_started(error)
-        for call in wake:
-            call()
+        for loop in loops:
+            _call(loop, started.set)
 
     engine = Engine(
-        lambda: load_predictor(settings, limits, slot), limits, row, settings.queue, settings.max_batch,
+        lambda: load_predictor(settings, limits, slot), limits, table.rows[slot], settings.queue, settings.max_batch,
         settings.warmup_size, settings.stuck_seconds, model_started,
     )  # fmt: skip
     service = Service(settings, limits, engine, table, slot, log)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        wake.append(lambda: _call(loop, started.set))
-        row.begin()
-        heart = asyncio.ensure_future(_beat(service))
-        engine.start()
-        if listen_when_ready:
-            await started.wait()
-        yield
-        heart.cancel()
-        engine.abort()
-        await loop.run_in_executor(None, engine.join, 5.0)
-        log.close()
-
     app = FastAPI(
         title="pspnet",
         version=pspnet.__version__,
-        lifespan=lifespan,
+        lifespan=_lifespan(service, loops, started if listen_when_ready else None),
         description="Semantic segmentation: image in, mask out.",
     )
     app.state.service = service
@@ -232,6 +219,28 @@ def create_app(
     _document(app)
     app.add_exception_handler(HTTPException, service.not_here)  # type: ignore[arg-type]
     return app
+
+
+def _lifespan(
+    service: Service, loops: list[asyncio.AbstractEventLoop], wait_for: asyncio.Event | None
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    """Starts the engine with the app and ends it with it; `loops` gets the loop that the app runs on."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loops.append(asyncio.get_running_loop())
+        service.row.begin()
+        heart = asyncio.ensure_future(_beat(service))
+        service.engine.start()
+        if wait_for is not None:
+            await wait_for.wait()
+        yield
+        heart.cancel()
+        service.engine.abort()
+        await loops[0].run_in_executor(None, service.engine.join, 5.0)
+        service.log.close()
+
+    return lifespan
 
 
 def _document(app: FastAPI) -> None:
