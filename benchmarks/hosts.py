@@ -294,9 +294,13 @@ def _group(leader: int) -> dict[int, str]:
 
 
 def memory_of(pid: int) -> int:
-    """Bytes of memory that a process holds; pages shared by n processes count for an n-th. 0 for one that ended."""
+    """Bytes that a process holds of its own, and its part of shared memory; 0 for one that ended.
+
+    The pages of program and library files are left out: how many count as its own depends on who else runs them.
+    """
     with contextlib.suppress(OSError):
-        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+        found = re.findall(
+            r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE
+        )
+        return 1024 * sum(map(int, found))
     return 0

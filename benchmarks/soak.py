@@ -15,6 +15,7 @@ from benchmarks.load import Load, Sent, many_at_once, summary
 
 CLIENTS = 2
 SECONDS_BETWEEN = 5.0
+_GROUP = 6
 # Growth that is taken for none: of the fitted line over the judged part, as a share of the memory and in bytes.
 _FLAT_SHARE, _FLAT_BYTES = 0.01, 4 * 2**20
 
@@ -55,8 +56,13 @@ def run(host: Host, body: bytes, seconds: float, seconds_between: float = SECOND
 
 
 def slope(totals: list[tuple[float, int]], start: float) -> dict[str, Any]:
-    """Straight line through (seconds, bytes) from `start` on: MiB at its ends, MiB a minute, and whether it is flat."""
-    judged = [entry for entry in totals if entry[0] >= start]
+    """Straight line through (seconds, bytes) from `start` on: MiB at its ends, MiB a minute, and whether it is flat.
+
+    It goes through the least of every six samples: what a request needs while it is computed comes and goes.
+    """
+    later = [entry for entry in totals if entry[0] >= start]
+    groups = [later[first : first + _GROUP] for first in range(0, len(later) - _GROUP + 1, _GROUP)]
+    judged = [(group[0][0], min(size for _, size in group)) for group in groups]
     if len(judged) < 3:
         return {"flat": None, "mib_per_minute": None}
     times, sizes = np.array(judged, dtype=np.float64).T
