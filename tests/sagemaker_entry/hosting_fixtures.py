@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from pspnet.entry import run_guarded
+from sagemaker_entry.cli import dispatch
 from tests.sagemaker_entry.conftest import ACCOUNT, REGION, ROLE, Aws
 
 BUCKET = f"sagemaker-{REGION}-{ACCOUNT}"
@@ -44,3 +49,19 @@ def upload(aws: Aws, archive: Path, uri: str = ARCHIVE) -> str:
     s3.upload_file(str(archive), bucket, key)
     aws.requests.clear()
     return uri
+
+
+def only(aws: Aws, operation: str) -> dict[str, Any]:
+    (request,) = aws.sent(operation)
+    return request
+
+
+def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
+    """The last line of a failing deployment."""
+    capsys.readouterr()
+    assert run_guarded(dispatch, [*DEPLOY, *argv]) in (1, 2)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    lines = error.rstrip("\n").split("\n")
+    assert lines[-1].startswith("error: "), error
+    return lines[-1]
