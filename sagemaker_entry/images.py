@@ -39,19 +39,6 @@ def has_gpu(instance_type: str) -> bool:
     return parse_instance_type(instance_type)[0][0] in "gp"
 
 
-def has_several_gpus(instance_type: str) -> bool:
-    """Whether the machine has more than one GPU.
-
-    g machines have one up to 8xlarge and at 16xlarge (one GPU with more processors), p machines up to 4xlarge.
-    """
-    family, size = parse_instance_type(instance_type)
-    match = re.fullmatch(r"(\d+)xlarge", size)
-    if not has_gpu(instance_type) or match is None:
-        return False
-    multiple = int(match.group(1))
-    return multiple >= 12 and multiple != 16 if family.startswith("g") else multiple >= 8
-
-
 def check_known(instance_type: str) -> None:
     """Raise ConfigError for a machine that the installed boto3 does not know as one for training."""
     import botocore

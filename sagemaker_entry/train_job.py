@@ -23,7 +23,7 @@ from sagemaker_entry.images import P2_NOTE, check_image, check_known, choose_ima
 from sagemaker_entry.job import (
     CHECKPOINT_FOLDER,
     COMMAND,
-    ENTRY_SCRIPT,
+    ENTRYPOINT_ARGUMENTS,
     REQUIREMENTS,
     Place,
     build_request,
@@ -36,7 +36,6 @@ from sagemaker_entry.job import (
     parse_uri,
     s3_folder,
     unique_name,
-    uses_torchrun,
 )
 from sagemaker_entry.logs import follow_job
 from sagemaker_entry.session import aws_errors, boto_session, find_bucket, find_role, local_region
@@ -189,22 +188,26 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
     from sagemaker.core.helper.session_helper import Session
     from sagemaker.core.training import configs
     from sagemaker.train import ModelTrainer
-    from sagemaker.train.distributed import Torchrun
 
     bucket, _ = parse_uri(_channel_uri(request, "code"))
 
     class Trainer(ModelTrainer):  # type: ignore[misc]
-        """Stages the source where the request says, whatever IAM's simulation says of the whole bucket."""
+        """Stages the source where the request says, whatever IAM's simulation says of the whole bucket, and starts the
+        container as the request says."""
 
         def _resolve_staging_bucket(self) -> tuple[str, None]:
             return bucket, None
+
+        def _create_training_job_args(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+            job: dict[str, Any] = super()._create_training_job_args(*arguments, **options)
+            job["algorithm_specification"].container_arguments = list(ENTRYPOINT_ARGUMENTS)
+            return job
 
     algorithm, machines = request["AlgorithmSpecification"], request["ResourceConfig"]
     checkpoints = None
     if settings.spot or settings.checkpoint_s3_uri:
         place = {"s3_uri": settings.checkpoint_s3_uri} if settings.checkpoint_s3_uri else {}
         checkpoints = configs.CheckpointConfig(local_path=CHECKPOINT_FOLDER, **place)
-    start = {"entry_script": ENTRY_SCRIPT} if uses_torchrun(settings) else {"command": COMMAND}
     limit = {} if settings.wait_limit is None else {"max_wait_time_in_seconds": settings.wait_limit}
     trainer = Trainer(
         sagemaker_session=Session(boto_session=session, default_bucket=bucket, sagemaker_config=quiet_sdk_config()),
@@ -213,8 +216,7 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
         input_s3_key_prefix=settings.prefix,
         training_image=algorithm["TrainingImage"],
         training_input_mode=algorithm["TrainingInputMode"],
-        source_code=configs.SourceCode(source_dir=str(source), requirements=REQUIREMENTS, **start),
-        distributed=Torchrun() if uses_torchrun(settings) else None,
+        source_code=configs.SourceCode(source_dir=str(source), requirements=REQUIREMENTS, command=COMMAND),
         compute=configs.Compute(
             instance_type=machines["InstanceType"],
             instance_count=machines["InstanceCount"],
