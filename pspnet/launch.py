@@ -53,10 +53,12 @@ def torchrun_arguments(env: Mapping[str, str]) -> list[str]:
     ]
 
 
-def network_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """What talking between machines needs, as the SDK's own torchrun driver sets it; the user's own values stay."""
+def network_environment(env: Mapping[str, str], machines: int) -> dict[str, str]:
+    """What the processes need to find each other, as the SDK's own torchrun driver sets it; the user's values stay."""
     interface = env.get("SM_NETWORK_INTERFACE_NAME", "eth0")
-    wanted = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface, "NCCL_PROTO": "simple"}
+    wanted = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
+    if machines > 1:
+        wanted["NCCL_PROTO"] = "simple"
     return {key: value for key, value in wanted.items() if key not in env}
 
 
@@ -86,8 +88,8 @@ def launch(argv: Sequence[str]) -> int:
     # The first process of a container ignores signals that it has no handler for. torchrun sets its own later.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     hosts = json.loads(os.environ["SM_HOSTS"])
+    os.environ.update(network_environment(os.environ, len(hosts)))
     if len(hosts) > 1:
-        os.environ.update(network_environment(os.environ))
         wait_for_host(min(hosts))
     print(f"torchrun {' '.join(arguments)} {SCRIPT}", flush=True)
     return run_torchrun([*arguments, SCRIPT])

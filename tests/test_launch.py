@@ -43,8 +43,9 @@ def test_every_machine_knows_its_place(host: str, rank: int) -> None:
 
 
 def test_machines_talk_over_the_jobs_network_unless_the_user_says_otherwise() -> None:
-    found = network_environment({"SM_NETWORK_INTERFACE_NAME": "ethwe", "NCCL_PROTO": "LL"})
-    assert found == {"NCCL_SOCKET_IFNAME": "ethwe", "GLOO_SOCKET_IFNAME": "ethwe"}
+    env = {"SM_NETWORK_INTERFACE_NAME": "ethwe", "GLOO_SOCKET_IFNAME": "eth1"}
+    assert network_environment(env, machines=1) == {"NCCL_SOCKET_IFNAME": "ethwe"}
+    assert network_environment(env, machines=2) == {"NCCL_SOCKET_IFNAME": "ethwe", "NCCL_PROTO": "simple"}
 
 
 def test_outside_a_job_it_says_what_to_run() -> None:

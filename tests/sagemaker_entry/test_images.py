@@ -45,6 +45,11 @@ def test_other_machines_get_the_newest_image_of_the_sdk(sdk: None) -> None:
     assert max(numbers) >= (2, 10, 0)
 
 
+@pytest.mark.parametrize("machine", ["ml.p3.2xlarge", "ml.p3dn.24xlarge"])
+def test_v100_machines_get_an_image_that_still_has_code_for_them(sdk: None, machine: str) -> None:
+    assert choose_image(machine, "ap-northeast-1") == f"{REGISTRY}:2.8.0-gpu-py312"
+
+
 def test_a_version_can_be_chosen(sdk: None) -> None:
     assert choose_image("ml.g4dn.xlarge", "ap-northeast-1", "2.6.0") == f"{REGISTRY}:2.6.0-gpu-py312"
     with pytest.raises(
@@ -63,6 +68,11 @@ def test_an_unknown_region_is_named(sdk: None) -> None:
     [
         ("ml.p2.xlarge", "1.13.1", r"ml\.p2\.xlarge \(K80\) runs PyTorch up to 1\.12\.1, and the image has 1\.13\.1"),
         ("ml.p2.xlarge", "2.10.0", r"today's equivalents are ml\.g4dn\.xlarge .* and ml\.g5\.xlarge"),
+        (
+            "ml.p3.8xlarge",
+            "2.9.0",
+            r"ml\.p3\.8xlarge \(V100\) runs PyTorch up to 2\.8\.0, and the image has 2\.9\.0\.$",
+        ),
         ("ml.g4dn.xlarge", "1.11.0", r"PyTorch 1\.11\.0 is too old"),
         ("ml.p5.48xlarge", "1.12.1", r"GPUs of ml\.p5\.48xlarge need PyTorch 2\.0 or newer"),
         ("ml.g7e.2xlarge", "2.6.0", r"need PyTorch 2\.7 or newer"),
