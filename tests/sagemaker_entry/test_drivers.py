@@ -253,10 +253,10 @@ def test_sigterm_to_the_container_reaches_the_script(job: Job) -> None:
     assert went_on(printed)
 
 
-@pytest.mark.parametrize("python", [sys.executable, os.environ.get("PSPNET_PYTHON38")], ids=["this Python", "3.8"])
+@pytest.mark.parametrize("python", [sys.executable, os.environ.get("PSPNET_PYTHON38")], ids=["this Python", "python38"])
 def test_sigterm_reaches_all_processes_of_a_machine_with_several_gpus(job: Job, python: str | None) -> None:
     if python is None:
-        pytest.skip("PSPNET_PYTHON38 names no Python 3.8 with torch 1.12.1")
+        pytest.skip("PSPNET_PYTHON38 names no Python 3.8 with torch 1.12.1 (.ci/python38.sh makes one)")
     job.prepare(FOREVER, COMMAND, gpus=2)
     process = job.start(python)
     printed = stop_when_trained(process, process)
