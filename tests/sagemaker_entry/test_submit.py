@@ -176,6 +176,17 @@ def test_a_failed_job_ends_in_its_reason(uploaded: Aws, monkeypatch: pytest.Monk
     assert follow_job(uploaded.session, "j", poll=0) == 1
 
 
+def test_a_lost_network_ends_the_watching_and_not_the_job(uploaded: Aws) -> None:
+    lost = EndpointConnectionError(endpoint_url="https://x")
+    uploaded.refusals["DescribeLogStreams"] = lost
+    dispatch(TRAIN)
+    name = created(uploaded)["TrainingJobName"]
+    assert follow_job(uploaded.session, name, poll=0) == 0
+    uploaded.refusals["DescribeTrainingJob"] = lost
+    with pytest.raises(AwsError, match=f"AWS cannot be reached .* The job itself goes on: aws sagemaker .* {name}$"):
+        follow_job(uploaded.session, name, poll=0)
+
+
 def test_a_job_that_does_not_exist_is_one_sentence(aws: Aws) -> None:
     with pytest.raises(AwsError, match=r"^asking about the job none: .*none"):
         job_status(aws.session.client("sagemaker"), "none")
