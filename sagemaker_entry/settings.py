@@ -43,6 +43,7 @@ class JobSettings:
     prefix: str = DEFAULT_PREFIX
     region: str | None = None
     profile: str | None = None
+    skip_check: bool = False
     wait: bool = True
     dry_run: bool = False
 
@@ -101,6 +102,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "image_uri", metavar="URI", help="container image (chosen by instance_type)")
     add_flag(parser, "pytorch_version", metavar="X.Y.Z", help="another version of AWS's PyTorch image")
     add_account_arguments(parser)
+    add_flag(parser, "skip_check", action="store_true", help="do not read every local file of the channels first")
     wait = parser.add_mutually_exclusive_group()
     add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="show the log until the end (default)")
     add_flag(wait, "no_wait", dest="wait", action="store_false", help="return when the job is submitted")

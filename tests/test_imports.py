@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
-    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_model", "pspnet.cli_serve", "pspnet.entry", "train", "inference",
+    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_model", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train",
+    "inference",
     "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
