@@ -47,8 +47,11 @@ class Service:
         self._held = 0
 
     async def ping(self, exchange: Exchange) -> None:
-        """200 when the model answers, 503 with the reason when it does not."""
+        """200 when the model answers, 503 with the reason when it does not; at the start, when all workers answer."""
         problem = self.engine.problem()
+        if problem is None and self.table.starting_up:
+            # The next request may reach a worker that is not ready, and a platform sends them after the first 200.
+            problem = "Other workers are still loading the model."
         status, body = (200, b"") if problem is None else (503, problem.encode())
         await exchange.answer(status, body, TEXT, close=self.draining)
 

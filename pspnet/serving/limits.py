@@ -27,13 +27,12 @@ _BOUNDS = {
 class Limits:
     """Bounds of one request. Each is also an environment variable: `pixels` is PSPNET_PIXELS.
 
-    request_bytes: largest body. A real-time endpoint of SageMaker lets in 25 MB, a serverless one 4 MB, an
-        asynchronous one 1 GB (SageMaker's model hosting FAQ).
+    request_bytes: largest body. SageMaker's endpoints let in less (see docs/endpoint.md): deploying sets what they do.
     pixels: largest image, checked in its header before it is decoded. 25 million are 6000 x 4166.
     pass_pixels: pixels that run through the network at once, of one image or of a batch; this bounds the memory.
     large_images: what becomes of an image above pass_pixels: `tile` (overlapping windows), `scale` (shrink the image,
         enlarge its mask) or `refuse`.
-    answer_bytes: largest answer; what SageMaker lets out is what it lets in.
+    answer_bytes: largest answer.
     """
 
     request_bytes: int = 25_000_000

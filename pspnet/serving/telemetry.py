@@ -108,6 +108,12 @@ class Table:
         self._values = values
         self.rows = [Row(values[index * _WIDTH : (index + 1) * _WIDTH]) for index in range(workers)]
 
+    @property
+    def starting_up(self) -> bool:
+        """Whether a worker of the first start does not answer yet."""
+        rows = (self._values[index * _WIDTH : (index + 1) * _WIDTH] for index in range(len(self.rows)))
+        return any(row[_STATE] == STARTING and row[_RESTARTS] == 0 for row in rows)
+
     def render(self) -> str:
         """All numbers in Prometheus' text format."""
         rows = [self._values[index * _WIDTH : (index + 1) * _WIDTH].tolist() for index in range(len(self.rows))]

@@ -27,7 +27,7 @@ from sagemaker_entry.transports import EndpointError
 from tests.sagemaker_entry.hosting_fixtures import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCKER = ROOT / "docker"
+DOCKER = ROOT / "sagemaker_entry" / "docker"
 
 
 @dataclass

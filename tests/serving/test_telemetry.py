@@ -100,3 +100,15 @@ def test_bucket_bounds_belong_to_their_bucket() -> None:
     table.rows[0].request(200, 0, 0, [("queue", 0.001)])
     assert value(table.render(), "pspnet_stage_seconds_bucket", stage="queue", le="0.001") == 1
     assert value(table.render(), "pspnet_stage_seconds_bucket", stage="queue", le="0.0005") == 0
+
+
+def test_starting_up_ends_when_every_worker_has_answered_or_died(path: Path) -> None:
+    table = Table(2, path)
+    assert table.starting_up
+    table.rows[0].state = READY
+    assert table.starting_up
+    table.rows[1].bury()  # the endpoint must not wait for a worker that cannot start
+    assert not table.starting_up
+    other = Table(2, path)
+    other.rows[1].state = READY
+    assert not other.starting_up
