@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The training path under Python 3.8 with torch 1.12.1, the newest that SageMaker allows on ml.p2.xlarge, from source:
-# a tiny training, its resume, its model directory, and the exit code of a wrong setting.
+# a tiny training, its resume, its model directory, the exit code of a wrong setting, and the tests of the job of such a
+# machine, under SageMaker's training toolkit and its SDK's drivers.
 #
 # Takes the interpreter from $PYTHON38, or looks for one (python3.8, uv's, pyenv's). Where there is none, it says so
 # and ends with 0. An interpreter that has torch 1.12.1 already is used as it is; for another one, a virtual environment
-# is made in a temporary folder.
+# is made in a temporary folder. The tests are run by $PYTEST, a command of the newer Python that the project is for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -13,6 +14,7 @@ packages=(
   torch==1.12.1 torchvision==0.13.1 'numpy<2' pillow 'pydantic<2.11' eval-type-backport pyyaml safetensors
   albumentations==1.4.18 opencv-python-headless tqdm tensorboard six
 )
+toolkit_package=sagemaker-training==4.2.8
 
 step() { printf '\n-- %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
@@ -38,10 +40,23 @@ else
   base=$(find_python38)
 fi
 if [[ -z $base ]]; then
-  echo "SKIPPED: there is no Python 3.8 on this machine, so the training path was NOT checked under it."
+  echo "SKIPPED: there is no Python 3.8 on this machine, so neither the training path nor an ml.p2 job was checked under it."
   echo "         Install one (uv python install 3.8) or name one: PYTHON38=/path/to/python .ci/python38.sh"
   exit 0
 fi
+# Makes the virtual environment $1 with the interpreter $2 and installs the other arguments there.
+make_environment() {
+  local folder=$1 interpreter=$2
+  shift 2
+  if command -v uv >/dev/null 2>&1; then
+    uv venv --quiet --no-project --python "$interpreter" "$folder"
+    uv pip install --quiet --python "$folder/bin/python" "$@"
+  else
+    "$interpreter" -m venv "$folder"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  fi
+}
+
 step "Python 3.8: $base ($("$base" --version 2>&1))"
 
 work=$(mktemp -d)
@@ -51,15 +66,18 @@ if "$base" -c 'import sys, torch; sys.exit(not torch.__version__.startswith("1.1
   python=$base
   echo "it has torch 1.12.1 already and is used as it is"
 else
-  step "installing into a temporary environment: ${packages[*]}"
-  if command -v uv >/dev/null 2>&1; then
-    uv venv --quiet --no-project --python "$base" "$work/venv"
-    uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-  else
-    "$base" -m venv "$work/venv"
-    "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
-  fi
+  step "installing into a temporary environment: ${packages[*]} $toolkit_package"
+  make_environment "$work/venv" "$base" "${packages[@]}" "$toolkit_package"
   python=$work/venv/bin/python
+fi
+toolkit=$python
+if ! "$python" -c 'import sagemaker_training' >/dev/null 2>&1; then
+  step "installing $toolkit_package beside it"
+  make_environment "$work/toolkit" "$python" "$toolkit_package"
+  toolkit=$work/toolkit/bin/python
+  # The packages of the other interpreter, after those of this environment.
+  "$python" -c 'import site; print("\n".join(site.getsitepackages()))' \
+    >"$("$toolkit" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
 fi
 # -W: torch 1.12.1 and its time's packages use what later setuptools deprecate.
 export PYTHONPATH=$root PYTHONWARNINGS=ignore NO_ALBUMENTATIONS_UPDATE=1
@@ -113,5 +131,16 @@ cat wrong.log
 [[ $code == 2 ]] || fail "exit code $code, expected 2"
 grep -q "learning_rate: found 'fast'" wrong.log || fail "the message does not name the setting"
 ! grep -q Traceback wrong.log || fail "the message is a traceback"
+
+step "the job of an ml.p2 machine"
+if [[ -z ${PYTEST:-} ]] && command -v uv >/dev/null 2>&1; then
+  PYTEST="uv run pytest"
+fi
+if [[ -n ${PYTEST:-} ]]; then
+  # shellcheck disable=SC2086  (a command with its arguments)
+  (cd "$root" && env -u PYTHONPATH -u PYTHONWARNINGS PSPNET_PYTHON38="$toolkit" $PYTEST -rs -k python38 tests/sagemaker_entry)
+else
+  echo "SKIPPED: there is no uv, and PYTEST names no command that runs the tests, so the job was NOT rehearsed."
+fi
 
 printf '\nThe training path works under %s with torch 1.12.1.\n' "$("$python" --version)"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import pspnet
-from pspnet import cli_data, cli_model
+from pspnet import cli_data, cli_model, cli_serve
 from pspnet.entry import run_guarded, train_command
 
 
@@ -17,8 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
-    subparsers.add_parser("sagemaker", help="upload, train and rehearse for SageMaker (see `pspnet sagemaker --help`)")
+    subparsers.add_parser("sagemaker", help="train and host on SageMaker (see `pspnet sagemaker --help`)")
     cli_model.register(subparsers)
+    cli_serve.register(subparsers)
     cli_data.register(subparsers)
     return parser
 

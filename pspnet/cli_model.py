@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from pspnet.data.channels import list_files, load_pairs
-from pspnet.data.images import IMAGE_SUFFIXES, read_image, write_image, write_palette_png
+from pspnet.data.channels import load_pairs
+from pspnet.data.images import read_image, write_image, write_palette_png
+from pspnet.data.inputs import find_images
 from pspnet.errors import DataError, PspnetError
 from pspnet.files import replacing
 
@@ -129,31 +128,6 @@ def run_predict(arguments: argparse.Namespace) -> int:
             write_image(arguments.output / f"{path.stem}_overlay.jpg", picture, quality=90)
     print(f"{len(paths) - failed} masks in {arguments.output}" + (f", {failed} images failed" if failed else ""))
     return 1 if failed else 0
-
-
-def find_images(arguments: list[str]) -> list[Path]:
-    """Files, the images directly in folders, and matches of patterns, in that order; DataError for what is not there
-    and for two images whose masks would have the same name."""
-    paths: list[Path] = []
-    for text in arguments:
-        path = Path(text)
-        if path.is_dir():
-            found = list_files(path, IMAGE_SUFFIXES, "images")
-        elif path.is_file():
-            found = [path]
-        else:
-            found = [Path(match) for match in sorted(glob.glob(text)) if Path(match).suffix.lower() in IMAGE_SUFFIXES]
-        if not found:
-            raise DataError(f"{text}: no such image file, and no image found there ({', '.join(IMAGE_SUFFIXES)}).")
-        paths += found
-    paths = list(dict.fromkeys(paths))
-    doubled = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
-    if doubled:
-        same = ", ".join(str(path) for path in paths if path.stem == doubled[0])
-        raise DataError(
-            f"{same}: their masks would all be named {doubled[0]}.png; predict them into different folders."
-        )
-    return paths
 
 
 def _workers(text: str) -> str | int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pspnet.config_checks import check_channels, config_warnings
 from pspnet.config_sources import dump_yaml, help_text, parse_arguments
-from pspnet.errors import ConfigError, PspnetError
+from pspnet.errors import ConfigError, ProcessLostError, PspnetError
 from pspnet.job import describe_defect, job_arguments, report_failure
 from pspnet.locations import find_beside
 
@@ -30,6 +30,10 @@ def run_guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     thread_hook, threading.excepthook = threading.excepthook, _report_thread
     try:
         return command(argv)
+    except ProcessLostError as error:
+        # The process that was lost has the reason, or torchrun has where that one was killed.
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
     except PspnetError as error:
         return _fail(str(error), CONFIG_ERROR if isinstance(error, ConfigError) else USER_ERROR)
     except OSError as error:

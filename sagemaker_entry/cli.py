@@ -1,20 +1,23 @@
-"""The commands that concern SageMaker: upload, train, rehearse. AWS's packages are imported when they are needed."""
+"""The commands that concern SageMaker, training and hosting. AWS's packages are imported when they are needed."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sagemaker_entry import rehearse
+from sagemaker_entry import cli_hosting, rehearse
+from sagemaker_entry.packages import require_packages
 from sagemaker_entry.settings import add_account_arguments, add_flag, add_job_arguments
 
 _TRAIN_TEXT = """Train as a SageMaker job. Besides the arguments below, every setting of train.py is one here:
 --config FILE, --epochs 20, --data s3://bucket/prefix, --train s3://bucket/images, --label_map, --model ...
 (`pspnet train --help` lists them). Channels that are not given are those that `upload` wrote. Settings are checked
 here, before anything is sent."""
+
+TAKES_SETTINGS = ("train", "rehearse")
+"""Commands that take the settings of train.py beside their own arguments."""
 
 
 def build_parser(program: str = "python -m sagemaker_entry") -> argparse.ArgumentParser:
@@ -26,6 +29,7 @@ def build_parser(program: str = "python -m sagemaker_entry") -> argparse.Argumen
     add_job_arguments(train)
     train.set_defaults(run=run_train)
     rehearse.register(subparsers)
+    cli_hosting.register(subparsers)
     return parser
 
 
@@ -47,8 +51,8 @@ def dispatch(argv: Sequence[str], program: str = "python -m sagemaker_entry") ->
     """Run one command; returns its exit code. What a command's parser does not know is handed to it as `rest`."""
     parser = build_parser(program)
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "upload" and rest:
-        parser.error(f"upload: unrecognized arguments: {' '.join(rest)}")
+    if arguments.command not in TAKES_SETTINGS and rest:
+        parser.error(f"{arguments.command}: unrecognized arguments: {' '.join(rest)}")
     arguments.rest = [*getattr(arguments, "rest", []), *rest]
     code: int = arguments.run(arguments)
     return code
@@ -56,7 +60,7 @@ def dispatch(argv: Sequence[str], program: str = "python -m sagemaker_entry") ->
 
 def run_upload(arguments: argparse.Namespace) -> int:
     """Check the data set, upload its channels, say how to go on."""
-    require_sdk("boto3")
+    require_packages("boto3")
     from sagemaker_entry.upload import upload_command
 
     return upload_command(arguments)
@@ -64,19 +68,7 @@ def run_upload(arguments: argparse.Namespace) -> int:
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Check, describe and submit a training job."""
-    require_sdk("sagemaker", "boto3")
+    require_packages("sagemaker", "boto3")
     from sagemaker_entry.train_job import train_command
 
     return train_command(arguments)
-
-
-def require_sdk(*modules: str) -> None:
-    """Raise PspnetError that names the extra to install where a package of AWS is missing."""
-    from pspnet.errors import PspnetError
-
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise PspnetError(
-            f"this command talks to AWS through {' and '.join(missing)}, which this Python does not have: "
-            'pip install "pspnet[sagemaker]" (from a checkout: pip install -e ".[sagemaker]").'
-        )

@@ -18,9 +18,12 @@ P2_NOTE = (
     "(T4, 16 GB) and ml.g5.xlarge (A10G, 24 GB): --instance_type ml.g4dn.xlarge"
 )
 
-# Families whose GPUs are newer than the CUDA of older images: compute capability 9.0 needs CUDA 11.8, 10.0 and 12.0
-# need CUDA 12.8.
-_NEEDS = {"p5": (2, 0), "p6": (2, 7), "g7": (2, 7)}
+# AWS's images have CUDA 11.3 (PyTorch 1.12.1), 11.8 (2.0), 12.6 (2.6), 12.8 (2.7, 2.8), 13.0 (2.9, 2.10), and PyTorch's
+# own builds for these.
+# H100 and H200 (compute capability 9.0) need CUDA 11.8, B200, B300 and RTX PRO (10.0, 10.3, 12.0) need CUDA 12.8.
+_OLDEST = {"p5": (2, 0), "p6": (2, 7), "g7": (2, 7)}
+# SageMaker offers nothing newer for the K80, and CUDA 13 has nothing for the V100 (7.0).
+_NEWEST = {"p2": ("K80", (1, 12, 1)), "p3": ("V100", (2, 8, 0))}
 _IMAGE = re.compile(
     r"(?P<repository>[\w./-]*?pytorch-[\w-]+):(?P<version>\d+(?:\.\d+)+)-(?P<processor>cpu|gpu)-?(?P<python>py\d+)?"
 )
@@ -37,19 +40,6 @@ def parse_instance_type(instance_type: str) -> tuple[str, str]:
 def has_gpu(instance_type: str) -> bool:
     """Whether the machine has NVIDIA GPUs: the families g and p."""
     return parse_instance_type(instance_type)[0][0] in "gp"
-
-
-def has_several_gpus(instance_type: str) -> bool:
-    """Whether the machine has more than one GPU.
-
-    g machines have one up to 8xlarge and at 16xlarge (one GPU with more processors), p machines up to 4xlarge.
-    """
-    family, size = parse_instance_type(instance_type)
-    match = re.fullmatch(r"(\d+)xlarge", size)
-    if not has_gpu(instance_type) or match is None:
-        return False
-    multiple = int(match.group(1))
-    return multiple >= 12 and multiple != 16 if family.startswith("g") else multiple >= 8
 
 
 def check_known(instance_type: str) -> None:
@@ -69,7 +59,7 @@ def check_known(instance_type: str) -> None:
 
 
 def choose_image(instance_type: str, region: str, version: str | None = None) -> str:
-    """The URI of AWS's PyTorch training image: 1.12.1 on P2, elsewhere the newest that the SDK knows, or `version`.
+    """The URI of AWS's PyTorch training image: the newest that the SDK knows and the GPU runs, or `version`.
 
     Raises ConfigError for a machine that no such image runs on, a version that does not exist or cannot run there,
     and an unknown region.
@@ -79,7 +69,8 @@ def choose_image(instance_type: str, region: str, version: str | None = None) ->
     family, _ = parse_instance_type(instance_type)
     versions = image_uris.config_for_framework("pytorch")["training"]["versions"]
     if version is None:
-        version = P2_VERSION if family == "p2" else max(versions, key=_numbers)
+        _, newest = _newest(family)
+        version = max((name for name in versions if newest is None or _numbers(name) <= newest), key=_numbers)
     check_pair(instance_type, version)
     if version not in versions:
         offered = ", ".join(name for name in versions if _numbers(name) >= OLDEST_VERSION)
@@ -138,17 +129,24 @@ def check_pair(instance_type: str, version: str | None) -> None:
         raise ConfigError(f"pytorch_version: found {version!r}; expected a version such as {P2_VERSION}.")
     if _numbers(version) < OLDEST_VERSION:
         raise ConfigError(f"PyTorch {version} is too old for this project; it needs {P2_VERSION} or newer.")
-    if family == "p2" and _numbers(version) > OLDEST_VERSION:
+    gpu, newest = _newest(family)
+    if newest is not None and _numbers(version) > newest:
+        note = f" {P2_NOTE}" if family == "p2" else ""
         raise ConfigError(
-            f"instance_type: {instance_type} (K80) runs PyTorch up to {P2_VERSION}, and the image has {version}. "
-            f"{P2_NOTE}"
+            f"instance_type: {instance_type} ({gpu}) runs PyTorch up to {'.'.join(map(str, newest))}, and the image "
+            f"has {version}.{note}"
         )
-    for name, least in _NEEDS.items():
+    for name, least in _OLDEST.items():
         if family.startswith(name) and _numbers(version) < least:
             raise ConfigError(
                 f"instance_type: the GPUs of {instance_type} need PyTorch {'.'.join(map(str, least))} or newer, and "
                 f"the image has {version}; leave out pytorch_version and image_uri to get the newest."
             )
+
+
+def _newest(family: str) -> tuple[str, tuple[int, ...] | None]:
+    """GPU and newest PyTorch of a family whose GPUs the newest images do not run on; None where they do."""
+    return next((found for name, found in _NEWEST.items() if family.startswith(name)), ("", None))
 
 
 def image_python38(uri: str) -> bool:

@@ -13,19 +13,21 @@ from pspnet.classes import NAMED_CLASS_SETS
 from pspnet.config import Config
 from pspnet.config_checks import CHANNELS, OUTPUT_FOLDERS, InvalidConfigError, Problem
 from pspnet.config_sources import Arguments
-from sagemaker_entry.images import has_several_gpus
 from sagemaker_entry.metrics import METRIC_DEFINITIONS
 from sagemaker_entry.settings import MOST_METRICS, JobSettings
 
-ENTRY_SCRIPT = "train.py"
-COMMAND = f"exec $SM_PYTHON_CMD {ENTRY_SCRIPT}"
-"""How a single process is started: in place of the SDK's shell, so that SageMaker's SIGTERM reaches it. The SDK's own
-driver would pass no signal on. train.py reads its hyperparameters from SM_HPS then."""
+COMMAND = "exec $SM_PYTHON_CMD -m pspnet.launch"
+"""How training is started: in place of the SDK's shell, so that SageMaker's SIGTERM reaches it, which the SDK's own
+drivers would not pass on. pspnet/launch.py finds out in the container whether that is one process or torchrun."""
 REQUIREMENTS = "requirements.txt"
 CHECKPOINT_FOLDER = "/opt/ml/checkpoints"
 MOST_HYPERPARAMETERS, LONGEST_VALUE = 100, 2500
 
 _DRIVERS = "/opt/ml/input/data/sm_drivers/sm_train.sh"
+ENTRYPOINT = ["/bin/bash"]
+ENTRYPOINT_ARGUMENTS = ["-c", f"chmod +x {_DRIVERS} && exec {_DRIVERS}"]
+"""The SDK's own, but for the `exec`: without it, bash 4.3 and older keep the container's first process for themselves,
+and with it SageMaker's SIGTERM."""
 _NOT_SENT = ("data", *CHANNELS, *OUTPUT_FOLDERS)
 """Folders: in a job, the channels and SageMaker's own directories give them."""
 
@@ -119,11 +121,6 @@ def upload_uri(settings: JobSettings, bucket: str, channel: str) -> str:
     return f"s3://{bucket}/{settings.prefix}/{channel}/"
 
 
-def uses_torchrun(settings: JobSettings) -> bool:
-    """Whether the job runs one process a GPU: several machines, or a machine with several GPUs."""
-    return settings.instance_count > 1 or has_several_gpus(settings.instance_type)
-
-
 def metric_definitions(settings: JobSettings) -> list[dict[str, str]]:
     """The metrics of the log, the user's last and over ours; raises ConfigError for more than SageMaker takes."""
     metrics = {**dict(METRIC_DEFINITIONS), **dict(settings.metrics)}
@@ -145,8 +142,8 @@ def build_request(
         "AlgorithmSpecification": {
             "TrainingImage": place.image_uri,
             "TrainingInputMode": settings.input_mode,
-            "ContainerEntrypoint": ["/bin/bash"],
-            "ContainerArguments": ["-c", f"chmod +x {_DRIVERS} && {_DRIVERS}"],
+            "ContainerEntrypoint": list(ENTRYPOINT),
+            "ContainerArguments": list(ENTRYPOINT_ARGUMENTS),
             "MetricDefinitions": metric_definitions(settings),
         },
         "RoleArn": place.role_arn,

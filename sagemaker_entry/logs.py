@@ -22,7 +22,7 @@ def follow_job(session: Any, name: str, poll: float = 10.0) -> int:
     """Print the job's states and log lines until it ends; 0 if it completed, 1 otherwise."""
     client, log, told = session.client("sagemaker"), JobLog(session, name), 0
     while True:
-        description = job_status(client, name)
+        description = _watched_status(client, name)
         transitions = description.get("SecondaryStatusTransitions", [])
         for state in transitions[told:]:
             print(f"[{state['Status']}] {state.get('StatusMessage', '')}".rstrip(), flush=True)
@@ -30,8 +30,20 @@ def follow_job(session: Any, name: str, poll: float = 10.0) -> int:
         ended = description["TrainingJobStatus"] in _ENDED
         log.print_new()
         if ended:
+            time.sleep(poll)  # the last lines, with the scores, come to the log a little later
+            log.print_new()
             return _tell_end(description)
         time.sleep(poll)
+
+
+def _watched_status(client: Any, name: str) -> dict[str, Any]:
+    """`job_status` of a job that runs on, whatever became of the network or the sign-in here."""
+    try:
+        return job_status(client, name)
+    except AwsError as error:
+        raise AwsError(
+            f"{error} The job itself goes on: aws sagemaker describe-training-job --training-job-name {name}"
+        ) from error
 
 
 def _tell_end(description: dict[str, Any]) -> int:
@@ -57,7 +69,7 @@ class JobLog:
 
     def print_new(self) -> None:
         """Print the lines since the last call. Where the log may not be read, say so once and go on without."""
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         if not self._readable:
             return
@@ -70,6 +82,8 @@ class JobLog:
                 return  # the group comes into being with the first job's first line
             self._readable = False
             print(f"The log cannot be read here ({code}); it is in CloudWatch, {LOG_GROUP}, {self._name}.", flush=True)
+        except BotoCoreError:
+            return  # a network that is away for a moment; asking about the job tells if it stays away
 
     def _streams(self) -> list[str]:
         answer = self._client.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._name}/")

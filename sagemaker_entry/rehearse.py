@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,16 +11,15 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pspnet.config_checks import InvalidConfigError, Problem
-from pspnet.config_sources import dump_yaml, parse_arguments
-from pspnet.data.channels import pair_files
+from pspnet.config_checks import CHANNELS, InvalidConfigError, Problem
+from pspnet.config_sources import dump_yaml, help_text, parse_arguments
 from pspnet.errors import ConfigError, PspnetError
+from sagemaker_entry.checks import check_machine, count_local, print_warnings, require_fit_data
 from sagemaker_entry.container import Container
-from sagemaker_entry.images import check_image, check_known, parse_instance_type
+from sagemaker_entry.images import P2_VERSION, parse_instance_type
 from sagemaker_entry.job import hyperparameters, is_s3, local_channels
 from sagemaker_entry.settings import add_flag, add_job_arguments, read_settings
 
@@ -53,22 +53,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the settings as `train` does, run the job, say where model.tar.gz is."""
     settings = read_settings(arguments)
     parsed = parse_arguments(arguments.rest, {})
-    if parsed.print_config:
-        print(dump_yaml(parsed.config), end="")
+    if parsed.help_requested or parsed.print_config:
+        print(help_text() if parsed.help_requested else dump_yaml(parsed.config), end="")
         return 0
-    parse_instance_type(settings.instance_type)
-    if find_spec("botocore") is not None:  # a rehearsal itself needs no package of AWS's
-        check_known(settings.instance_type)
-    if settings.image_uri is not None:
-        check_image(settings.instance_type, settings.image_uri)
+    check_machine(settings)
     channels = _folders_of(parsed.config)
-    samples = len(pair_files(channels["train"], channels["train_annotation"]).pairs) if channels else None
-    sent = hyperparameters(parsed, samples)
+    print_warnings(parsed.config, settings)
+    python = arguments.toolkit_python or sys.executable
+    _warn_of_another_python(_toolkit_version(python), settings.instance_type)
+    require_fit_data(channels, parsed.config, settings)
+    sent = hyperparameters(parsed, count_local(parsed.config))
     limit = settings.max_run if arguments.time_limit is None else arguments.time_limit
     try:
-        archive = rehearse(
-            sent, channels, limit, arguments.output, settings.instance_type, arguments.toolkit_python or sys.executable
-        )
+        archive = rehearse(sent, channels, limit, arguments.output, settings.instance_type, python)
     except JobStoppedError as error:
         print(error, file=sys.stderr)
         return STOPPED
@@ -78,12 +75,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _folders_of(config: Any) -> dict[str, Path]:
     """The channels, all of them folders here; raises ConfigError for places in S3."""
-    values = {key: getattr(config, key) for key in ("train", "train_annotation", "validation", "validation_annotation")}
+    values = {key: getattr(config, key) for key in CHANNELS}
     remote = [key for key, value in values.items() if value is not None and is_s3(value)]
     if remote:
         fix = "a rehearsal reads folders here: give --data FOLDER"
         raise InvalidConfigError([Problem(key, f"found {values[key]!r}", fix) for key in remote])
     return local_channels(config)
+
+
+def _warn_of_another_python(version: tuple[int, ...], instance_type: str) -> None:
+    if parse_instance_type(instance_type)[0] == "p2" and version != (3, 8):
+        print(
+            f"warning: the job on {instance_type} would run Python 3.8 with PyTorch {P2_VERSION}, and this rehearsal "
+            f"runs Python {'.'.join(map(str, version))}; --toolkit_python names another one.",
+            file=sys.stderr,
+        )
 
 
 def rehearse(
@@ -110,10 +116,15 @@ def rehearse(
     """
     python38 = _toolkit_version(python) < (3, 9)
     container = Container((output / "opt" / "ml").absolute())
-    if container.lay_out(sent, channels, instance_type, python38):
-        print(f"Going on from the checkpoints in {container.checkpoints}.", flush=True)
-    job = _Job([python, "-m", "sagemaker_training.cli.train"], container)
-    exit_code = job.run(time_limit_s)
+    with _alone_in(output) as lock:
+        if container.lay_out(sent, channels, instance_type, python38):
+            print(f"Going on from the checkpoints in {container.checkpoints}.", flush=True)
+        job = _Job([python, "-m", "sagemaker_training.cli.train"], container, lock)
+        return _result(job, job.run(time_limit_s), container, output)
+
+
+def _result(job: _Job, exit_code: int, container: Container, output: Path) -> Path:
+    """The packed model of a job that has ended; raises what `rehearse` raises."""
     if job.stopped_by is not None:
         kept = any(container.checkpoints.glob("last*.safetensors"))
         after = f"its checkpoint is in {container.checkpoints}; the same command goes on from it" if kept else (
@@ -126,6 +137,20 @@ def rehearse(
     archive = container.pack_model(output / "model.tar.gz")
     container.forget()
     return archive
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[int]:
+    """Hold the folder's lock, whose file descriptor this yields; PspnetError where another rehearsal has it."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PspnetError(
+                f"{output}: another rehearsal is running in this folder; wait for its end, or give another --output."
+            ) from error
+        yield file.fileno()
 
 
 def _toolkit_version(python: str) -> tuple[int, ...]:
@@ -146,11 +171,14 @@ def _toolkit_version(python: str) -> tuple[int, ...]:
 
 
 class _Job:
-    """The toolkit's process and all that it starts, which share a process group."""
+    """The toolkit's process and all that it starts, which share a process group.
 
-    def __init__(self, command: list[str], container: Container) -> None:
+    The process holds the folder's `lock` as well: it may outlive this one, if that is killed.
+    """
+
+    def __init__(self, command: list[str], container: Container, lock: int) -> None:
         self.stopped_by: str | None = None
-        self._command, self._container = command, container
+        self._command, self._container, self._lock = command, container, lock
         self._process: subprocess.Popen[str] | None = None
         self._killer: threading.Timer | None = None
 
@@ -159,7 +187,7 @@ class _Job:
         with self._signals(), subprocess.Popen(
             self._command, cwd=self._container.base, env=self._container.environment(), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-            errors="replace",
+            errors="replace", pass_fds=(self._lock,),
         ) as process:  # fmt: skip
             self._process = process
             limit = threading.Timer(time_limit_s, self.stop, [f"its time limit of {time_limit_s:g} s"])

@@ -73,9 +73,12 @@ def _client_sentence(error: Any, settings: JobSettings | None) -> str:
         return f"there is no S3 bucket {bucket or 'of this name'}; create it (`aws s3 mb`) or give another --bucket."
     if code == "ResourceLimitExceeded":
         machine = f" for {settings.instance_type}" if settings else ""
+        # AWS names the quota: The account-level service limit 'ml.t2.xlarge for endpoint usage' is 0 Instances ...
+        quota = re.search(r"limit '([^']+)'", message)
         return (
             f"the account's quota{machine} is used up or zero ({message}); ask for more in the Service Quotas console "
-            "(Amazon SageMaker, `<instance type> for training job usage`) or give another --instance_type."
+            f"(Amazon SageMaker, `{quota.group(1) if quota else '<instance type> for training job usage'}`) or give "
+            "another --instance_type."
         )
     if code in ("ValidationException", "ValidationError"):
         return _validation_sentence(message, settings)

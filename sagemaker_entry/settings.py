@@ -43,6 +43,7 @@ class JobSettings:
     prefix: str = DEFAULT_PREFIX
     region: str | None = None
     profile: str | None = None
+    skip_check: bool = False
     wait: bool = True
     dry_run: bool = False
 
@@ -101,6 +102,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "image_uri", metavar="URI", help="container image (chosen by instance_type)")
     add_flag(parser, "pytorch_version", metavar="X.Y.Z", help="another version of AWS's PyTorch image")
     add_account_arguments(parser)
+    add_flag(parser, "skip_check", action="store_true", help="do not read every local file of the channels first")
     wait = parser.add_mutually_exclusive_group()
     add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="show the log until the end (default)")
     add_flag(wait, "no_wait", dest="wait", action="store_false", help="return when the job is submitted")
@@ -111,8 +113,8 @@ def read_settings(arguments: argparse.Namespace) -> JobSettings:
     """The checked settings of the parsed arguments; raises ConfigError that lists every problem."""
     problems: list[Problem] = []
     values = {key: getattr(arguments, key) for key in JobSettings.__dataclass_fields__ if hasattr(arguments, key)}
-    values["tags"] = _pairs("tag", arguments.tag, "KEY=VALUE", problems)
-    values["metrics"] = _pairs("metric", arguments.metric, "NAME=REGEX", problems)
+    values["tags"] = read_pairs("tag", arguments.tag, "KEY=VALUE", problems)
+    values["metrics"] = read_pairs("metric", arguments.metric, "NAME=REGEX", problems)
     values["prefix"] = values["prefix"].strip("/")
     settings = JobSettings(**values)
     problems += _problems(settings)
@@ -121,7 +123,8 @@ def read_settings(arguments: argparse.Namespace) -> JobSettings:
     return settings
 
 
-def _pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -> tuple[tuple[str, str], ...]:
+def read_pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE texts as pairs; a problem is added for every other text."""
     pairs = [tuple(text.partition("=")[::2]) for text in texts]
     problems += [
         Problem(key, f"found {text!r}", f"give {form}")

@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pspnet.config import Config
-from pspnet.config_checks import CHANNELS, config_warnings
+from pspnet.config_checks import CHANNELS
 from pspnet.config_sources import Arguments, dump_yaml, help_text, parse_arguments
-from pspnet.data.channels import list_files
-from pspnet.data.images import IMAGE_SUFFIXES
-from pspnet.errors import DataError
-from sagemaker_entry.images import P2_NOTE, check_image, check_known, choose_image, image_python38, parse_instance_type
+from sagemaker_entry.checks import check_machine, count_local, print_warnings, require_fit_data
+from sagemaker_entry.images import choose_image, image_python38
 from sagemaker_entry.job import (
     CHECKPOINT_FOLDER,
     COMMAND,
-    ENTRY_SCRIPT,
+    ENTRYPOINT_ARGUMENTS,
     REQUIREMENTS,
     Place,
     build_request,
@@ -36,12 +34,11 @@ from sagemaker_entry.job import (
     parse_uri,
     s3_folder,
     unique_name,
-    uses_torchrun,
 )
 from sagemaker_entry.logs import follow_job
 from sagemaker_entry.session import aws_errors, boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.settings import JobSettings, read_settings
-from sagemaker_entry.upload import check_data, check_objects, count_images, upload_channels
+from sagemaker_entry.upload import check_objects, count_images, upload_channels
 
 UNKNOWN_ACCOUNT, UNKNOWN_ROLE, UNKNOWN_REGION = "ACCOUNT_ID", "ROLE", "us-east-1"
 
@@ -53,12 +50,9 @@ def train_command(arguments: argparse.Namespace) -> int:
     if parsed.help_requested or parsed.print_config:
         print(help_text() if parsed.help_requested else dump_yaml(parsed.config), end="")
         return 0
-    check_known(settings.instance_type)
+    check_machine(settings)
     local_channels(parsed.config)
-    for warning in config_warnings(parsed.config):
-        print(f"warning: {warning}", file=sys.stderr)
-    if parse_instance_type(settings.instance_type)[0] == "p2":
-        print(f"warning: {P2_NOTE}", file=sys.stderr)
+    print_warnings(parsed.config, settings)
     if settings.dry_run:
         return dry_run(arguments.rest, settings)
     session = boto_session(settings)
@@ -81,11 +75,8 @@ def read_config(rest: list[str], settings: JobSettings, bucket: str) -> Argument
 
 
 def image_of(settings: JobSettings, region: str) -> str:
-    """The image that was given, judged, or the one for the machine; raises ConfigError for an impossible pair."""
-    if settings.image_uri is None:
-        return choose_image(settings.instance_type, region, settings.pytorch_version)
-    check_image(settings.instance_type, settings.image_uri)
-    return settings.image_uri
+    """The image that was given, or the one for the machine; raises ConfigError for an impossible pair."""
+    return settings.image_uri or choose_image(settings.instance_type, region, settings.pytorch_version)
 
 
 def dry_run(rest: list[str], settings: JobSettings) -> int:
@@ -116,13 +107,6 @@ def dry_run(rest: list[str], settings: JobSettings) -> int:
     return 0
 
 
-def count_local(config: Config) -> int | None:
-    """Training images of a local channel; None where it is on S3 or synthetic."""
-    if config.synthetic or config.train is None or is_s3(config.train):
-        return None
-    return len(list_files(Path(config.train), IMAGE_SUFFIXES, "train")) or None
-
-
 def prepare(session: Any, rest: list[str], settings: JobSettings) -> dict[str, Any]:
     """The request for a session's account: role, bucket, data uploaded where it is local, images counted."""
     image = image_of(settings, session.region_name)
@@ -132,8 +116,7 @@ def prepare(session: Any, rest: list[str], settings: JobSettings) -> dict[str, A
     channels = channel_uris(config, settings, bucket)
     folders = local_channels(config)
     if folders:
-        if not check_data(folders, config.num_classes):
-            raise DataError("the data are not fit for training (see the report); nothing was uploaded or submitted.")
+        require_fit_data(folders, config, settings)
         upload_channels(session, folders, settings, bucket)
     samples = count_local(config)
     if channels:
@@ -189,22 +172,26 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
     from sagemaker.core.helper.session_helper import Session
     from sagemaker.core.training import configs
     from sagemaker.train import ModelTrainer
-    from sagemaker.train.distributed import Torchrun
 
     bucket, _ = parse_uri(_channel_uri(request, "code"))
 
     class Trainer(ModelTrainer):  # type: ignore[misc]
-        """Stages the source where the request says, whatever IAM's simulation says of the whole bucket."""
+        """Stages the source where the request says, whatever IAM's simulation says of the whole bucket, and starts the
+        container as the request says."""
 
         def _resolve_staging_bucket(self) -> tuple[str, None]:
             return bucket, None
+
+        def _create_training_job_args(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+            job: dict[str, Any] = super()._create_training_job_args(*arguments, **options)
+            job["algorithm_specification"].container_arguments = list(ENTRYPOINT_ARGUMENTS)
+            return job
 
     algorithm, machines = request["AlgorithmSpecification"], request["ResourceConfig"]
     checkpoints = None
     if settings.spot or settings.checkpoint_s3_uri:
         place = {"s3_uri": settings.checkpoint_s3_uri} if settings.checkpoint_s3_uri else {}
         checkpoints = configs.CheckpointConfig(local_path=CHECKPOINT_FOLDER, **place)
-    start = {"entry_script": ENTRY_SCRIPT} if uses_torchrun(settings) else {"command": COMMAND}
     limit = {} if settings.wait_limit is None else {"max_wait_time_in_seconds": settings.wait_limit}
     trainer = Trainer(
         sagemaker_session=Session(boto_session=session, default_bucket=bucket, sagemaker_config=quiet_sdk_config()),
@@ -213,8 +200,7 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
         input_s3_key_prefix=settings.prefix,
         training_image=algorithm["TrainingImage"],
         training_input_mode=algorithm["TrainingInputMode"],
-        source_code=configs.SourceCode(source_dir=str(source), requirements=REQUIREMENTS, **start),
-        distributed=Torchrun() if uses_torchrun(settings) else None,
+        source_code=configs.SourceCode(source_dir=str(source), requirements=REQUIREMENTS, command=COMMAND),
         compute=configs.Compute(
             instance_type=machines["InstanceType"],
             instance_count=machines["InstanceCount"],

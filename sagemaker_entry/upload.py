@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from pspnet.config_checks import REQUIRED_CHANNELS
-from pspnet.data.channels import Channel, find_label_map, list_files
-from pspnet.data.doctor import examine, format_report
+from pspnet.data.channels import list_files
 from pspnet.data.images import ANNOTATION_SUFFIXES, IMAGE_SUFFIXES
 from pspnet.errors import DataError
+from sagemaker_entry.checks import check_data
 from sagemaker_entry.job import parse_uri, upload_uri
 from sagemaker_entry.session import AwsError, aws_errors, boto_session, find_bucket
 from sagemaker_entry.settings import JobSettings
@@ -71,19 +70,6 @@ def find_channels(data: Path) -> dict[str, Path]:
     if (data / "label_map").is_dir():
         folders["label_map"] = data / "label_map"
     return folders
-
-
-def check_data(folders: Mapping[str, Path], num_classes: int | None = None, workers: int = 8) -> bool:
-    """Print the doctor's report over the channels; whether training on them would be right."""
-    label_map = folders.get("label_map")
-    channels = [
-        Channel(name, folders[name], folders[f"{name}_annotation"], find_label_map(label_map, name))
-        for name in ("train", "validation")
-        if name in folders and f"{name}_annotation" in folders
-    ]
-    report = examine(channels, num_classes=num_classes, workers=min(workers, os.cpu_count() or 1))
-    print(format_report(report))
-    return report.ok
 
 
 def channel_files(name: str, folder: Path) -> list[Path]:

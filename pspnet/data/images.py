@@ -35,8 +35,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a Pillow image of any mode. Transparency is dropped, not blended."""
     if image.mode.startswith(("I", "F")):
         # Pillow's own conversion clips 16-bit values at 255 and turns nearly every such image white.
-        values = np.asarray(image, dtype=np.float64)
-        grey = np.clip(values / 256.0, 0, 255).astype(np.uint8)
+        values = np.nan_to_num(np.asarray(image), nan=0.0) if image.mode == "F" else np.asarray(image)
+        grey = (np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")

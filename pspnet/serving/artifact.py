@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({error}). Copy the model directory again.") from error
     problem = _config_problem(content)
     if problem:
@@ -142,14 +143,52 @@ def _config_problem(content: Any) -> str | None:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         return f"expected the format {FORMAT}, found {found!r}: made by another program or a newer version."
     architecture, classes, palette = (content.get(key) for key in ("architecture", "classes", "palette"))
-    if not isinstance(architecture, dict) or not isinstance(architecture.get("num_classes"), int):
+    if not isinstance(architecture, dict):
         return "`architecture` must be a mapping with the arguments of build_model."
+    problem = _architecture_problem(architecture)
+    if problem:
+        return problem
     count = architecture["num_classes"]
     if not isinstance(classes, list) or len(classes) != count or not all(isinstance(name, str) for name in classes):
         return f"`classes` must be a list of {count} names, one for each class of the architecture."
     if not isinstance(palette, list) or len(palette) != count or not all(_is_colour(entry) for entry in palette):
         return f"`palette` must be a list of {count} colours of three numbers 0..255."
     return None
+
+
+# Every argument of build_model and what it may be. Bounds keep a foreign file from claiming all memory.
+_ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_classes": (lambda value: type(value) is int and 1 <= value <= 255, "a whole number from 1 to 255"),
+    "backbone": (lambda value: isinstance(value, str), "a name"),
+    "stem": (lambda value: isinstance(value, str), "a name"),
+    "output_stride": (lambda value: value in (8, 16, 32), "8, 16 or 32"),
+    "align_corners": (lambda value: isinstance(value, bool), "true or false"),
+    "auxiliary_head": (lambda value: isinstance(value, bool), "true or false"),
+    "width": (lambda value: type(value) is int and 1 <= value <= 1024, "a whole number from 1 to 1024"),
+    "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to 1"),
+    "mean": (lambda value: _are_numbers(value), "three numbers"),
+    "std": (lambda value: _are_numbers(value), "three numbers"),
+}
+
+
+def _architecture_problem(architecture: dict[str, Any]) -> str | None:
+    if "num_classes" not in architecture:
+        return "`architecture` must name num_classes."
+    for key, value in architecture.items():
+        if key not in _ARCHITECTURE:
+            return f"`architecture` has the unknown key {key[:40]!r}: made by another program or a newer version."
+        is_right, expected = _ARCHITECTURE[key]
+        if not is_right(value):
+            return f"`architecture.{key}` is {repr(value)[:60]}: expected {expected}."
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_number(part) for part in value)
 
 
 def _is_colour(entry: Any) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME
 CODE_NAME = "code"
 ARCHIVE_NAME = "model.tar.gz"
 
-# What predicting needs of the package: no settings, no training, no reading of data sets.
+# What predicting needs of the package: no settings, no training, no evaluation, no reading of data sets.
 _SERVED = (
-    "__init__.py", "classes.py", "errors.py", "files.py", "data/__init__.py", "data/images.py",
-    "evaluation/__init__.py", "evaluation/metrics.py", "evaluation/protocols.py", "models/*.py", "serving/*.py",
+    "__init__.py", "classes.py", "errors.py", "files.py", "locations.py", "data/__init__.py", "data/images.py",
+    "models/*.py", "serving/*.py",
 )  # fmt: skip
 # What the packages of _SERVED import and the inference images lack.
 _REQUIREMENTS = """\
@@ -61,11 +62,16 @@ def write_code(model_dir: Path) -> Path:
     return target
 
 
+# Largest members that are unpacked: far above any model, far below any disk.
+_MAX_BYTES = {CONFIG_NAME: 16_777_216, WEIGHTS_NAME: 4_294_967_296}
+
+
 @contextlib.contextmanager
 def unpacked(directory: Path) -> Iterator[Path]:
     """A model directory, or for one that only holds model.tar.gz (as a job leaves it on S3) its unpacked copy.
 
-    Takes weights and config from the archive and nothing else. Raises WeightsError for a damaged archive.
+    Takes weights and config from the archive and nothing else. Raises WeightsError for an archive that is damaged or
+    in which one of the two is no plain file or absurdly large.
     """
     archive = directory / ARCHIVE_NAME
     if (directory / CONFIG_NAME).is_file() or not archive.is_file():
@@ -77,13 +83,30 @@ def unpacked(directory: Path) -> Iterator[Path]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """The first member of each of the two names; nothing behind the second one is read."""
+    missing = set(_MAX_BYTES)
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 name = member.name[2:] if member.name.startswith("./") else member.name
-                content = tar.extractfile(member) if name in (CONFIG_NAME, WEIGHTS_NAME) else None
-                if content is not None:
-                    with open(folder / name, "wb") as file:
-                        shutil.copyfileobj(content, file)
-    except (tarfile.TarError, EOFError, OSError) as error:
+                if name in missing:
+                    _copy_out(tar, member, folder / name, archive)
+                    missing.remove(name)
+                if not missing:
+                    return
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise WeightsError(f"{archive}: not a readable model archive ({error}). Copy it again.") from error
+
+
+def _copy_out(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, archive: Path) -> None:
+    """A link would lead elsewhere, and a sparse file or a claimed size could fill the disk from a few bytes."""
+    content = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+    if content is None:
+        raise WeightsError(f"{archive}: {target.name} in it is a link or another special file; expected a plain one.")
+    largest = _MAX_BYTES[target.name]
+    if member.size > largest:
+        raise WeightsError(
+            f"{archive}: {target.name} in it has {member.size:,} bytes; expected {largest:,} at most. Is it a model?"
+        )
+    with open(target, "wb") as file:
+        shutil.copyfileobj(content, file)

@@ -1,4 +1,4 @@
-"""Bytes <-> images and masks: what an endpoint takes and answers, and the errors that it answers with.
+"""A request's bytes -> image, and the errors that an endpoint answers with.
 
 Legend: H, W image height and width.
 """
@@ -6,22 +6,30 @@ Legend: H, W image height and width.
 from __future__ import annotations
 
 import io
-import json
-from dataclasses import dataclass
-from typing import Any
+import logging
 
 import numpy as np
 from PIL import Image
 
 from pspnet.data.images import to_rgb
 from pspnet.errors import PspnetError
+from pspnet.serving.limits import DEFAULT_LIMITS, MAX_SIDE, Limits
+from pspnet.serving.npy import MAGIC, NpyError, read_pixels, read_shape
+from pspnet.serving.tiling import padded_pixels
 
-PNG = "image/png"
-JSON = "application/json"
-ANSWERS = (PNG, JSON)
-"""Media types that a mask can be answered in; the first one is the default."""
+__all__ = ["Limits", "RequestError", "as_request_error", "decode_image"]
 
-_IMAGES = {"image/jpeg": "JPEG", "image/jpg": "JPEG", PNG: "PNG"}
+_log = logging.getLogger(__name__)
+
+_NPY = "application/x-npy"
+_IMAGES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
+# No type, and the names under which generic clients and other built-in algorithms send images: the content decides.
+_ANYTHING = ("", "application/x-image", "application/octet-stream", "binary/octet-stream")
+_EXPECTED = "send image/jpeg, image/png, image/webp or application/x-npy"
+# Decoders that a request may reach. A JPEG with several pictures in it (phones) opens as MPO.
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_OTHER_FILES = {b"GIF8": "GIF", b"BM": "BMP", b"II*": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
+_DAMAGED = "The body is no readable JPEG, PNG or WebP image; it may be damaged or cut short."
 
 
 class RequestError(PspnetError):
@@ -32,84 +40,84 @@ class RequestError(PspnetError):
         super().__init__(message)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A mask, (H, W) uint8 class ids, and the names of the classes in the order of their ids."""
+def as_request_error(error: BaseException) -> RequestError:
+    """What to answer where `error` was raised. One that no request should cause is logged with its traceback."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, PspnetError):
+        return RequestError(400, " ".join(str(error).split()))
+    if _is_out_of_memory(error):
+        _log.error("out of memory: %s", error)
+        return RequestError(503, "The endpoint ran out of memory for this request; try again or send a smaller image.")
+    _log.error("a request failed", exc_info=error)
+    return RequestError(500, "The endpoint failed to answer this request; its log says why.")
 
-    mask: np.ndarray
-    class_names: tuple[str, ...]
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch has a class of its own on CUDA only, and since 1.13 only.
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def decode_image(body: bytes, content_type: str) -> np.ndarray:
+def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """The (H, W, 3) uint8 RGB image of a request's body, on its stored pixel grid (EXIF orientation is not applied).
 
-    Raises RequestError: 415 for a content type other than JPEG and PNG, 400 for a body that is neither, 413 for more
-    pixels than Pillow decodes.
-    """
-    media_type = _media_type(content_type)
-    if media_type not in _IMAGES:
-        found = f"is {media_type!r}" if media_type else "is missing"
-        raise RequestError(415, f"The content type {found}; send image/jpeg or image/png.")
-    if not body:
-        raise RequestError(400, "The request has no body; send the bytes of a JPEG or PNG image.")
-    try:
-        with Image.open(io.BytesIO(body)) as image:
-            if image.format not in _IMAGES.values():
-                raise RequestError(400, f"The image is a {image.format} file; send a JPEG or PNG image.")
-            return to_rgb(image)
-    except Image.DecompressionBombError:
-        raise RequestError(413, "The image has too many pixels; send a smaller one.") from None
-    # Pillow reports damaged files in all of these ways; RequestError is a ValueError too.
-    except RequestError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError):
-        raise RequestError(400, "The body is no readable JPEG or PNG image; it may be damaged or cut short.") from None
-
-
-def choose_answer(accept: str | None) -> str:
-    """The media type of the answer to an Accept header; image/png where any will do. RequestError 406 for others."""
-    wanted = [_media_type(part) for part in (accept or "").split(",")]
-    for media_type in wanted:
-        if media_type in ANSWERS:
-            return media_type
-        if media_type in ("", "*/*", "image/*"):
-            return PNG
-        if media_type == "application/*":
-            return JSON
-    raise RequestError(406, f"The answer cannot be {accept!r}; accept {' or '.join(ANSWERS)}.")
-
-
-def encode(prediction: Prediction, media_type: str) -> bytes:
-    """The answer's body in one of ANSWERS."""
-    if media_type == JSON:
-        return json.dumps(class_counts(prediction)).encode()
-    return encode_mask(prediction.mask)
-
-
-def encode_mask(mask: np.ndarray) -> bytes:
-    """An 8-bit greyscale PNG of the mask's size whose pixel values are the class ids.
+    The pixels are those that training reads from a file of these bytes (pspnet.data.images.read_image).
 
     Args:
-        mask: (H, W) uint8 class ids.
+        body: a JPEG, PNG or WebP file, or an (H, W, 3) or (H, W) uint8 array as numpy.save writes it.
+        content_type: as the request names it. Any image type stands for any of the three formats; no type,
+            application/octet-stream and application/x-image stand for all that can be read.
+        limits: bytes and pixels that are let in; pixels are checked before anything is decoded.
+
+    Raises RequestError: 415 for another content type, 413 for too many bytes or pixels, 400 for a body that is no
+    such image.
     """
-    buffer = io.BytesIO()
-    # Fast compression: masks are so regular that a slower one gains few bytes, and the driver waits.
-    Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    media_type = (content_type or "").split(";")[0].strip().lower()
+    if media_type not in (*_IMAGES, _NPY, *_ANYTHING):
+        raise RequestError(415, f"The content type is {media_type[:80]!r}; {_EXPECTED}.")
+    if not body:
+        raise RequestError(400, f"The request has no body; {_EXPECTED}.")
+    if len(body) > limits.request_bytes:
+        raise RequestError(
+            413, f"The body has {len(body):,} bytes; this endpoint takes at most {limits.request_bytes:,}."
+        )
+    if media_type == _NPY or (media_type in _ANYTHING and body[: len(MAGIC)] == MAGIC):
+        return _decode_npy(body, limits)
+    return _decode_picture(body, limits)
 
 
-def class_counts(prediction: Prediction) -> dict[str, Any]:
-    """Size of the mask, and for every class in it its id, name, pixels and share of all pixels."""
-    mask = prediction.mask
-    counts = np.bincount(mask.ravel(), minlength=len(prediction.class_names))
-    classes = [
-        {"id": index, "name": name, "pixels": int(counts[index]), "share": float(counts[index] / mask.size)}
-        for index, name in enumerate(prediction.class_names)
-        if counts[index]
-    ]
-    return {"height": mask.shape[0], "width": mask.shape[1], "classes": classes}
+def _decode_npy(body: bytes, limits: Limits) -> np.ndarray:
+    try:
+        shape, fortran, offset = read_shape(body)
+    except NpyError as error:
+        raise RequestError(400, f"The NPY body {error}") from None
+    _check_size(shape[0], shape[1], limits)
+    return read_pixels(body, shape, fortran, offset)
 
 
-def _media_type(text: str | None) -> str:
-    """`Image/PNG; q=0.5` -> `image/png`."""
-    return (text or "").split(";")[0].strip().lower()
+def _decode_picture(body: bytes, limits: Limits) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(body), formats=_FORMATS) as image:
+            _check_size(image.height, image.width, limits)
+            return to_rgb(image)
+    except (RequestError, MemoryError):
+        raise
+    except Image.DecompressionBombError:  # far above any limit that can be set; Pillow reads the header only
+        raise RequestError(413, "The image has too many pixels; send a smaller one.") from None
+    except (
+        Exception
+    ) as error:  # Pillow reports damage as OSError, SyntaxError, ValueError, struct.error, IndexError ...
+        _log.debug("unreadable image: %r", error)
+        other = next((name for start, name in _OTHER_FILES.items() if body.startswith(start)), None)
+        raise RequestError(400, f"The image is a {other} file; {_EXPECTED}." if other else _DAMAGED) from None
+
+
+def _check_size(height: int, width: int, limits: Limits) -> None:
+    """Padded, so that a line one pixel high counts as what the network will see."""
+    if max(height, width) > MAX_SIDE or padded_pixels(height, width) > limits.pixels:
+        raise RequestError(
+            413,
+            f"The image has {width}x{height} pixels; this endpoint takes at most {limits.pixels:,} of them and "
+            f"{MAX_SIDE:,} on a side.",
+        )

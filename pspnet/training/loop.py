@@ -286,7 +286,10 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
                 if state is not None and source is not None:
                     trainer.load_state_dict(state, source)
                     _announce_resume(trainer, source, notes)
-                return _conclude(trainer, finished=trainer.fit())
+                outcome = _conclude(trainer, finished=trainer.fit())
+                # torchrun ends a machine's processes soon after the first of them, and the main one was still writing.
+                run.processes.barrier()
+                return outcome
         finally:
             log.close()
     finally:

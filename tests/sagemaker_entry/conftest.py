@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Aws:
     session: Any
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     refusals: dict[str, Exception] = field(default_factory=dict)
+    answers: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
 
     def sent(self, operation: str) -> list[dict[str, Any]]:
         return [parameters for name, parameters in self.requests if name == operation]
@@ -76,6 +77,8 @@ def aws(moto_address: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
         account.requests.append((operation, parameters))
         if operation in account.refusals:
             raise account.refusals[operation]
+        if operation in account.answers:
+            return account.answers[operation](parameters)
         answer = call(client, operation, parameters)
         # moto answers with empty structures that AWS leaves out, and that the SDK's models refuse.
         return without_empty(answer) if operation == "DescribeTrainingJob" else answer
@@ -99,3 +102,19 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     write_shapes(folder, 4, 2, (48, 32), 0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as training writes it. Not to be changed."""
+    from tests.sagemaker_entry.hosting_fixtures import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("hosting") / "model")
+
+
+@pytest.fixture
+def stored(aws: Aws, tiny_model: Path, tmp_path: Path) -> str:
+    """The address of that model's archive on S3."""
+    from tests.sagemaker_entry.hosting_fixtures import pack, upload
+
+    return upload(aws, pack(tiny_model, tmp_path / "model.tar.gz", ("code", "config.json", "model.safetensors")))

@@ -12,7 +12,6 @@ from sagemaker_entry.images import (
     check_pair,
     choose_image,
     has_gpu,
-    has_several_gpus,
     image_python38,
 )
 
@@ -46,6 +45,11 @@ def test_other_machines_get_the_newest_image_of_the_sdk(sdk: None) -> None:
     assert max(numbers) >= (2, 10, 0)
 
 
+@pytest.mark.parametrize("machine", ["ml.p3.2xlarge", "ml.p3dn.24xlarge"])
+def test_v100_machines_get_an_image_that_still_has_code_for_them(sdk: None, machine: str) -> None:
+    assert choose_image(machine, "ap-northeast-1") == f"{REGISTRY}:2.8.0-gpu-py312"
+
+
 def test_a_version_can_be_chosen(sdk: None) -> None:
     assert choose_image("ml.g4dn.xlarge", "ap-northeast-1", "2.6.0") == f"{REGISTRY}:2.6.0-gpu-py312"
     with pytest.raises(
@@ -64,6 +68,11 @@ def test_an_unknown_region_is_named(sdk: None) -> None:
     [
         ("ml.p2.xlarge", "1.13.1", r"ml\.p2\.xlarge \(K80\) runs PyTorch up to 1\.12\.1, and the image has 1\.13\.1"),
         ("ml.p2.xlarge", "2.10.0", r"today's equivalents are ml\.g4dn\.xlarge .* and ml\.g5\.xlarge"),
+        (
+            "ml.p3.8xlarge",
+            "2.9.0",
+            r"ml\.p3\.8xlarge \(V100\) runs PyTorch up to 2\.8\.0, and the image has 2\.9\.0\.$",
+        ),
         ("ml.g4dn.xlarge", "1.11.0", r"PyTorch 1\.11\.0 is too old"),
         ("ml.p5.48xlarge", "1.12.1", r"GPUs of ml\.p5\.48xlarge need PyTorch 2\.0 or newer"),
         ("ml.g7e.2xlarge", "2.6.0", r"need PyTorch 2\.7 or newer"),
@@ -107,16 +116,13 @@ def test_unknown_machines_are_refused_with_the_nearest_one() -> None:
         check_known("ml.g4nd.xlarge")
 
 
-def test_gpu_counts_agree_with_the_sdk_for_every_machine_that_it_knows(sdk: None) -> None:
+def test_every_machine_of_the_sdks_gpu_list_has_one(sdk: None) -> None:
     from sagemaker.core.instance_types_gpu_info import retrieve
 
-    known = {name: info["Count"] for region in ("us-east-1", "us-west-2") for name, info in retrieve(region).items()}
+    known = {name for region in ("us-east-1", "us-west-2") for name, info in retrieve(region).items() if info["Count"]}
     assert len(known) > 20
-    wrong = {name: count for name, count in known.items() if has_gpu(name) and has_several_gpus(name) != (count > 1)}
-    assert not wrong
-    assert has_several_gpus("ml.p2.8xlarge")
-    assert not has_several_gpus("ml.p2.xlarge")
-    assert not has_several_gpus("ml.m5.24xlarge")
+    assert not {name for name in known if not has_gpu(name)}
+    assert not has_gpu("ml.m5.24xlarge")
 
 
 def test_the_note_names_todays_machines() -> None:

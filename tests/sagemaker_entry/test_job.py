@@ -21,7 +21,6 @@ from sagemaker_entry.job import (
     local_channels,
     metric_definitions,
     unique_name,
-    uses_torchrun,
 )
 from sagemaker_entry.metrics import METRIC_DEFINITIONS
 from sagemaker_entry.settings import JobSettings, add_job_arguments, read_settings
@@ -92,7 +91,7 @@ def test_the_users_own_job_field_by_field() -> None:
     assert algorithm["TrainingImage"] == "image:1"
     assert algorithm["TrainingInputMode"] == "File"
     assert algorithm["ContainerEntrypoint"] == ["/bin/bash"]
-    assert algorithm["ContainerArguments"][1].endswith("&& /opt/ml/input/data/sm_drivers/sm_train.sh")
+    assert algorithm["ContainerArguments"][1].endswith("&& exec /opt/ml/input/data/sm_drivers/sm_train.sh")
     assert [metric["Name"] for metric in algorithm["MetricDefinitions"]] == [name for name, _ in METRIC_DEFINITIONS]
 
 
@@ -241,14 +240,6 @@ def test_all_problems_of_the_job_are_reported_at_once() -> None:
         assert f"\n  {key}: " in text, key
     with pytest.raises(ConfigError, match="max_wait: found 10, below max_run 20"):
         settings_of("--spot", "--max_run=20", "--max_wait=10")
-
-
-def test_several_processes_where_there_are_several_gpus_or_machines() -> None:
-    assert not uses_torchrun(JobSettings())
-    assert uses_torchrun(JobSettings(instance_type="ml.p2.8xlarge"))
-    assert uses_torchrun(JobSettings(instance_type="ml.g5.12xlarge"))
-    assert not uses_torchrun(JobSettings(instance_type="ml.g5.16xlarge"))
-    assert uses_torchrun(JobSettings(instance_type="ml.m5.xlarge", instance_count=2))
 
 
 def test_a_job_name_keeps_to_sagemakers_length() -> None:

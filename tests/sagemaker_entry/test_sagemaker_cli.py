@@ -13,7 +13,7 @@ import pytest
 
 from pspnet import cli as pspnet_cli
 from pspnet.entry import run_guarded
-from sagemaker_entry import cli
+from sagemaker_entry import cli, packages
 from tests.sagemaker_entry.test_job import VOC, VOC_HYPERPARAMETERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +145,7 @@ def test_upload_takes_no_settings(capsys: pytest.CaptureFixture) -> None:
 def test_missing_packages_name_the_extra(
     argv: list[str], missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     assert run_guarded(cli.dispatch, argv) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: this command talks to AWS through {missing}, which")

@@ -40,6 +40,12 @@ def created(aws: Aws) -> dict[str, Any]:
     return request
 
 
+def sent_script(aws: Aws, job: str) -> str:
+    key = f"xporter-segmentation/{job}/input/sm_drivers/sm_train.sh"
+    script: str = aws.session.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read().decode()
+    return script
+
+
 def test_the_request_that_is_sent_is_the_one_that_is_described(uploaded: Aws) -> None:
     spot = ["--spot", "--max_wait", "400000", "--tag", "team=cars", "--metric", "mine=x=([0-9]+)"]
     assert dispatch([*TRAIN, "--learning_rate", "1e-4", "--early_stopping", *spot, "--input_mode", "FastFile"]) == 0
@@ -68,11 +74,12 @@ def test_what_the_job_needs_is_uploaded_and_nothing_more(uploaded: Aws) -> None:
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
     found = [item for page in pages for item in page["Contents"]]
     keys = {item["Key"][len(prefix) :] for item in found}
-    assert {"code/train.py", "code/requirements.txt", "sm_drivers/sm_train.sh"} <= keys
+    needed = ("code/train.py", "code/pspnet/launch.py", "code/requirements.txt", "sm_drivers/sm_train.sh")
+    assert keys.issuperset(needed)
     assert not [key for key in keys if "tests" in key or "__pycache__" in key or key.startswith("code/docs")]
     assert sum(item["Size"] for item in found) < 2_000_000
-    script = s3.get_object(Bucket=BUCKET, Key=f"{prefix}sm_drivers/sm_train.sh")["Body"].read().decode()
-    assert "\nexec $SM_PYTHON_CMD train.py\n" in script
+    script = sent_script(uploaded, name)
+    assert "\nexec $SM_PYTHON_CMD -m pspnet.launch\n" in script
     assert "requirements.txt" in script
 
 
@@ -83,13 +90,14 @@ def test_a_role_with_least_privilege_is_not_judged_by_the_sdk(uploaded: Aws, mon
     monkeypatch.delenv("SAGEMAKER_VALIDATE_ROLE")
 
 
-def test_several_gpus_run_under_torchrun(uploaded: Aws) -> None:
+def test_the_container_finds_out_how_many_processes_it_runs(uploaded: Aws) -> None:
+    # One command for all machines: pspnet.launch counts GPUs and machines in the container.
     dispatch([*TRAIN, "--instance_type", "ml.g4dn.12xlarge", "--instance_count", "2"])
     request = created(uploaded)
     assert request["ResourceConfig"]["InstanceCount"] == 2
-    key = f"xporter-segmentation/{request['TrainingJobName']}/input/sm_drivers/sm_train.sh"
-    script = uploaded.session.client("s3").get_object(Bucket=BUCKET, Key=key)["Body"].read().decode()
-    assert "torchrun_driver.py" in script
+    script = sent_script(uploaded, request["TrainingJobName"])
+    assert "\nexec $SM_PYTHON_CMD -m pspnet.launch\n" in script
+    assert "torchrun_driver.py" not in script
 
 
 def test_the_users_own_job(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
@@ -166,6 +174,17 @@ def test_a_failed_job_ends_in_its_reason(uploaded: Aws, monkeypatch: pytest.Monk
         follow_job(uploaded.session, "j", poll=0)
     answer["TrainingJobStatus"] = "Stopped"
     assert follow_job(uploaded.session, "j", poll=0) == 1
+
+
+def test_a_lost_network_ends_the_watching_and_not_the_job(uploaded: Aws) -> None:
+    lost = EndpointConnectionError(endpoint_url="https://x")
+    uploaded.refusals["DescribeLogStreams"] = lost
+    dispatch(TRAIN)
+    name = created(uploaded)["TrainingJobName"]
+    assert follow_job(uploaded.session, name, poll=0) == 0
+    uploaded.refusals["DescribeTrainingJob"] = lost
+    with pytest.raises(AwsError, match=f"AWS cannot be reached .* The job itself goes on: aws sagemaker .* {name}$"):
+        follow_job(uploaded.session, name, poll=0)
 
 
 def test_a_job_that_does_not_exist_is_one_sentence(aws: Aws) -> None:

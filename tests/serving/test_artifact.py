@@ -218,7 +218,12 @@ def test_a_foreign_format(tmp_path: Path, content: Any, found: str) -> None:
     ("changes", "text"),
     [
         ({"architecture": ["resnet-50"]}, "`architecture` must be a mapping with the arguments of build_model"),
-        ({"architecture": {"num_classes": "3"}}, "`architecture` must be a mapping"),
+        (
+            {"architecture": {"num_classes": "3"}},
+            "`architecture.num_classes` is '3': expected a whole number from 1 to 255",
+        ),
+        ({"architecture": {}}, "`architecture` must name num_classes"),
+        ({"architecture": {"num_classes": True}}, "`architecture.num_classes` is True"),
         ({"classes": ["a", "b"]}, "`classes` must be a list of 3 names, one for each class"),
         ({"classes": [1, 2, 3]}, "`classes` must be a list of 3 names"),
         ({"classes": None}, "`classes` must be a list of 3 names"),
@@ -237,20 +242,29 @@ def test_a_config_with_wrong_parts(tmp_path: Path, changes: dict[str, Any], text
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"backbone": "vgg-16"}, "expected one of resnet-50, resnet-101"),
-        ({"attention": True}, "unexpected keyword argument 'attention'"),
-        ({"width": 0}, "width"),
-        ({"width": 4.5}, "divisible"),
-        ({"width": "wide"}, "str"),
-        ({"mean": ["a", "b", "c"]}, "str"),
-        ({"dropout": None}, "NoneType"),
+        ({"backbone": "vgg-16"}, r"describes an architecture .* cannot build \(.*expected one of resnet-50"),
+        ({"attention": True}, "`architecture` has the unknown key 'attention': made by another program"),
+        ({"width": 0}, "`architecture.width` is 0: expected a whole number from 1 to 1024"),
+        ({"width": 10**9}, "`architecture.width` is 1000000000"),
+        ({"width": "wide"}, "`architecture.width` is 'wide'"),
+        ({"output_stride": 4}, "`architecture.output_stride` is 4: expected 8, 16 or 32"),
+        ({"align_corners": "no"}, "`architecture.align_corners` is 'no': expected true or false"),
+        ({"mean": ["a", "b", "c"]}, r"`architecture.mean` is \['a', 'b', 'c'\]: expected three numbers"),
+        ({"dropout": None}, "`architecture.dropout` is None: expected a number from 0 to 1"),
     ],
 )
 def test_an_architecture_that_cannot_be_built(tmp_path: Path, change: dict[str, Any], text: str) -> None:
     save(tmp_path)
     architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
     change_config(tmp_path, architecture={**architecture, **change})
-    with pytest.raises(WeightsError, match=rf"config\.json: describes an architecture .* cannot build \(.*{text}"):
+    with pytest.raises(WeightsError, match=rf"config\.json: {text}"):
+        load_artifact(tmp_path)
+
+
+def test_a_config_of_endless_depth(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(WeightsError, match="not readable as JSON"):
         load_artifact(tmp_path)
 
 

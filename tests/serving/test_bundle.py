@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -16,8 +17,9 @@ from pspnet import locations
 from pspnet.config import Config
 from pspnet.errors import WeightsError
 from pspnet.models.pspnet import build_model
+from pspnet.serving import bundle
 from pspnet.serving.artifact import architecture_of, load_artifact, save_artifact
-from pspnet.serving.bundle import unpacked, write_code
+from pspnet.serving.bundle import served_files, unpacked, write_code
 
 
 @pytest.fixture
@@ -68,8 +70,24 @@ def test_code_holds_what_serving_needs_and_no_more(model_dir: Path) -> None:
     names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
     assert {"inference.py", "requirements.txt", "pspnet/serving/codec.py", "pspnet/models/pspnet.py"} <= names
     assert not [name for name in names if "training" in name or "config" in name or "cli" in name or "old" in name]
+    assert not [name for name in names if "evaluation" in name or name.startswith("pspnet/data/d")]
     assert (code / "requirements.txt").read_text().splitlines()[1:] == ["safetensors>=0.4"]
     assert sorted(path.name for path in model_dir.iterdir()) == ["code", "config.json", "model.safetensors"]
+
+
+def test_served_files_import_served_files_only() -> None:
+    served = {"pspnet." + ".".join(path.with_suffix("").parts).replace(".__init__", "") for path in served_files()}
+    served |= {"pspnet"}
+    for path in [*served_files(), Path("../inference.py")]:
+        tree = ast.parse((locations.PACKAGE / path).read_text())
+        type_only = [
+            node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ]
+        skipped = {id(child) for node in type_only for child in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pspnet") and id(node) not in skipped:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                assert node.module in served or names <= served, f"{path} imports {node.module}"
 
 
 def test_a_package_without_the_handlers_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,3 +126,61 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.tar.gz").write_bytes(b"no archive")
     with pytest.raises(WeightsError, match=r"model\.tar\.gz: not a readable model archive"), unpacked(tmp_path):
         pass
+
+
+def refused(folder: Path, **members: tarfile.TarInfo | bytes) -> str:
+    """The error for an archive with these members."""
+    with tarfile.open(folder / "model.tar.gz", "w:gz") as tar:
+        for name, content in members.items():
+            if isinstance(content, bytes):
+                add(tar, name.replace("_", "."), content)
+            else:
+                tar.addfile(content)
+    with pytest.raises(WeightsError) as caught, unpacked(folder):
+        pass
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_not_followed(tmp_path: Path, kind: bytes) -> None:
+    link = tarfile.TarInfo("config.json")
+    link.type, link.linkname = kind, "/etc/passwd"
+    assert "config.json in it is a link or another special file; expected a plain one" in refused(tmp_path, a=link)
+
+
+def test_huge_members_are_refused_before_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bundle._MAX_BYTES, "config.json", 100)
+    assert "config.json in it has 101 bytes; expected 100 at most" in refused(tmp_path, config_json=b"x" * 101)
+
+
+def test_a_member_that_claims_more_than_the_archive_holds(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("model.safetensors")
+    member.size = 1_000_000_000
+    assert "not a readable model archive" in refused(tmp_path, a=member)
+
+
+def test_the_first_of_two_members_counts_and_what_follows_is_not_read(model_dir: Path, tmp_path: Path) -> None:
+    channel = tmp_path / "channel"
+    channel.mkdir()
+    with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
+        for name in ("model.safetensors", "config.json"):
+            tar.add(model_dir / name, arcname=name)
+        add(tar, "config.json", b"{}")
+        add(tar, "zeros", bytes(50_000_000))
+    content = (channel / "model.tar.gz").read_bytes()
+    (channel / "model.tar.gz").write_bytes(content[:-20_000])
+    with unpacked(channel) as folder:
+        assert load_artifact(folder).architecture["num_classes"] == 3
+
+
+def test_a_cut_archive_is_named(model_dir: Path, tmp_path: Path) -> None:
+    channel = tmp_path / "channel"
+    channel.mkdir()
+    with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
+        tar.add(model_dir / "config.json", arcname="config.json")
+        tar.add(model_dir / "model.safetensors", arcname="model.safetensors")
+    content = (channel / "model.tar.gz").read_bytes()
+    for damaged in (content[: len(content) // 2], content[:3000] + bytes(500) + content[3500:]):
+        (channel / "model.tar.gz").write_bytes(damaged)
+        with pytest.raises(WeightsError, match="not a readable model archive"), unpacked(channel):
+            pass

@@ -1,0 +1,224 @@
+"""How fast an endpoint answers: `pspnet serve` and SageMaker's inference toolkit over the same model directory.
+
+    python benchmarks/endpoint.py --toolkit_python PYTHON --output endpoint.json
+
+Three parts. Overhead: requests one after another on one connection; for each, the whole HTTP time minus the predictor's
+own time, which the host puts into the answer's Server-Timing header (`pspnet serve` by itself, the toolkit through
+timed_handlers.py). So decoding the JPEG, encoding the mask, HTTP and the host's own work count, the network's
+computation does not. Hosts take turns within each round, in changing order. Load: throughput and latency for several
+numbers of clients. Soak (--soak MINUTES): steady load of mixed requests while the memory of the host's processes is
+read. docs/benchmarks.md has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# The project and this folder's modules, from wherever the script is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import hosts, machine, soak
+from benchmarks.load import Sent, Times, many_at_once, one_by_one, summary
+from pspnet.config import Config
+from pspnet.data.shapes import draw_scene
+from pspnet.models.pspnet import build_model
+from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME, architecture_of, save_artifact
+from pspnet.serving.bundle import write_code
+
+HOSTS = ("serve", "toolkit")
+_TIMED = "timed_handlers.py"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, write the JSON file. Returns the exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if "toolkit" in arguments.hosts and arguments.toolkit_python is None:
+        parser.error("the toolkit needs --toolkit_python or PSPNET_TOOLKIT_PYTHON; or measure --hosts serve alone")
+    with tempfile.TemporaryDirectory(prefix="pspnet-endpoint-") as text:
+        folder = Path(text)
+        try:
+            found = _measure(arguments, folder)
+        except (hosts.HostError, ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    if arguments.output:
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"\nWritten: {arguments.output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--model", type=Path, help="model directory; by default PSPNet-R50 with 21 classes and random weights")
+    add("--width", type=int, default=64, help="width of the generated model; 4 is tiny")
+    add("--image", type=Path, help="JPEG file to send; by default a drawn scene of --size")
+    add("--size", type=_size, default=(480, 360), metavar="WxH", help="size of the drawn scene (480x360)")
+    add("--hosts", type=_host_names, default=HOSTS, help="serve, toolkit or both: serve,toolkit")
+    add("--toolkit_python", type=Path, default=os.environ.get("PSPNET_TOOLKIT_PYTHON"), help="its interpreter")
+    add("--requests", type=int, default=50, help="requests of each host in each round (50)")
+    add("--rounds", type=int, default=5, help="rounds of the overhead part (5); 0 leaves it out")
+    add(
+        "--clients", type=_numbers, default=(1, 2, 4, 8, 16), help="clients at once: 1,2,4,8,16; 0 leaves this part out"
+    )
+    add("--seconds", type=float, default=20.0, help="length of each step of the load part (20)")
+    add("--soak", type=float, default=0.0, metavar="MINUTES", help="length of the soak of each host (0: none)")
+    add("--workers", type=int, default=1, help="processes of each host that hold the model (1)")
+    add("--threads", type=int, help="CPU threads of each worker (cores / workers)")
+    add("--output", type=Path, help="JSON file to write")
+    return parser
+
+
+def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = arguments.threads or max(1, cores // arguments.workers)
+    model_dir = _model_directory(arguments, folder)
+    body = arguments.image.read_bytes() if arguments.image else scene(arguments.size)
+    found: dict[str, Any] = machine.run_record()
+    found["settings"] = {
+        "model": str(arguments.model or f"PSPNet-R50, 21 classes, width {arguments.width}, random weights"),
+        "image": f"{_dimensions(body)} JPEG of {len(body):,} bytes",
+        "workers": arguments.workers,
+        "threads": threads,
+        "requests": arguments.requests,
+        "rounds": arguments.rounds,
+    }
+    found["versions"] = {"serve": machine.versions()}
+    if "toolkit" in arguments.hosts:
+        found["versions"]["toolkit"] = machine.versions(arguments.toolkit_python)
+    print(json.dumps(found, indent=1), flush=True)
+    sent = Sent(body)
+    with contextlib.ExitStack() as stack:
+        running = [
+            stack.enter_context(_host(name, arguments, model_dir, folder / name, threads)) for name in arguments.hosts
+        ]
+        for host in running:
+            host.wait_ready(body, sent.content_type)
+        if arguments.rounds:
+            found["overhead"] = _overhead(running, sent, arguments.rounds, arguments.requests)
+        if any(arguments.clients):
+            found["load"] = _load(running, sent, arguments.clients, arguments.seconds)
+        if arguments.soak:
+            found["soak"] = {host.name: soak.run(host, body, 60 * arguments.soak) for host in running}
+    return found
+
+
+@contextlib.contextmanager
+def _host(
+    name: str, arguments: argparse.Namespace, model_dir: Path, folder: Path, threads: int
+) -> Iterator[hosts.Host]:
+    workers = arguments.workers
+    if name == "serve":
+        with hosts.serve(model_dir, folder, workers, ["--threads", str(threads)]) as host:
+            yield host
+        return
+    environment = {"SAGEMAKER_PROGRAM": _TIMED, "OMP_NUM_THREADS": str(threads)}
+    with hosts.toolkit(model_dir, folder, arguments.toolkit_python, workers, environment) as host:
+        yield host
+
+
+def _overhead(running: Sequence[hosts.Host], sent: Sent, rounds: int, requests: int) -> dict[str, Any]:
+    """The hosts take turns, so that a change of the machine's speed meets all; each turn is one connection."""
+    times = {host.name: Times() for host in running}
+    medians: dict[str, list[float]] = {host.name: [] for host in running}
+    for number in range(rounds):
+        for host in running if number % 2 == 0 else list(reversed(running)):
+            with host.client() as client:
+                one_by_one(client, sent, min(5, requests), Times())  # the caches are another host's
+                one_by_one(client, sent, requests, times[host.name])
+            medians[host.name].append(round(float(np.median(times[host.name].overhead[-requests:])), 3))
+    found = {}
+    print("\nOverhead of a request in ms: whole HTTP time minus the predictor's own, one connection")
+    print(f"{'host':10} {'median':>9} {'p90':>9} {'p99':>9} {'whole':>9} {'predict':>9}  medians of the rounds")
+    for name, each in times.items():
+        stages = {stage: summary(values) for stage, values in each.stages.items()}
+        whole, overhead = summary(each.total), summary(each.overhead)
+        found[name] = {
+            "overhead_ms": overhead,
+            "whole_ms": whole,
+            "stages_ms": stages,
+            "median_of_each_round_ms": medians[name],
+            "requests": len(each.total),
+        }
+        figures = [overhead[key] for key in ("median", "p90", "p99")] + [whole["median"], stages["predict"]["median"]]
+        print(f"{name:10} " + " ".join(f"{value:9.2f}" for value in figures) + f"  {medians[name]}", flush=True)
+    return found
+
+
+def _load(running: Sequence[hosts.Host], sent: Sent, clients: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+    found = []
+    print("\nThroughput and latency by clients at once")
+    print(f"{'clients':>7} {'host':10} {'images/s':>9} {'median ms':>10} {'p99 ms':>10}  statuses")
+    for index, count in enumerate(number for number in clients if number):
+        for host in running if index % 2 == 0 else list(reversed(running)):
+            seen = many_at_once(host, count, seconds, lambda _: sent)
+            latency = summary(seen.milliseconds)
+            rate = len(seen.milliseconds) / seen.seconds
+            statuses = {str(status): number for status, number in sorted(seen.statuses.items())}
+            entry = {"clients": count, "host": host.name, "images_per_second": round(rate, 3)}
+            found.append({**entry, "latency_ms": latency, "statuses": statuses})
+            median, p99 = latency.get("median", float("nan")), latency.get("p99", float("nan"))
+            print(f"{count:7} {host.name:10} {rate:9.2f} {median:10.1f} {p99:10.1f}  {statuses}", flush=True)
+    return found
+
+
+def _model_directory(arguments: argparse.Namespace, folder: Path) -> Path:
+    """A model directory with today's code and the timed handlers; weights and config are links or generated."""
+    target = folder / "model"
+    target.mkdir()
+    if arguments.model:
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            (target / name).symlink_to((arguments.model / name).resolve(strict=True))
+    else:
+        config = Config(num_classes=21, data="none", width=arguments.width, use_pretrained_model=False)
+        save_artifact(target, build_model(**architecture_of(config)), config, {}, {})
+    code = write_code(target)
+    shutil.copyfile(Path(__file__).with_name(_TIMED), code / _TIMED)
+    return target
+
+
+def scene(size: tuple[int, int]) -> bytes:
+    """A JPEG file of a drawn scene; `size` is (width, height)."""
+    pixels, _ = draw_scene(np.random.default_rng(0), size)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _dimensions(body: bytes) -> str:
+    with Image.open(io.BytesIO(body)) as image:
+        return f"{image.width}x{image.height}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = (int(part) for part in text.lower().split("x"))
+    return width, height
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _host_names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not set(names) <= set(HOSTS):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected serve, toolkit or serve,toolkit")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""A predictor on the device that serving was told to use."""
+
+from __future__ import annotations
+
+import torch
+
+from pspnet.errors import ConfigError
+from pspnet.models.precision import choose_precision
+from pspnet.serving.bundle import unpacked
+from pspnet.serving.limits import Limits
+from pspnet.serving.predictor import Predictor
+from pspnet.serving.settings import AUTO, ServeSettings
+
+
+def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predictor:
+    """The predictor of a worker, in the thread that will run it: thread counts belong to the thread that sets them.
+
+    Raises WeightsError for a model that cannot be read and ConfigError for a device or precision that is not there.
+    """
+    torch.set_num_threads(settings.threads_per_worker())
+    device = choose_serving_device(settings.device, slot)
+    precision = choose_precision(settings.precision, device)
+    with unpacked(settings.model_dir) as directory:
+        predictor = Predictor.load(directory, str(device), limits)
+    predictor.autocast_dtype = precision.autocast_dtype
+    return predictor
+
+
+def choose_serving_device(name: str, slot: int) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device. With auto and cuda, workers take turns over the GPUs.
+
+    Raises ConfigError where a GPU is asked for and is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == AUTO and count == 0):
+        return torch.device("cpu")
+    index = int(name[5:]) if name.startswith("cuda:") else slot % max(1, count)
+    if index >= count:
+        raise ConfigError(
+            f"--device {name}: this PyTorch ({torch.__version__}) sees {count} GPUs; use --device auto or --device cpu."
+        )
+    return torch.device("cuda", index)
