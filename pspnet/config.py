@@ -53,8 +53,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     backbone: Literal["resnet-50", "resnet-101"] = _built_in("resnet-50", "Network that extracts the features.")
-    algorithm: Literal["psp"] = _built_in(
-        "psp", "Segmentation algorithm.", allowed="psp (fcn and deeplab are not offered yet; use psp)"
+    algorithm: Literal["psp", "fcn", "deeplab"] = _built_in(
+        "psp", "Network: PSPNet, or torchvision's FCN or DeepLabV3."
     )
     use_pretrained_model: bool = _built_in(True, "Start the backbone from ImageNet weights.")
     num_classes: int = _built_in(..., "Number of classes, background included, ignored pixels not.", ge=2, le=254)

@@ -154,10 +154,20 @@ def test_a_crop_that_the_network_cannot_take_is_refused() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fcn", "deeplab"])
-def test_other_algorithms_are_not_offered_yet(algorithm: str) -> None:
-    assert problem_of(algorithm=algorithm) == (
-        f"algorithm: found '{algorithm}'; allowed: psp (fcn and deeplab are not offered yet; use psp)"
-    )
+def test_other_algorithms_refuse_settings_of_pspnet_alone(algorithm: str) -> None:
+    assert make(algorithm=algorithm, backbone="resnet-101", aux_weight=0).algorithm == algorithm
+    with pytest.raises(ConfigError, match=rf"crop_size: found 24; algorithm {algorithm} needs at least 32"):
+        make(algorithm=algorithm, crop_size=17)
+    settings = {"stem": "deep", "output_stride": 16, "align_corners": True, "width": 32, "dropout": 0.2}
+    assert problems_of(algorithm=algorithm, num_classes=3, data="x", **settings) == [
+        f"{key}: found {value!r} with algorithm {algorithm}; torchvision's network is built as it is: "
+        f"leave {key} out, or use algorithm psp"
+        for key, value in settings.items()
+    ]
+
+
+def test_an_algorithm_that_is_none() -> None:
+    assert problem_of(algorithm="psb") == ("algorithm: found 'psb'; allowed: psp, fcn or deeplab. Did you mean psp?")
 
 
 @pytest.mark.parametrize(

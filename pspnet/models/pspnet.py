@@ -11,6 +11,7 @@ Shape letters:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,14 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 MIN_SIZE = 32
 
 
-class PSPNet(nn.Module):
-    """Images in, logits at the images' size out.
+class SegmentationNetwork(nn.Module):
+    """Images in, logits at the images' size out: what every algorithm shares around its backbone and heads.
 
     `mean` and `std` are buffers, so they follow `.to()`, but no part of the state dict: they are settings, not
     weights, and belong in the model's configuration.
 
     Args:
-        backbone: gives (layer3, layer4) features.
+        backbone: gives (layer3, layer4) features; its `output_stride` is an int.
         head: layer4's features -> logits.
         auxiliary_head: layer3's features -> logits, run in training mode only; None to go without.
         align_corners: convention of the bilinear up-sampling of the logits.
@@ -54,9 +55,9 @@ class PSPNet(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet,
-        head: PSPHead,
-        auxiliary_head: AuxiliaryHead | None = None,
+        backbone: nn.Module,
+        head: nn.Module,
+        auxiliary_head: nn.Module | None = None,
         align_corners: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -107,10 +108,10 @@ class PSPNet(nn.Module):
         height, width = shape[2:]
         if height < MIN_SIZE or width < MIN_SIZE:
             raise PspnetError(
-                f"images are {width}x{height} pixels: PSPNet takes {MIN_SIZE}x{MIN_SIZE} and larger. "
+                f"images are {width}x{height} pixels: {type(self).__name__} takes {MIN_SIZE}x{MIN_SIZE} and larger. "
                 "Enlarge the image or the crop."
             )
-        stride = self.backbone.output_stride
+        stride = cast(int, self.backbone.output_stride)
         if self.training and shape[0] == 1 and height <= stride and width <= stride:
             raise PspnetError(
                 f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too little for "
@@ -127,6 +128,14 @@ class PSPNet(nn.Module):
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=self.align_corners)
+
+
+class PSPNet(SegmentationNetwork):
+    """Dilated ResNet, pyramid pooling head, auxiliary head on layer3 (section 3 and figure 3)."""
+
+    backbone: ResNet
+    head: PSPHead
+    auxiliary_head: AuxiliaryHead | None
 
 
 def build_model(

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from pspnet.errors import WeightsError
-from pspnet.models.resnet import ResNet
 
 IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
@@ -25,14 +24,14 @@ _TORCHVISION_ENUMS = {"resnet-50": "ResNet50_Weights", "resnet-101": "ResNet101_
 _LISTED = 5
 
 
-def load_imagenet_backbone(backbone: ResNet, name: str, weights: str = "IMAGENET1K_V1") -> None:
+def load_imagenet_backbone(backbone: nn.Module, name: str, weights: str = "IMAGENET1K_V1") -> None:
     """Load torchvision's ImageNet weights into a backbone, from torch.hub's cache or by download.
 
     The download is checked against the hash in the file's name. Every parameter and statistic of the backbone is
     set, or none.
 
     Args:
-        backbone: a published one: stem "conv7", width 64, any output stride.
+        backbone: a published one: stem "conv7", width 64, any output stride, and the names of ResNet.
         name: "resnet-50" or "resnet-101".
         weights: "IMAGENET1K_V1" (He et al.'s recipe, what published PSPNets start from) or "IMAGENET1K_V2".
 

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import pspnet
 from pspnet.classes import default_class_names, palette_for
 from pspnet.errors import WeightsError
 from pspnet.files import replacing
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.algorithms import ALGORITHMS, build_algorithm
+from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from pspnet.models.weights import load_state_strict
 
 if TYPE_CHECKING:  # an endpoint loads models without the packages that settings need
@@ -34,30 +36,33 @@ CONFIG_NAME = "config.json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded model directory. `palette` is (256, 3) uint8; `model` is in evaluation mode, on the CPU."""
+    """A loaded model directory. `palette` is (256, 3) uint8; `model` is in evaluation mode, on the CPU.
 
-    model: PSPNet
+    `architecture` holds the arguments that `build_algorithm` built the model with, besides `algorithm`.
+    """
+
+    model: SegmentationNetwork
     class_names: tuple[str, ...]
     palette: np.ndarray
     architecture: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    algorithm: str = "psp"
 
 
 def architecture_of(config: Config) -> dict[str, Any]:
-    """The arguments of build_model that a config asks for, normalisation included."""
-    return {
-        "num_classes": config.num_classes,
-        "backbone": config.backbone,
-        "stem": config.stem,
-        "output_stride": config.output_stride,
-        "align_corners": config.align_corners,
-        "auxiliary_head": config.aux_weight > 0,
-        "width": config.width,
-        "dropout": config.dropout,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-    }
+    """The arguments of build_algorithm, besides the algorithm, that a config asks for, normalisation included."""
+    architecture: dict[str, Any] = {"num_classes": config.num_classes, "backbone": config.backbone}
+    if config.algorithm == "psp":
+        architecture.update(
+            stem=config.stem,
+            output_stride=config.output_stride,
+            align_corners=config.align_corners,
+            width=config.width,
+            dropout=config.dropout,
+        )
+    architecture.update(auxiliary_head=config.aux_weight > 0, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
+    return architecture
 
 
 def class_names_of(config: Config) -> tuple[str, ...]:
@@ -66,7 +71,7 @@ def class_names_of(config: Config) -> tuple[str, ...]:
 
 
 def save_artifact(
-    directory: Path, model: PSPNet, config: Config, scores: dict[str, Any], trained: dict[str, Any]
+    directory: Path, model: nn.Module, config: Config, scores: dict[str, Any], trained: dict[str, Any]
 ) -> None:
     """Write a model directory. Both files appear whole or not at all; OSError where the disk is full or unwritable.
 
@@ -97,9 +102,9 @@ def save_artifact(
 def load_artifact(directory: Path) -> Artifact:
     """Read a model directory; WeightsError names what is missing, damaged or of another format, and the fix."""
     content = _read_config(directory)
-    architecture = content["architecture"]
+    algorithm, architecture = content.get("algorithm", "psp"), content["architecture"]
     try:
-        model = build_model(**architecture)
+        model = build_algorithm(algorithm, **architecture)
     except (TypeError, ValueError, RuntimeError) as error:  # PspnetError, or what PyTorch says to a foreign value
         raise WeightsError(
             f"{directory / CONFIG_NAME}: describes an architecture that this version cannot build ({error})."
@@ -114,9 +119,13 @@ def load_artifact(directory: Path) -> Artifact:
     class_names = tuple(content["classes"])
     palette = palette_for(class_names)
     palette[: len(content["palette"])] = np.array(content["palette"], dtype=np.uint8)
-    return Artifact(
-        model.eval(), class_names, palette, architecture, content.get("training", {}), content.get("scores", {})
-    )
+    training, scores = content.get("training", {}), content.get("scores", {})
+    return Artifact(model.eval(), class_names, palette, architecture, training, scores, algorithm)
+
+
+def read_algorithm(directory: Path) -> str:
+    """Which algorithm the model of a directory is, without loading it; WeightsError as `load_artifact`."""
+    return str(_read_config(directory).get("algorithm", "psp"))
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -141,6 +150,9 @@ def _config_problem(content: Any) -> str | None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         return f"expected the format {FORMAT}, found {found!r}: made by another program or a newer version."
+    if content.get("algorithm", "psp") not in ALGORITHMS:
+        found = f"{content['algorithm']!r}: made by a newer version"
+        return f"expected `algorithm` to be one of {', '.join(ALGORITHMS)}, found {found}."
     architecture, classes, palette = (content.get(key) for key in ("architecture", "classes", "palette"))
     if not isinstance(architecture, dict) or not isinstance(architecture.get("num_classes"), int):
         return "`architecture` must be a mapping with the arguments of build_model."

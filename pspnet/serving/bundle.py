@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pspnet.errors import WeightsError
 from pspnet.locations import PACKAGE, find_beside
-from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME
+from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME, read_algorithm
 
 CODE_NAME = "code"
 ARCHIVE_NAME = "model.tar.gz"
@@ -26,6 +26,8 @@ _REQUIREMENTS = """\
 # Installed by the endpoint's container beside the torch, numpy and pillow that its image holds.
 safetensors>=0.4
 """
+# torchvision's own networks need it; a version here would have pip replace the one that belongs to the image's torch.
+_TORCHVISION = "torchvision\n"
 
 
 def served_files() -> list[Path]:
@@ -53,12 +55,16 @@ def write_code(model_dir: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PACKAGE / name, copy)
         shutil.copyfile(handlers, building / "inference.py")
-        (building / "requirements.txt").write_text(_REQUIREMENTS, encoding="utf-8")
+        (building / "requirements.txt").write_text(_requirements(model_dir), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def _requirements(model_dir: Path) -> str:
+    return _REQUIREMENTS + ("" if read_algorithm(model_dir) == "psp" else _TORCHVISION)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from PIL import Image
 from pspnet.data.images import read_image, to_rgb
 from pspnet.errors import ConfigError, DataError
 from pspnet.evaluation.protocols import predict_whole
-from pspnet.models.pspnet import PSPNet
+from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.serving.artifact import load_artifact
 
 # Evaluated at run time, hence without the `|` that Python 3.8 does not know there.
@@ -32,7 +32,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: PSPNet,
+        model: SegmentationNetwork,
         class_names: tuple[str, ...],
         palette: np.ndarray,
         device: torch.device | str = "cpu",
