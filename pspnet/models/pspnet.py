@@ -149,13 +149,15 @@ def build_model(
     dropout: float = 0.1,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    contract_dilation: bool = False,
 ) -> PSPNet:
     """A randomly initialised PSPNet of the published architecture.
 
     Args:
         num_classes: classes K, 1 or more.
         backbone: "resnet-50" or "resnet-101".
-        stem: "conv7" (torchvision's weights) or "deep" (three 3x3 convolutions: semseg, GluonCV).
+        stem: "conv7" (torchvision's weights), "deep" (three 3x3 convolutions: semseg, GluonCV) or "deep-narrow" (half
+            as wide: mmsegmentation).
         output_stride: 8 as published, 16 or 32.
         align_corners: convention of every bilinear up-sampling (semseg: True, mmsegmentation: False).
         auxiliary_head: whether to build the head on layer3 that training uses.
@@ -163,6 +165,8 @@ def build_model(
         dropout: share of channels dropped before each classifier in training, 0 <= dropout < 1.
         mean: normalisation per channel, RGB, on the scale 0..255.
         std: normalisation per channel, RGB, on the scale 0..255.
+        contract_dilation: whether the first block of a dilated layer keeps the previous layer's dilation (semseg:
+            False; mmsegmentation, GluonCV: True).
 
     Raises:
         PspnetError: a value that is not allowed; the text names what is.
@@ -173,7 +177,7 @@ def build_model(
         raise PspnetError(f"num_classes is {num_classes}: expected 1 or more.")
     if not 0 <= dropout < 1:
         raise PspnetError(f"dropout is {dropout}: expected 0 <= dropout < 1.")
-    features = ResNet(BACKBONES[backbone], output_stride, stem, width)
+    features = ResNet(BACKBONES[backbone], output_stride, stem, width, contract_dilation)
     head = PSPHead(features.out_channels, num_classes, align_corners, dropout)
     auxiliary = AuxiliaryHead(features.layer3_channels, num_classes, dropout) if auxiliary_head else None
     return PSPNet(features, head, auxiliary, align_corners, mean, std)
