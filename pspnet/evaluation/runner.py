@@ -1,0 +1,191 @@
+"""Runs a network over a data set by one protocol, in one process or several, and keeps every image's counts.
+
+Legend: N images in a batch, C classes, H, W image height and width.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pspnet.classes import IGNORE_INDEX, LabelMap
+from pspnet.data.channels import Pair
+from pspnet.data.dataset import (
+    Batch,
+    EvaluationBatchSampler,
+    SegmentationDataset,
+    build_loader,
+    image_sizes,
+    load_batches,
+)
+from pspnet.evaluation.choice import Protocol
+from pspnet.evaluation.metrics import count_by_image
+from pspnet.evaluation.per_image import Record
+from pspnet.evaluation.protocols import predict_whole
+from pspnet.evaluation.sliding import SlidingPredictor
+
+if TYPE_CHECKING:
+    from pspnet.training.distributed import Processes
+
+# How many batches each of several processes scores before they add up their counts.
+_BATCHES_PER_EXCHANGE = 4
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is scored: pairs of files, `pair_signature` of each by its name, and how their annotations are read."""
+
+    pairs: list[Pair]
+    signatures: dict[str, str]
+    label_map: LabelMap | None = None
+    ignore_index: int = IGNORE_INDEX
+
+
+class Evaluator:
+    """A network in evaluation mode on its device, and what it is run with.
+
+    Args:
+        model: (N, 3, H, W) RGB 0..255 -> logits (N, C, H, W).
+        num_classes: C.
+        colour: (1, 3, 1, 1), what small images are padded with for windows: the network's mean.
+        device: the model's.
+        processes: those that share the images.
+        autocast_dtype: number format of the network, None for its own.
+        batch_size: images or windows in one forward pass.
+        workers: processes that load images.
+        progress: whether to show a bar on standard error.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        colour: torch.Tensor,
+        device: torch.device,
+        processes: Processes,
+        autocast_dtype: torch.dtype | None = None,
+        batch_size: int = 4,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.num_classes = num_classes
+        self.colour = colour
+        self.device = device
+        self.processes = processes
+        self.autocast_dtype = autocast_dtype
+        self.batch_size = batch_size
+        self.workers = workers
+        self.progress = progress
+
+    def run(
+        self,
+        protocol: Protocol,
+        scored: Scored,
+        record: Record,
+        save: Callable[[], None] | None = None,
+        write_mask: Callable[[str, np.ndarray], None] | None = None,
+    ) -> None:
+        """Score all images that the main process's record does not hold yet, and add them to it.
+
+        The batches are the same however many processes share them, and counts are int64, so the sum is exactly that of
+        one process. Only the main process's record is complete afterwards.
+
+        Args:
+            save: called by the main process after every few batches.
+            write_mask: called in the process that predicted it with an image's name and its (H, W) uint8 mask.
+
+        Raises DataError for the first file that can't be used.
+        """
+        remaining = self._remaining(scored.pairs, record)
+        view = protocol.view
+        sizes = image_sizes(remaining) if view is None else [(view.crop_size, view.crop_size)] * len(remaining)
+        place = (self.processes.rank, self.processes.world_size)
+        sampler = EvaluationBatchSampler(sizes, self.batch_size, *place)
+        dataset = SegmentationDataset(
+            remaining, self.num_classes, view, scored.label_map, scored.ignore_index, channel="validation"
+        )
+        batches = load_batches(build_loader(dataset, sampler, self.workers, self.device.type == "cuda"))
+        total = sum(protocol.passes(sizes[index][1], sizes[index][0]) for batch in sampler.batches for index in batch)
+        started = time.monotonic()
+        with tqdm(total=total, unit="pass", desc=protocol.name, disable=not self.progress, file=sys.stderr) as bar:
+            predict = self._predictor(protocol, bar.update)
+            for together, counts in self._exchanged(predict, batches, sizes, write_mask):
+                for index, matrix in zip(together, counts):
+                    name = remaining[index].stem
+                    record.add(name, matrix, scored.signatures[name])
+                record.about["seconds"] = record.about.get("seconds", 0.0) + time.monotonic() - started
+                started = time.monotonic()
+                if save is not None and self.processes.is_main:
+                    save()
+
+    def _remaining(self, pairs: Sequence[Pair], record: Record) -> list[Pair]:
+        """The pairs that the main process has not scored yet, the same in all processes."""
+        done = torch.tensor([pair.stem in record.entries for pair in pairs], dtype=torch.uint8, device=self.device)
+        self.processes.copy_from_main([done])
+        return [pair for pair, is_done in zip(pairs, done.tolist()) if not is_done]
+
+    def _predictor(
+        self, protocol: Protocol, advance: Callable[[int], object]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """(N, 3, H, W) -> (N, H, W), telling `advance` how many passes were made."""
+        if protocol.windows is not None:
+            sliding = SlidingPredictor(
+                self.model, self.num_classes, protocol.windows, self.colour, self.batch_size, self.autocast_dtype
+            )
+            return lambda images: sliding.masks(images, advance)
+
+        def predict(images: torch.Tensor) -> torch.Tensor:
+            masks = predict_whole(self.model, images, self.autocast_dtype)
+            advance(len(images))
+            return masks
+
+        return predict
+
+    def _exchanged(
+        self,
+        predict: Callable[[torch.Tensor], torch.Tensor],
+        own: Iterator[Batch],
+        sizes: list[tuple[int, int]],
+        write_mask: Callable[[str, np.ndarray], None] | None,
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Numbers of images, and (n, C, C) their counts, those of all processes, in the order of the batches."""
+        rank, world_size = self.processes.rank, self.processes.world_size
+        batches = EvaluationBatchSampler(sizes, self.batch_size).batches
+        step = world_size * _BATCHES_PER_EXCHANGE if world_size > 1 else 1
+        for first in range(0, len(batches), step):
+            shared = batches[first : first + step]
+            together = [index for batch in shared for index in batch]
+            shape = (len(together), self.num_classes, self.num_classes)
+            counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
+            start = 0
+            for number, indices in enumerate(shared):
+                # `first` is a multiple of the number of processes: these are the batches that the sampler dealt here.
+                if number % world_size == rank:
+                    counts[start : start + len(indices)] = self._count(predict, next(own), write_mask)
+                start += len(indices)
+            yield together, self.processes.sum(counts).cpu().numpy()
+
+    def _count(
+        self,
+        predict: Callable[[torch.Tensor], torch.Tensor],
+        batch: Batch,
+        write_mask: Callable[[str, np.ndarray], None] | None,
+    ) -> torch.Tensor:
+        """(N, C, C) int64 counts of one batch."""
+        images = batch.images.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        masks = predict(images.contiguous(memory_format=torch.channels_last))
+        if write_mask is not None:
+            for name, mask in zip(batch.names, masks.to(torch.uint8).cpu().numpy()):
+                write_mask(Path(name).stem, mask)
+        return count_by_image(masks, targets, self.num_classes)
