@@ -27,9 +27,15 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=run_predict)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model directory, the device and the number format."""
-    parser.add_argument("model_dir", metavar="MODEL_DIR", type=Path, help="what training wrote to model_dir")
+def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """The model directory (which may be left out where `optional`), the device and the number format."""
+    parser.add_argument(
+        "model_dir",
+        metavar="MODEL_DIR",
+        type=Path,
+        nargs="?" if optional else None,
+        help="what training wrote to model_dir",
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument(
         "--precision",
