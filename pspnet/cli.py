@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import pspnet
-from pspnet import cli_data, cli_evaluate, cli_model
+from pspnet import cli_data, cli_evaluate, cli_import, cli_model
 from pspnet.entry import run_guarded, train_command
 
 
@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers.add_parser("sagemaker", help="upload, train and rehearse for SageMaker (see `pspnet sagemaker --help`)")
     cli_evaluate.register(subparsers)
     cli_model.register(subparsers)
+    cli_import.register(subparsers)
     cli_data.register(subparsers)
     return parser
 

@@ -45,7 +45,8 @@ BUILT_IN_DEFAULTS = {
     "early_stopping_min_epochs": 5, "early_stopping_patience": 4, "early_stopping_tolerance": 0.0, "syncbn": False,
 }  # fmt: skip
 OWN_DEFAULTS = {
-    "stem": "conv7", "output_stride": 8, "align_corners": False, "width": 64, "dropout": 0.1,
+    "stem": "conv7", "output_stride": 8, "align_corners": False, "contract_dilation": False, "width": 64,
+    "dropout": 0.1,
     "pretrained_weights": "IMAGENET1K_V1", "label_map": None, "model": None, "class_names": None, "name": "run",
     "model_dir": "runs/run/model", "output_dir": "runs/run", "checkpoint_dir": "runs/run/checkpoints", "seed": 0,
     "deterministic": False, "aux_weight": 0.4, "head_lr_multiplier": 1.0, "warmup_epochs": 0.0, "poly_power": 0.9,

@@ -38,7 +38,8 @@ CONFIG_NAME = "config.json"
 class Artifact:
     """A loaded model directory. `palette` is (256, 3) uint8; `model` is in evaluation mode, on the CPU.
 
-    `architecture` holds the arguments that `build_algorithm` built the model with, besides `algorithm`.
+    `architecture` holds the arguments that `build_algorithm` built the model with, besides `algorithm`; `source` is
+    where imported weights are from.
     """
 
     model: SegmentationNetwork
@@ -48,6 +49,7 @@ class Artifact:
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     algorithm: str = "psp"
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 def architecture_of(config: Config) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def architecture_of(config: Config) -> dict[str, Any]:
             stem=config.stem,
             output_stride=config.output_stride,
             align_corners=config.align_corners,
+            contract_dilation=config.contract_dilation,
             width=config.width,
             dropout=config.dropout,
         )
@@ -81,15 +84,47 @@ def save_artifact(
     """
     class_names = class_names_of(config)
     content = {
-        "format": FORMAT,
         "algorithm": config.algorithm,
         "architecture": architecture_of(config),
         "classes": list(class_names),
         "palette": palette_for(class_names)[: config.num_classes].tolist(),
         "training": {"config": config.model_dump(mode="json"), **trained},
         "scores": scores,
-        "versions": {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+    _write(directory, model, content)
+
+
+def save_imported(
+    directory: Path,
+    model: nn.Module,
+    architecture: dict[str, Any],
+    class_names: tuple[str, ...],
+    palette: np.ndarray | None,
+    source: dict[str, Any],
+) -> None:
+    """Write a model directory for weights from elsewhere. OSError as `save_artifact`.
+
+    Args:
+        architecture: the arguments of build_model that made the model.
+        palette: (classes, 3) uint8 colours; None for those that belong to the class names.
+        source: where the weights are from, fit for JSON.
+    """
+    colours = palette_for(class_names)[: len(class_names)] if palette is None else palette
+    content = {
+        "algorithm": "psp",
+        "architecture": architecture,
+        "classes": list(class_names),
+        "palette": colours.tolist(),
+        "training": {},
+        "scores": {},
+        "source": source,
+    }
+    _write(directory, model, content)
+
+
+def _write(directory: Path, model: nn.Module, content: dict[str, Any]) -> None:
+    versions = {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    content = {"format": FORMAT, **content, "versions": versions}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(directory / WEIGHTS_NAME) as weights_path, replacing(directory / CONFIG_NAME) as config_path:
         try:
@@ -119,8 +154,8 @@ def load_artifact(directory: Path) -> Artifact:
     class_names = tuple(content["classes"])
     palette = palette_for(class_names)
     palette[: len(content["palette"])] = np.array(content["palette"], dtype=np.uint8)
-    training, scores = content.get("training", {}), content.get("scores", {})
-    return Artifact(model.eval(), class_names, palette, architecture, training, scores, algorithm)
+    training, scores, source = (content.get(key, {}) for key in ("training", "scores", "source"))
+    return Artifact(model.eval(), class_names, palette, architecture, training, scores, algorithm, source)
 
 
 def read_algorithm(directory: Path) -> str:

@@ -29,8 +29,9 @@ from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError, WeightsError
 from pspnet.models.algorithms import build_algorithm
+from pspnet.models.imports import read_backbone
 from pspnet.models.pspnet import SegmentationNetwork
-from pspnet.models.weights import load_imagenet_backbone, load_state_strict
+from pspnet.models.weights import IMAGENET_WEIGHTS, load_imagenet_backbone, load_state_strict
 from pspnet.serving.artifact import architecture_of, class_names_of, load_artifact
 from pspnet.serving.bundle import unpacked
 from pspnet.training import device as devices
@@ -238,10 +239,30 @@ def build_network(config: Config, device: torch.device) -> SegmentationNetwork:
     if config.model is not None:
         _load_model_channel(network, config.algorithm, architecture, Path(config.model))
     elif config.use_pretrained_model:
-        load_imagenet_backbone(network.backbone, config.backbone, config.pretrained_weights)
+        _load_pretrained(network, architecture, config.pretrained_weights)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     return network.to(device)
+
+
+def _load_pretrained(network: SegmentationNetwork, architecture: dict[str, Any], weights: str) -> None:
+    """Set the backbone: by torchvision's name of its weights, or from a file of another program's."""
+    if weights in IMAGENET_WEIGHTS:
+        load_imagenet_backbone(network.backbone, architecture["backbone"], weights)
+        return
+    foreign = read_backbone(Path(weights))
+    here = {"stem": "conv7", **architecture}
+    wrong = [
+        f"{key} is {foreign.architecture[key]} there and {here[key]} here"
+        for key in ("backbone", "stem", "mean", "std")
+        if key in foreign.architecture and foreign.architecture[key] != here[key]
+    ]
+    if wrong:
+        raise WeightsError(
+            f"pretrained_weights: {weights} holds another backbone: {'; '.join(wrong)}. Change these settings, or use "
+            "other weights."
+        )
+    foreign.load_backbone(network.backbone)
 
 
 def _load_model_channel(
@@ -250,7 +271,12 @@ def _load_model_channel(
     with unpacked(directory) as folder:
         artifact = load_artifact(folder)
     there, here = {**artifact.architecture, "algorithm": artifact.algorithm}, {**architecture, "algorithm": algorithm}
-    keys = ("backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride")
+    # What older model directories leave unsaid.
+    there.setdefault("contract_dilation", False)
+    keys = (
+        "backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride",
+        "contract_dilation", "mean", "std",
+    )  # fmt: skip
     wrong = [
         f"{key} is {there.get(key)} there and {here[key]} here"
         # Another algorithm has other settings; that they differ says nothing more.
