@@ -47,7 +47,10 @@ class Protocol:
         return {} if self.crop_size is None else {"crop_size": self.crop_size}
 
     def passes(self, height: int, width: int) -> int:
-        """How many images or windows go through the network for one image of this size."""
+        """How many images or windows go through the network for one image of this size; 0 for one without pixels, as
+        unreadable files are listed."""
+        if not height or not width:
+            return 0
         return 1 if self.windows is None else self.windows.passes(height, width)
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # How many batches each of several processes scores before they add up their counts.
 _BATCHES_PER_EXCHANGE = 4
+# Images are batched only as far as their windows fill no more than this many forward passes: a stop loses a batch.
+_PASSES_AT_RISK = 8
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ class Evaluator:
         remaining = self._remaining(scored.pairs, record)
         view = protocol.view
         sizes = image_sizes(remaining) if view is None else [(view.crop_size, view.crop_size)] * len(remaining)
-        place = (self.processes.rank, self.processes.world_size)
-        sampler = EvaluationBatchSampler(sizes, self.batch_size, *place)
+        together = self._images_together(protocol, sizes)
+        sampler = EvaluationBatchSampler(sizes, together, self.processes.rank, self.processes.world_size)
+        shared = EvaluationBatchSampler(sizes, together).batches
         dataset = SegmentationDataset(
             remaining, self.num_classes, view, scored.label_map, scored.ignore_index, channel="validation"
         )
@@ -119,8 +122,8 @@ class Evaluator:
         started = time.monotonic()
         with tqdm(total=total, unit="pass", desc=protocol.name, disable=not self.progress, file=sys.stderr) as bar:
             predict = self._predictor(protocol, bar.update)
-            for together, counts in self._exchanged(predict, batches, sizes, write_mask):
-                for index, matrix in zip(together, counts):
+            for indices, counts in self._exchanged(predict, batches, shared, write_mask):
+                for index, matrix in zip(indices, counts):
                     name = remaining[index].stem
                     record.add(name, matrix, scored.signatures[name])
                 record.about["seconds"] = record.about.get("seconds", 0.0) + time.monotonic() - started
@@ -133,6 +136,11 @@ class Evaluator:
         done = torch.tensor([pair.stem in record.entries for pair in pairs], dtype=torch.uint8, device=self.device)
         self.processes.copy_from_main([done])
         return [pair for pair, is_done in zip(pairs, done.tolist()) if not is_done]
+
+    def _images_together(self, protocol: Protocol, sizes: list[tuple[int, int]]) -> int:
+        """Images in a batch: as many as a forward pass takes, fewer where one image fills many passes."""
+        most = max((protocol.passes(height, width) for width, height in sizes), default=1)
+        return max(1, min(self.batch_size, _PASSES_AT_RISK * self.batch_size // most))
 
     def _predictor(
         self, protocol: Protocol, advance: Callable[[int], object]
@@ -155,12 +163,11 @@ class Evaluator:
         self,
         predict: Callable[[torch.Tensor], torch.Tensor],
         own: Iterator[Batch],
-        sizes: list[tuple[int, int]],
+        batches: list[list[int]],
         write_mask: Callable[[str, np.ndarray], None] | None,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Numbers of images, and (n, C, C) their counts, those of all processes, in the order of the batches."""
+        """Numbers of images, and (n, C, C) their counts, those of all processes, in the order of all their batches."""
         rank, world_size = self.processes.rank, self.processes.world_size
-        batches = EvaluationBatchSampler(sizes, self.batch_size).batches
         step = world_size * _BATCHES_PER_EXCHANGE if world_size > 1 else 1
         for first in range(0, len(batches), step):
             shared = batches[first : first + step]

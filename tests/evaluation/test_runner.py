@@ -137,9 +137,10 @@ def test_masks_are_those_that_were_scored(scored: Scored) -> None:
         np.testing.assert_array_equal(counted.numpy(), record.matrix(pair.stem))
 
 
-def test_a_broken_file_is_named_and_the_rest_is_kept(scored: Scored) -> None:
+@pytest.mark.parametrize("name", ["whole", "multiscale"])
+def test_a_broken_file_is_named_and_the_rest_is_kept(scored: Scored, name: str) -> None:
     scored.pairs[-1].image.write_bytes(b"no image")
     record = Record(CLASSES)
     with pytest.raises(DataError, match=r"6\.png: not a readable image"):
-        evaluator(Brightest()).run(protocol("whole"), scored, record)
+        evaluator(Brightest()).run(protocol(name), scored, record)
     assert record.names == ["0", "1", "2", "3", "4", "5"]
