@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
@@ -108,39 +108,43 @@ class Evaluator:
 
         Raises DataError for the first file that can't be used.
         """
-        remaining = self._remaining(scored.pairs, record)
-        view = protocol.view
-        sizes = image_sizes(remaining) if view is None else [(view.crop_size, view.crop_size)] * len(remaining)
-        together = self._images_together(protocol, sizes)
-        sampler = EvaluationBatchSampler(sizes, together, self.processes.rank, self.processes.world_size)
-        shared = EvaluationBatchSampler(sizes, together).batches
+        pairs, view = scored.pairs, protocol.view
+        sizes = image_sizes(pairs) if view is None else [(view.crop_size, view.crop_size)] * len(pairs)
+        batches = self._batches(protocol, sizes, [pair.stem in record.entries for pair in pairs])
+        sampler = EvaluationBatchSampler([], self.batch_size)
+        sampler.batches = batches[self.processes.rank :: self.processes.world_size]
         dataset = SegmentationDataset(
-            remaining, self.num_classes, view, scored.label_map, scored.ignore_index, channel="validation"
+            pairs, self.num_classes, view, scored.label_map, scored.ignore_index, channel="validation"
         )
-        batches = load_batches(build_loader(dataset, sampler, self.workers, self.device.type == "cuda"))
+        own = load_batches(build_loader(dataset, sampler, self.workers, self.device.type == "cuda"))
         total = sum(protocol.passes(sizes[index][1], sizes[index][0]) for batch in sampler.batches for index in batch)
         started = time.monotonic()
         with tqdm(total=total, unit="pass", desc=protocol.name, disable=not self.progress, file=sys.stderr) as bar:
             predict = self._predictor(protocol, bar.update)
-            for indices, counts in self._exchanged(predict, batches, shared, write_mask):
+            for indices, counts in self._exchanged(predict, own, batches, write_mask):
                 for index, matrix in zip(indices, counts):
-                    name = remaining[index].stem
+                    name = pairs[index].stem
                     record.add(name, matrix, scored.signatures[name])
                 record.about["seconds"] = record.about.get("seconds", 0.0) + time.monotonic() - started
                 started = time.monotonic()
                 if save is not None and self.processes.is_main:
                     save()
 
-    def _remaining(self, pairs: Sequence[Pair], record: Record) -> list[Pair]:
-        """The pairs that the main process has not scored yet, the same in all processes."""
-        done = torch.tensor([pair.stem in record.entries for pair in pairs], dtype=torch.uint8, device=self.device)
-        self.processes.copy_from_main([done])
-        return [pair for pair, is_done in zip(pairs, done.tolist()) if not is_done]
+    def _batches(self, protocol: Protocol, sizes: list[tuple[int, int]], done: list[bool]) -> list[list[int]]:
+        """The numbers of all images that the main process has not done, in batches; the same in all processes.
 
-    def _images_together(self, protocol: Protocol, sizes: list[tuple[int, int]]) -> int:
-        """Images in a batch: as many as a forward pass takes, fewer where one image fills many passes."""
+        What is done is taken out of the batches of a fresh start, so that the rest is batched as it was then, and gives
+        the same to the last bit. A batch holds as many images as a forward pass takes, fewer where one image fills many
+        passes.
+        """
         most = max((protocol.passes(height, width) for width, height in sizes), default=1)
-        return max(1, min(self.batch_size, _PASSES_AT_RISK * self.batch_size // most))
+        together = max(1, min(self.batch_size, _PASSES_AT_RISK * self.batch_size // max(1, most)))
+        flags = torch.tensor(done, dtype=torch.uint8, device=self.device)
+        self.processes.copy_from_main([flags])
+        is_done = flags.tolist()
+        batches = EvaluationBatchSampler(sizes, together).batches
+        rest = ([index for index in batch if not is_done[index]] for batch in batches)
+        return [batch for batch in rest if batch]
 
     def _predictor(
         self, protocol: Protocol, advance: Callable[[int], object]
