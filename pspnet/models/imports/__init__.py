@@ -14,7 +14,7 @@ from torch import Tensor
 from pspnet.errors import WeightsError
 from pspnet.models.imports import gluoncv, mmsegmentation, semseg, smp, torchvision
 from pspnet.models.imports.layout import ForeignWeights
-from pspnet.models.imports.torch_file import TorchFile, read_torch_file
+from pspnet.models.imports.torch_file import TorchFile, is_torch_file, read_torch_file
 
 # In the order in which names are looked at.
 _PYTORCH: dict[str, tuple[Callable[[Mapping[str, Tensor]], bool], Callable[[TorchFile], ForeignWeights]]] = {
@@ -36,12 +36,15 @@ def read_weights(path: Path, program: str) -> ForeignWeights:
     Raises:
         WeightsError: another program's file (the text says whose), another network, a damaged file.
     """
-    if program == "gluoncv":
-        return gluoncv.read(path)
-    if program not in _PYTORCH:
+    if program not in PROGRAMS:
         raise WeightsError(f"program is {program!r}: expected one of {', '.join(PROGRAMS)}.")
+    if program == "gluoncv" and not is_torch_file(path):
+        return gluoncv.read(path)
     file = read_torch_file(path)
     likely = recognise(file.state)
+    if program == "gluoncv":
+        fix = f": use --from {likely}" if likely else ""
+        raise WeightsError(f"{path}: a file of PyTorch's, not the MXNet parameters of GluonCV{fix}.")
     # An encoder of smp's by itself has torchvision's names.
     if likely not in (None, program) and (likely, program) != ("torchvision", "smp"):
         raise WeightsError(f"{path}: its names are those of {likely}, not of {program}: use --from {likely}.")

@@ -100,11 +100,7 @@ def _open(path: Path) -> tuple[bytes, str, dict[str, Any]]:
             start = file.read(4)
         if start[:2] == b"\x1f\x8b" or tarfile.is_tarfile(path):
             return _open_archive(path)
-        if start[:2] == b"PK" or start[:2] == b"\x80\x02":
-            raise WeightsError(f"{path}: a file of PyTorch's, not MXNet's. Name the program it is from with --from.")
         return path.read_bytes(), str(path), {}
-    except IsADirectoryError:
-        raise WeightsError(f"{path}: a folder; give its model.tar.gz or model_algo-1.") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}).") from error
 

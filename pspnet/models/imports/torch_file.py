@@ -41,19 +41,25 @@ def read_torch_file(path: Path) -> TorchFile:
     start = _start_of(path)
     if _is_safetensors(start):
         return TorchFile(str(path), _without_module(_read_safetensors(path)))
-    if start.startswith(b"PK"):
-        _refuse_torchscript(path)
-    elif not start.startswith(_LEGACY_START):
+    if not start.startswith((b"PK", _LEGACY_START)):
         raise WeightsError(f"{path}: {_kind(start)}. Expected a file of torch.save (.pth, .pt) or .safetensors.")
     try:
+        if start.startswith(b"PK"):
+            _refuse_torchscript(path)
         content, state = _load(path)
     except WeightsError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged archive or pickle can raise anything
         details = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: damaged or truncated ({details}). Copy or download it again.") from error
     meta = content.get("meta") if isinstance(content, Mapping) else None
     return TorchFile(str(path), _without_module(state), meta if isinstance(meta, Mapping) else {})
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file begins as those of torch.save or safetensors do. WeightsError where it cannot be read."""
+    start = _start_of(path)
+    return _is_safetensors(start) or start.startswith((b"PK", _LEGACY_START))
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -121,11 +127,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_torchscript(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise WeightsError(f"{path}: damaged or truncated ({error}). Copy or download it again.") from error
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(f"{path}: a TorchScript program, which is not read. Save model.state_dict() instead.")
 
