@@ -59,7 +59,8 @@ from pspnet.training.device import choose_device, choose_precision, has_fast_bfl
 from pspnet.training.interrupt import StopRequest
 from pspnet.training.log import RunLog
 from pspnet.training.loop import Trainer
-from pspnet.training.setup import BuildNetwork, build_network, build_run, describe_run
+from pspnet.training.network import BuildNetwork, build_network
+from pspnet.training.setup import build_run, describe_run
 
 
 class LibraryNetwork(nn.Module):

@@ -30,7 +30,7 @@ ALLOWED = {
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
 # The only modules that may see a Config; everything else takes plain arguments.
-CONFIG_READERS = {"config_checks", "config_sources", "entry", "loop", "setup", "results", "artifact"}
+CONFIG_READERS = {"config_checks", "config_sources", "entry", "loop", "network", "setup", "results", "artifact"}
 
 
 def module_name(path: Path) -> str:

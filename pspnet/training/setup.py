@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,17 +27,13 @@ from pspnet.data.dataset import (
 )
 from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
-from pspnet.errors import ConfigError, DataError, WeightsError
-from pspnet.models.algorithms import build_algorithm
-from pspnet.models.imports import read_backbone
-from pspnet.models.pspnet import SegmentationNetwork
-from pspnet.models.weights import IMAGENET_WEIGHTS, load_imagenet_backbone, load_state_strict
-from pspnet.serving.artifact import architecture_of, class_names_of, load_artifact
-from pspnet.serving.bundle import unpacked
+from pspnet.errors import ConfigError, DataError
+from pspnet.serving.artifact import class_names_of
 from pspnet.training import device as devices
 from pspnet.training.distributed import Processes, join_processes
 from pspnet.training.log import RunLog
 from pspnet.training.losses import build_loss
+from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.optim import (
     EarlyStopping,
     ExponentialMovingAverage,
@@ -46,9 +42,6 @@ from pspnet.training.optim import (
     parameter_groups,
 )
 from pspnet.training.step import TrainingStep
-
-# Has every algorithm's interface: images in, logits or (logits, auxiliary logits) out.
-BuildNetwork = Callable[[Config, torch.device], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -229,66 +222,6 @@ def _check_folders(config: Config, processes: Processes) -> None:
             raise ConfigError(
                 f"{key}: {folder} cannot be written ({error.strerror or error}); give another folder with --{key}."
             ) from error
-
-
-def build_network(config: Config, device: torch.device) -> SegmentationNetwork:
-    """The network with its first weights: a model channel's, ImageNet's in the backbone, or random ones by seed."""
-    torch.manual_seed(config.seed)
-    architecture = architecture_of(config)
-    network = build_algorithm(config.algorithm, **architecture)
-    if config.model is not None:
-        _load_model_channel(network, config.algorithm, architecture, Path(config.model))
-    elif config.use_pretrained_model:
-        _load_pretrained(network, architecture, config.pretrained_weights)
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    return network.to(device)
-
-
-def _load_pretrained(network: SegmentationNetwork, architecture: dict[str, Any], weights: str) -> None:
-    """Set the backbone: by torchvision's name of its weights, or from a file of another program's."""
-    if weights in IMAGENET_WEIGHTS:
-        load_imagenet_backbone(network.backbone, architecture["backbone"], weights)
-        return
-    foreign = read_backbone(Path(weights))
-    here = {"stem": "conv7", **architecture}
-    wrong = [
-        f"{key} is {foreign.architecture[key]} there and {here[key]} here"
-        for key in ("backbone", "stem", "mean", "std")
-        if key in foreign.architecture and foreign.architecture[key] != here[key]
-    ]
-    if wrong:
-        raise WeightsError(
-            f"pretrained_weights: {weights} holds another backbone: {'; '.join(wrong)}. Change these settings, or use "
-            "other weights."
-        )
-    foreign.load_backbone(network.backbone)
-
-
-def _load_model_channel(
-    network: SegmentationNetwork, algorithm: str, architecture: dict[str, Any], directory: Path
-) -> None:
-    with unpacked(directory) as folder:
-        artifact = load_artifact(folder)
-    there, here = {**artifact.architecture, "algorithm": artifact.algorithm}, {**architecture, "algorithm": algorithm}
-    # What older model directories leave unsaid.
-    there.setdefault("contract_dilation", False)
-    keys = (
-        "backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride",
-        "contract_dilation", "mean", "std",
-    )  # fmt: skip
-    wrong = [
-        f"{key} is {there.get(key)} there and {here[key]} here"
-        # Another algorithm has other settings; that they differ says nothing more.
-        for key in (("algorithm",) if artifact.algorithm != algorithm else keys)
-        if key in here and there.get(key) != here[key]
-    ]
-    if wrong:
-        raise WeightsError(
-            f"channel model: {directory} holds another architecture: {'; '.join(wrong)}. Incremental training needs "
-            "the same: change these settings, or leave the model channel out."
-        )
-    load_state_strict(network, artifact.model.state_dict(), str(directory))
 
 
 def _wrap(network: nn.Module, config: Config, device: torch.device, processes: Processes) -> nn.Module:

@@ -20,7 +20,8 @@ from pspnet.serving.predictor import Predictor
 from pspnet.training.interrupt import StopRequest
 from pspnet.training.log import RunLog
 from pspnet.training.loop import Trainer, train
-from pspnet.training.setup import build_network, build_run
+from pspnet.training.network import build_network
+from pspnet.training.setup import build_run
 
 # Plain gradient descent keeps no state, so that checkpoints of a network in full width stay small.
 SMALL: dict[str, Any] = {
