@@ -14,6 +14,10 @@ predictions for mask files), n for its images, in the order of their names:
 | `P.counts` | int64 | pixels of that pair, above 0; pairs that do not occur have no entry |
 | `P.signatures` | text (n,) | size and time of change of image and annotation |
 | `P.about` | text | JSON: what the protocol was run with, and its seconds so far |
+| `P.confidence` | int64 (n, 3, 15) | of each bin of confidence: pixels, correct ones, sum of confidences in 1/1500 |
+| `P.boundary` | int64 (n, C, 3) | of each class's boundary: pixels in the truth, in the prediction, in both |
+
+The last two are details that `--details False` leaves out; see `calibration.py` and `boundary.py`.
 
 `read_records` gives all of it back; `Record.matrix(name)` is one image's (C, C) matrix, `Record.total()` their sum.
 """
@@ -29,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from pspnet.errors import DataError
+from pspnet.evaluation.tally import DETAILS
 from pspnet.files import replacing
 
 FORMAT = "pspnet-per-image-1"
@@ -39,13 +44,15 @@ PER_IMAGE_NAME = "per_image.npz"
 class Record:
     """Confusion matrices of images by name, each kept as its codes (true class x C + predicted class) and counts.
 
-    `about` is JSON: what the images were scored with. `signatures` tells an image's files from later ones.
+    `about` is JSON: what the images were scored with. `signatures` tells an image's files from later ones. `details`
+    holds what else was counted of an image, int64 arrays by name.
     """
 
     num_classes: int
     about: dict[str, Any] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     entries: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    details: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -55,16 +62,20 @@ class Record:
         """All images, sorted."""
         return sorted(self.entries)
 
-    def add(self, name: str, matrix: np.ndarray, signature: str = "") -> None:
-        """Keep the (C, C) matrix of one image; replaces an earlier one of that name."""
+    def add(
+        self, name: str, matrix: np.ndarray, signature: str = "", details: dict[str, np.ndarray] | None = None
+    ) -> None:
+        """Keep the (C, C) matrix of one image, and its details; replaces an earlier one of that name."""
         flat = matrix.reshape(-1)
         codes = np.flatnonzero(flat)
         self.entries[name] = codes.astype(np.int32), flat[codes].astype(np.int64)
         self.signatures[name] = signature
+        self.details[name] = {key: counts.astype(np.int64) for key, counts in (details or {}).items()}
 
     def remove(self, name: str) -> None:
         """Forget one image."""
         del self.entries[name], self.signatures[name]
+        self.details.pop(name, None)
 
     def matrix(self, name: str) -> np.ndarray:
         """The (C, C) int64 confusion matrix of one image."""
@@ -73,6 +84,12 @@ class Record:
     def total(self) -> np.ndarray:
         """The (C, C) int64 sum over all images."""
         return self._sum(self.names)
+
+    def detail(self, key: str) -> np.ndarray | None:
+        """(n, ...) int64, a detail of all images in the order of their names; None where it was not counted of all."""
+        found = [self.details.get(name, {}).get(key) for name in self.names]
+        arrays = [counts for counts in found if counts is not None]
+        return np.stack(arrays) if arrays and len(arrays) == len(found) else None
 
     def _sum(self, names: list[str]) -> np.ndarray:
         flat = np.zeros(self.num_classes**2, dtype=np.int64)
@@ -98,6 +115,7 @@ def write_records(path: Path, records: dict[str, Record]) -> None:
             "signatures": np.array([record.signatures[name] for name in names], dtype=np.str_),
             "about": np.array(json.dumps(record.about)),
         }
+        parts.update({key: counts for key in DETAILS for counts in [record.detail(key)] if counts is not None})
         arrays.update({f"{protocol}.{key}": array for key, array in parts.items()})
     with replacing(path) as temporary:
         np.savez(str(temporary), **arrays)  # type: ignore[arg-type]
@@ -131,4 +149,8 @@ def _read_record(archive: Any, protocol: str) -> Record:
         chosen = slice(parts["offsets"][index], parts["offsets"][index + 1])
         record.entries[str(name)] = parts["codes"][chosen], parts["counts"][chosen]
         record.signatures[str(name)] = str(parts["signatures"][index])
+    for key in DETAILS:
+        if f"{protocol}.{key}" in archive.files:
+            for name, counts in zip(parts["names"], archive[f"{protocol}.{key}"]):
+                record.details.setdefault(str(name), {})[key] = counts
     return record

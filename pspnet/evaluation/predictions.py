@@ -14,8 +14,8 @@ from pspnet.data.channels import Pair, list_files, name_some
 from pspnet.data.dataset import to_class_ids
 from pspnet.data.images import ANNOTATION_SUFFIXES, read_annotation
 from pspnet.errors import DataError
-from pspnet.evaluation.metrics import count_by_image
 from pspnet.evaluation.per_image import Record
+from pspnet.evaluation.tally import Tally
 
 
 def pair_predictions(predictions: Path, annotations: Path) -> list[Pair]:
@@ -43,13 +43,15 @@ def score_predictions(
     label_map: LabelMap | None = None,
     ignore_index: int = IGNORE_INDEX,
     progress: bool = False,
+    boundaries: bool = False,
 ) -> None:
-    """Add the confusion matrix of every pair to the record.
+    """Add the confusion matrix of every pair to the record, and the counts of its boundaries if they are asked for.
 
     The label map is for the annotations; the values of the mask files are class ids. Raises DataError for files that
     can't be read, sizes that differ, and class ids that there are not (in a mask: at pixels that are scored).
     """
     classes = record.num_classes
+    tally = Tally(classes, ("boundary",) if boundaries else ())
     for pair in tqdm(pairs, unit="mask", disable=not progress, file=sys.stderr):
         mask, truth = read_annotation(pair.image), read_annotation(pair.annotation)
         if mask.shape != truth.shape:
@@ -64,7 +66,6 @@ def score_predictions(
                 f"{pair.image}: class ids {wrong.tolist()} at pixels that are scored; expected 0..{classes - 1}. Write "
                 "a class id at every pixel, or give the right --num_classes."
             )
-        matrix = count_by_image(
-            torch.from_numpy(np.array(mask))[None], torch.from_numpy(np.array(truth))[None], classes
-        )
-        record.add(pair.stem, matrix[0].numpy())
+        rows = tally.rows(torch.from_numpy(np.array(mask))[None], torch.from_numpy(np.array(truth))[None])
+        matrix, details = tally.split(rows[0].numpy())
+        record.add(pair.stem, matrix, details=details)

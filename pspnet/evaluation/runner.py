@@ -27,11 +27,12 @@ from pspnet.data.dataset import (
     image_sizes,
     load_batches,
 )
+from pspnet.evaluation.calibration import predict_with_confidence
 from pspnet.evaluation.choice import Protocol
-from pspnet.evaluation.metrics import count_by_image
 from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.protocols import predict_whole
 from pspnet.evaluation.sliding import SlidingPredictor
+from pspnet.evaluation.tally import Tally
 
 if TYPE_CHECKING:
     from pspnet.training.distributed import Processes
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 _BATCHES_PER_EXCHANGE = 4
 # Images are batched only as far as their windows fill no more than this many forward passes: a stop loses a batch.
 _PASSES_AT_RISK = 8
+
+Predict = Callable[[torch.Tensor], "tuple[torch.Tensor, torch.Tensor | None]"]
+"""(N, 3, H, W) -> (N, H, W) class ids, and their probabilities where these are counted."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Evaluator:
         batch_size: images or windows in one forward pass.
         workers: processes that load images.
         progress: whether to show a bar on standard error.
+        details: what is counted besides the confusion matrices, of `tally.DETAILS`.
     """
 
     def __init__(
@@ -78,7 +83,9 @@ class Evaluator:
         batch_size: int = 4,
         workers: int = 0,
         progress: bool = False,
+        details: tuple[str, ...] = (),
     ) -> None:
+        self.tally = Tally(num_classes, details)
         self.model = model
         self.num_classes = num_classes
         self.colour = colour
@@ -122,13 +129,21 @@ class Evaluator:
         with tqdm(total=total, unit="pass", desc=protocol.name, disable=not self.progress, file=sys.stderr) as bar:
             predict = self._predictor(protocol, bar.update)
             for indices, counts in self._exchanged(predict, own, batches, write_mask):
-                for index, matrix in zip(indices, counts):
+                for index, row in zip(indices, counts):
                     name = pairs[index].stem
-                    record.add(name, matrix, scored.signatures[name])
+                    matrix, details = self.tally.split(row)
+                    record.add(name, matrix, scored.signatures[name], details)
                 record.about["seconds"] = record.about.get("seconds", 0.0) + time.monotonic() - started
                 started = time.monotonic()
                 if save is not None and self.processes.is_main:
                     save()
+
+    def predict_one(self, protocol: Protocol, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (H, W) uint8 class ids, by a protocol that scores whole images."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).to(self.device)  # (1, 3, H, W)
+        masks, _ = self._predictor(protocol, lambda _: None)(pixels.contiguous(memory_format=torch.channels_last))
+        mask: np.ndarray = masks[0].to(torch.uint8).cpu().numpy()
+        return mask
 
     def _batches(self, protocol: Protocol, sizes: list[tuple[int, int]], done: list[bool]) -> list[list[int]]:
         """The numbers of all images that the main process has not done, in batches; the same in all processes.
@@ -146,38 +161,40 @@ class Evaluator:
         rest = ([index for index in batch if not is_done[index]] for batch in batches)
         return [batch for batch in rest if batch]
 
-    def _predictor(
-        self, protocol: Protocol, advance: Callable[[int], object]
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """(N, 3, H, W) -> (N, H, W), telling `advance` how many passes were made."""
+    def _predictor(self, protocol: Protocol, advance: Callable[[int], object]) -> Predict:
+        """The network by this protocol, telling `advance` how many passes were made."""
         if protocol.windows is not None:
             sliding = SlidingPredictor(
                 self.model, self.num_classes, protocol.windows, self.colour, self.batch_size, self.autocast_dtype
             )
-            return lambda images: sliding.masks(images, advance)
+            return lambda images: sliding.masks_with_confidence(images, advance)
 
-        def predict(images: torch.Tensor) -> torch.Tensor:
-            masks = predict_whole(self.model, images, self.autocast_dtype)
+        def predict(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            confidences = None
+            if "confidence" in self.tally.shapes:
+                masks, confidences = predict_with_confidence(self.model, images, self.autocast_dtype)
+            else:
+                masks = predict_whole(self.model, images, self.autocast_dtype)
             advance(len(images))
-            return masks
+            return masks, confidences
 
         return predict
 
     def _exchanged(
         self,
-        predict: Callable[[torch.Tensor], torch.Tensor],
+        predict: Predict,
         own: Iterator[Batch],
         batches: list[list[int]],
         write_mask: Callable[[str, np.ndarray], None] | None,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Numbers of images, and (n, C, C) their counts, those of all processes, in the order of all their batches."""
+        """Numbers of images, and (n, length) their rows of counts, those of all processes, in the order of all their
+        batches."""
         rank, world_size = self.processes.rank, self.processes.world_size
         step = world_size * _BATCHES_PER_EXCHANGE if world_size > 1 else 1
         for first in range(0, len(batches), step):
             shared = batches[first : first + step]
             together = [index for batch in shared for index in batch]
-            shape = (len(together), self.num_classes, self.num_classes)
-            counts = torch.zeros(shape, dtype=torch.int64, device=self.device)
+            counts = torch.zeros(len(together), self.tally.length, dtype=torch.int64, device=self.device)
             start = 0
             for number, indices in enumerate(shared):
                 # `first` is a multiple of the number of processes: these are the batches that the sampler dealt here.
@@ -188,15 +205,15 @@ class Evaluator:
 
     def _count(
         self,
-        predict: Callable[[torch.Tensor], torch.Tensor],
+        predict: Predict,
         batch: Batch,
         write_mask: Callable[[str, np.ndarray], None] | None,
     ) -> torch.Tensor:
-        """(N, C, C) int64 counts of one batch."""
+        """(N, length) int64 counts of one batch."""
         images = batch.images.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
-        masks = predict(images.contiguous(memory_format=torch.channels_last))
+        masks, confidences = predict(images.contiguous(memory_format=torch.channels_last))
         if write_mask is not None:
             for name, mask in zip(batch.names, masks.to(torch.uint8).cpu().numpy()):
                 write_mask(Path(name).stem, mask)
-        return count_by_image(masks, targets, self.num_classes)
+        return self.tally.rows(masks, targets, confidences)

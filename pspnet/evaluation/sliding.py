@@ -71,9 +71,21 @@ class SlidingPredictor:
     @torch.no_grad()
     def masks(self, images: torch.Tensor, advance: Advance = _ignore) -> torch.Tensor:
         """(N, 3, H, W) RGB 0..255 -> (N, H, W) int64 class ids."""
+        return self.masks_with_confidence(images, advance)[0]
+
+    @torch.no_grad()
+    def masks_with_confidence(
+        self, images: torch.Tensor, advance: Advance = _ignore
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `masks`, and (N, H, W): the averaged probability of each pixel's class."""
         height, width = images.shape[-2:]
         together = max(1, _SUM_BYTES // (4 * self.num_classes * height * width))
-        return torch.cat([self.probabilities(part, advance).argmax(dim=1) for part in images.split(together)])
+        masks, confidences = [], []
+        for part in images.split(together):
+            probabilities = self.probabilities(part, advance)
+            masks.append(probabilities.argmax(dim=1))
+            confidences.append(probabilities.amax(dim=1))
+        return torch.cat(masks), torch.cat(confidences)
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, advance: Advance = _ignore) -> torch.Tensor:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pspnet.evaluation.boundary import mean_boundary_iou
 from pspnet.evaluation.builtin import builtin_scores
+from pspnet.evaluation.calibration import expected_calibration_error
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.report import format_scores
@@ -23,6 +25,8 @@ class Result:
     seconds: float | None = None
     passes: int | None = None
     present_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU
+    boundary_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU; these two where they were counted
+    calibration_error: float | None = None
 
     @classmethod
     def of(cls, name: str, record: Record, passes: int | None = None) -> Result:
@@ -31,15 +35,25 @@ class Result:
         counts = record.total()
         scores = Scores.from_counts(counts)
         settings, seconds = record.about.get("settings", {}), record.about.get("seconds")
+        boundary, confidence = record.detail("boundary"), record.detail("confidence")
+        details = {
+            "boundary_mIOU": None if boundary is None else mean_boundary_iou(boundary.sum(axis=0)),
+            "calibration_error": (
+                None if confidence is None else float(expected_calibration_error(confidence.sum(axis=0)))
+            ),
+        }
         if name == "builtin":
-            return cls(builtin_scores(counts), len(record), settings, seconds, passes, scores.mIOU)
-        return cls(scores, len(record), settings, seconds, passes)
+            return cls(builtin_scores(counts), len(record), settings, seconds, passes, scores.mIOU, **details)
+        return cls(scores, len(record), settings, seconds, passes, **details)
 
     def to_json(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """Its entry in metrics.json."""
         entry = {**self.scores.to_json(class_names), "images": self.images, "settings": dict(self.settings)}
         if self.present_mIOU is not None:
             entry["mIOU_of_present_classes"] = self.present_mIOU
+        for key in ("boundary_mIOU", "calibration_error"):
+            if getattr(self, key) is not None:
+                entry[key] = getattr(self, key)
         if self.seconds is not None:
             entry.update(seconds=round(self.seconds, 2), passes=self.passes)
         return entry
