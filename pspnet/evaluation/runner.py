@@ -140,7 +140,7 @@ class Evaluator:
 
     def predict_one(self, protocol: Protocol, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB -> (H, W) uint8 class ids, by a protocol that scores whole images."""
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).to(self.device)  # (1, 3, H, W)
+        pixels = torch.from_numpy(np.array(image)).unsqueeze(0).permute(0, 3, 1, 2).to(self.device)  # (1, 3, H, W)
         masks, _ = self._predictor(protocol, lambda _: None)(pixels.contiguous(memory_format=torch.channels_last))
         mask: np.ndarray = masks[0].to(torch.uint8).cpu().numpy()
         return mask

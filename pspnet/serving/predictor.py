@@ -74,7 +74,8 @@ class Predictor:
             PspnetError: the image is smaller than 32 x 32 px.
         """
         pixels = torch.from_numpy(np.array(_as_array(image)))  # (H, W, 3)
-        images = pixels.permute(2, 0, 1).unsqueeze(0).to(self.device)  # (1, 3, H, W), channels_last as it lies
+        # Batched before it is permuted: with the other order's batch stride PyTorch 1.12 computes a deep stem wrongly.
+        images = pixels.unsqueeze(0).permute(0, 3, 1, 2).to(self.device)  # (1, 3, H, W), channels_last as it lies
         mask = predict_whole(self.model, images, self.autocast_dtype)  # (1, H, W)
         result: np.ndarray = mask[0].to(torch.uint8).cpu().numpy()  # (H, W)
         return result
