@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torchvision.models.resnet import Bottleneck
 from pspnet.errors import WeightsError
 from pspnet.models.imports import read_weights
 from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet
+from pspnet.models.resnet import ResNet
 
 WIDTH, CLASSES = 8, 6
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -147,8 +149,6 @@ def test_the_conventions_matter(
     wrong: dict[str, bool], tmp_path: Path, randomise: Callable[..., None], random_image: Callable[..., Tensor]
 ) -> None:
     """With another convention the same weights give other logits, so the comparison above can fail."""
-    import dataclasses
-
     original = SemsegPSPNet().eval()
     randomise(original)
     weights = read_weights(as_trained(original.state_dict(), tmp_path / "a.pth"), "semseg")
@@ -177,6 +177,16 @@ def test_features_of_an_imagenet_backbone(
         x = normalised(random_image(57, 70))
         expected = original[:-1](x)
         torch.testing.assert_close(model.backbone(x)[1], expected, rtol=0, atol=1e-4)
+
+
+def test_the_backbone_of_a_whole_network(tmp_path: Path, randomise: Callable[..., None]) -> None:
+    original = SemsegPSPNet()
+    randomise(original)
+    weights = read_weights(as_trained(original.state_dict(), tmp_path / "a.pth"), "semseg")
+    backbone = ResNet(BLOCKS[50], stem="deep", width=WIDTH)
+    weights.load_backbone(backbone)
+    assert torch.equal(backbone.stem.bn3.running_var, original.layer0[7].running_var)
+    assert torch.equal(backbone.layer4[2].conv3.weight, original.layer4[2].conv3.weight)
 
 
 def test_a_network_without_auxiliary_head_and_counters(tmp_path: Path, randomise: Callable[..., None]) -> None:
