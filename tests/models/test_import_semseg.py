@@ -213,6 +213,26 @@ def test_what_does_not_fit_is_named_in_their_names(tmp_path: Path) -> None:
     assert "1 of another shape: ppm.features.2.1.weight is 3x4x1x1, expected 64x256x1x1" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        (
+            "cls.4.weight",
+            torch.tensor(1.0).expand(10**9, 64, 1, 1),
+            r"has 1000000000 classes \(cls.4.weight\); expected 1 to",
+        ),
+        ("cls.4.weight", torch.tensor(1.0), r"has 0 classes \(cls.4.weight\)"),
+        ("layer1.0.conv1.weight", torch.tensor(1.0), r"a Wide ResNet or ResNeXt \(resnet-50 blocks of 0 channels\)"),
+        ("layer0.0.weight", torch.tensor(1.0), "the first convolution is none, which is none of the stems"),
+        ("layer0.0.weight", torch.zeros(5, 3, 3, 3), "the first convolution is one of 5 channels and 3x3 pixels"),
+    ],
+)
+def test_tensors_of_absurd_shapes(name: str, value: Tensor, text: str, tmp_path: Path) -> None:
+    state = {**SemsegPSPNet().state_dict(), name: value}
+    with pytest.raises(WeightsError, match=text):
+        read_weights(as_trained(state, tmp_path / "a.pth"), "semseg")
+
+
 def test_psanet_is_refused(tmp_path: Path) -> None:
     state = {**SemsegPSPNet().state_dict(), "psa.reduce.weight": torch.zeros(1)}
     with pytest.raises(WeightsError, match="semseg's PSANet, which is another network"):

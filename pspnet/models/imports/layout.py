@@ -16,6 +16,8 @@ from pspnet.models.resnet import STEMS
 from pspnet.models.weights import describe_mismatch
 
 _PUBLISHED_WIDTH = 64
+# A mask is of bytes, and 255 is the value to ignore.
+_MOST_CLASSES = 254
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ def detect_backbone(state: Mapping[str, Tensor], layouts: Mapping[str, Layout], 
             f"{path}: a ResNet of {', '.join(map(str, blocks))} {kind} blocks. Expected ResNet-50 (3, 4, 6, 3) or "
             "ResNet-101 (3, 4, 23, 3) of bottleneck blocks."
         )
-    width = first.shape[0]
-    if width > _PUBLISHED_WIDTH or last.shape[0] != 4 * width:
+    width = _channels(first)
+    if not 0 < width <= _PUBLISHED_WIDTH or _channels(last) != 4 * width:
         raise WeightsError(f"{path}: a Wide ResNet or ResNeXt ({depth} blocks of {width} channels), not ResNet.")
     return {"backbone": depth, "stem": _detect_stem(state, layouts, width, path), "width": width}
 
@@ -176,8 +178,16 @@ def detect_heads(state: Mapping[str, Tensor], layout: Layout, path: str) -> dict
     name = layout.theirs("head.classifier.weight")
     if name not in state:
         raise WeightsError(f"{path}: has no classifier ({name}), so it is no whole PSPNet. Copy or download it again.")
+    num_classes = _channels(state[name])
+    if not 0 < num_classes <= _MOST_CLASSES:
+        raise WeightsError(f"{path}: has {num_classes} classes ({name}); expected 1 to {_MOST_CLASSES}.")
     auxiliary = layout.theirs("auxiliary_head.classifier.weight")
-    return {"num_classes": state[name].shape[0], "auxiliary_head": auxiliary in state}
+    return {"num_classes": num_classes, "auxiliary_head": auxiliary in state}
+
+
+def _channels(convolution: Tensor) -> int:
+    """Output channels of a convolution's weights; 0 for a tensor that is none."""
+    return convolution.shape[0] if convolution.dim() == 4 else 0
 
 
 def _is_batch_norm(ours: str) -> bool:
