@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
 import pspnet
-from pspnet import cli_data, cli_evaluate, cli_import, cli_model
+from pspnet import cli_data, cli_evaluate, cli_import, cli_model, cli_report
 from pspnet.entry import run_guarded, train_command
 
 
@@ -19,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
     subparsers.add_parser("sagemaker", help="upload, train and rehearse for SageMaker (see `pspnet sagemaker --help`)")
     cli_evaluate.register(subparsers)
+    cli_report.register(subparsers)
     cli_model.register(subparsers)
     cli_import.register(subparsers)
     cli_data.register(subparsers)
@@ -35,6 +37,7 @@ def dispatch(argv: Sequence[str]) -> int:
 
         return dispatch_sagemaker(argv[1:], program="pspnet sagemaker")
     arguments = build_parser().parse_args(argv)
+    arguments.command_line = shlex.join(["pspnet", *argv])
     code: int = arguments.run(arguments)
     return code
 

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pspnet.classes import IGNORE_INDEX, LabelMap, default_class_names, load_label_map
+from pspnet.classes import IGNORE_INDEX, LabelMap, default_class_names, load_label_map, palette_for
 from pspnet.cli_model import add_model_arguments, make_folder
+from pspnet.cli_report import report_masks, report_model
 from pspnet.config_values import parse_value
 from pspnet.data.channels import load_pairs
 from pspnet.data.images import write_palette_png
@@ -48,7 +49,9 @@ def register(subparsers: Any) -> None:
     add_model_arguments(parser, optional=True)
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of JPEG or PNG images")
     parser.add_argument("--annotations", type=Path, required=True, metavar="DIR", help="folder of PNG annotations")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets metrics.json, per_image.npz")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="gets metrics.json, report.html and more"
+    )
     _option(parser, "label_map", "FILE", "JSON file: pixel value to class id", kind=Path)
     _option(parser, "ignore", "ID", f"class id that is not scored (default: {IGNORE_INDEX})", str(IGNORE_INDEX))
     _option(parser, "protocol", "NAMES", "whole, slide, multiscale, builtin, or several with commas between", "whole")
@@ -64,6 +67,8 @@ def register(subparsers: Any) -> None:
     )
     _option(parser, "predictions", "DIR", "score these PNG masks of class ids; no model is run", kind=Path)
     _option(parser, "num_classes", "N", "with --predictions, where no MODEL_DIR names the classes")
+    _option(parser, "details", "BOOL", "count confidences and boundaries for the report too (default: True)", "True")
+    _option(parser, "report", "BOOL", "write report.html (default: True)", "True")
     parser.set_defaults(run=run_evaluate)
 
 
@@ -77,6 +82,8 @@ def _option(
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Score by every protocol asked for; writes metrics.json and per_image.npz and prints a table."""
     ignore = _whole(arguments, "ignore", 0, 255)
+    arguments.details = _parse(arguments, "details", bool, "True or False")
+    arguments.report = _parse(arguments, "report", bool, "True or False")
     label_map = None if arguments.label_map is None else load_label_map(arguments.label_map)
     if arguments.predictions is not None:
         return _score_masks(arguments, label_map, ignore)
@@ -109,6 +116,7 @@ def _score_model(arguments: argparse.Namespace, label_map: LabelMap | None, igno
         if processes.is_main:  # it alone keeps the state and writes
             make_folder(arguments.output)
             common = {"precision": precision.name, "device": device.type, "ignore": ignore, **_hashes(arguments)}
+            common["details"] = arguments.details
         state = EvaluationState(arguments.output, common, arguments.resume == "auto" and processes.is_main)
         folders = _mask_folders(arguments, protocols)
         for protocol in protocols:
@@ -126,6 +134,7 @@ def _score_model(arguments: argparse.Namespace, label_map: LabelMap | None, igno
             for protocol in protocols
         }
         _conclude(arguments.output, results, state.records[protocols[0].name], artifact.class_names)
+        report_model(arguments, scored, evaluator, protocols[0], state, artifact)
         if folders and "builtin" in results:
             print(f"builtin scores a resized crop and not the image, so it left no masks in {arguments.save_masks}.")
     return 0
@@ -149,6 +158,7 @@ def _build_evaluator(
     import torch
 
     from pspnet.evaluation.runner import Evaluator
+    from pspnet.evaluation.tally import DETAILS
     from pspnet.training.device import choose_workers
 
     workers = "auto" if arguments.workers == "auto" else _whole(arguments, "workers", 0)
@@ -162,6 +172,7 @@ def _build_evaluator(
         _whole(arguments, "batch_size", 1),
         choose_workers(workers, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         progress=processes.is_main and sys.stderr.isatty(),
+        details=DETAILS if arguments.details else (),
     )
 
 
@@ -221,17 +232,20 @@ def _score_masks(arguments: argparse.Namespace, label_map: LabelMap | None, igno
     from pspnet.serving.artifact import load_artifact
 
     if arguments.model_dir is not None:
-        class_names = load_artifact(arguments.model_dir).class_names
+        artifact = load_artifact(arguments.model_dir)
+        class_names, palette = artifact.class_names, artifact.palette
     elif arguments.num_classes is not None:
         class_names = default_class_names(_whole(arguments, "num_classes", 1, 254))
+        palette = palette_for(class_names)
     else:
         raise ConfigError("--predictions needs the classes: give --num_classes, or the MODEL_DIR that predicted them.")
     pairs = pair_predictions(arguments.predictions, arguments.annotations)
     make_folder(arguments.output)
     record = Record(len(class_names), {"settings": {"masks": str(arguments.predictions)}})
-    score_predictions(pairs, record, label_map, ignore, progress=sys.stderr.isatty())
+    score_predictions(pairs, record, label_map, ignore, sys.stderr.isatty(), boundaries=arguments.details)
     write_records(arguments.output / PER_IMAGE_NAME, {"predictions": record})
     _conclude(arguments.output, {"predictions": Result.of("predictions", record)}, record, class_names)
+    report_masks(arguments, record, pairs, (class_names, palette), label_map, ignore)
     return 0
 
 

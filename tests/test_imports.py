@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
-    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import", "pspnet.cli_model", "pspnet.entry",
-    "train", "inference", "sagemaker_entry",
+    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import", "pspnet.cli_model",
+    "pspnet.cli_report", "pspnet.entry", "train", "inference", "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
@@ -26,6 +26,7 @@ ALLOWED = {
     "models": BASE,
     "data": BASE | {"pspnet.classes"},
     "evaluation": BASE | {"pspnet.classes", "pspnet.data", "pspnet.models"},
+    "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
     "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation"},
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
