@@ -124,6 +124,13 @@ mask = Predictor.load("runs/python38/model", device="cpu")("tiny/validation/vali
 assert mask.shape == (48, 64) and mask.dtype == "uint8" and mask.max() < 7, (mask.shape, mask.dtype, mask.max())
 print("a mask of", mask.shape)'
 
+step "torchvision's DeepLabV3"
+train --epochs 1 --algorithm deeplab --width 64 --name deeplab38 2>&1 | tee deeplab.log
+grep -q '^DeepLabV3 resnet-50, 7 classes, 42.0 M parameters' deeplab.log || fail "the first line is missing"
+"$python" -c 'from pspnet import Predictor
+mask = Predictor.load("runs/deeplab38/model", device="cpu")("tiny/validation/validation_00000.jpg")
+assert mask.shape == (48, 64) and mask.max() < 7'
+
 step "a wrong setting"
 code=0
 train --epochs 2 --learning_rate fast 2>wrong.log || code=$?

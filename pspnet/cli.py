@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
 import pspnet
-from pspnet import cli_data, cli_model, cli_serve
+from pspnet import cli_data, cli_evaluate, cli_import, cli_model, cli_report, cli_serve
 from pspnet.entry import run_guarded, train_command
 
 
@@ -18,7 +19,10 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
     subparsers.add_parser("sagemaker", help="train and host on SageMaker (see `pspnet sagemaker --help`)")
+    cli_evaluate.register(subparsers)
+    cli_report.register(subparsers)
     cli_model.register(subparsers)
+    cli_import.register(subparsers)
     cli_serve.register(subparsers)
     cli_data.register(subparsers)
     return parser
@@ -34,6 +38,7 @@ def dispatch(argv: Sequence[str]) -> int:
 
         return dispatch_sagemaker(argv[1:], program="pspnet sagemaker")
     arguments = build_parser().parse_args(argv)
+    arguments.command_line = shlex.join(["pspnet", *argv])
     code: int = arguments.run(arguments)
     return code
 

@@ -12,6 +12,7 @@ from typing import Any
 from pspnet.classes import IGNORE_INDEX, NAMED_CLASS_SETS
 from pspnet.data.channels import Channel, find_label_map
 from pspnet.data.doctor import examine, format_report
+from pspnet.data.layouts import ADE20K, ADE20K_URL, CAMVID, CAMVID_URL, CITYSCAPES, Layout, fetch, prepare_layout
 from pspnet.data.prepare import VOC_URL, prepare_voc
 from pspnet.data.shapes import write_shapes
 from pspnet.errors import DataError
@@ -121,7 +122,7 @@ def _class_names(text: str | None) -> tuple[str, ...] | None:
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    """`pspnet prepare voc` and `pspnet prepare shapes`."""
+    """`pspnet prepare voc`, `ade20k`, `cityscapes`, `camvid` and `shapes`."""
     kinds = parser.add_subparsers(dest="data_set", required=True, metavar="DATA_SET")
     voc = kinds.add_parser("voc", help="PASCAL VOC 2012, optionally with SBD's masks (train_aug)")
     voc.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write, new or empty")
@@ -138,6 +139,12 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _flag(voc, "copy", action="store_true", help="copy files instead of making hard links")
     voc.set_defaults(run=run_prepare_voc)
+    for layout, url, text in (
+        (ADE20K, ADE20K_URL, "the 150 classes of the scene parsing challenge; label 0 is ignored"),
+        (CITYSCAPES, "", "19 of its 34 ids; needs the files that its site gives after a login"),
+        (CAMVID, CAMVID_URL, "11 classes, the SegNet tutorial's images; label 11 is ignored"),
+    ):
+        _add_layout_arguments(kinds, layout, url, text)
     shapes = kinds.add_parser("shapes", help="the built-in synthetic set: six shapes on textured backgrounds")
     shapes.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write, new or empty")
     for name, default, text in (
@@ -149,6 +156,25 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         _flag(shapes, name, type=int, default=default, metavar="N", help=f"{text} (%(default)s)")
     shapes.set_defaults(run=run_prepare_shapes)
+
+
+def _add_layout_arguments(kinds: Any, layout: Layout, url: str, text: str) -> None:
+    parser = kinds.add_parser(layout.config, help=f"{layout.name}: {text}", description=f"{layout.name}: {text}.")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write, new or empty")
+    kept = "; with --download, where to keep the zip (beside OUTPUT)" if url else ""
+    _flag(parser, "source", type=Path, metavar="PATH", help=f"{layout.expected}{kept}")
+    _flag(parser, "download", action="store_true", help="download the zip" if url else "tells where to get the files")
+    if url:
+        _flag(parser, "url", default=url, help="address of the zip (%(default)s)")
+    _flag(parser, "copy", action="store_true", help="copy files instead of making hard links")
+    parser.set_defaults(run=run_prepare_layout, layout=layout, url=url)
+
+
+def run_prepare_layout(args: argparse.Namespace) -> int:
+    """Write ADE20K, Cityscapes or CamVid as channels and say what was written."""
+    source = fetch(args.layout, args.url, args.source, args.output) if args.download else args.source
+    print(prepare_layout(args.layout, source, args.output, not args.copy))
+    return 0
 
 
 def run_prepare_voc(args: argparse.Namespace) -> int:

@@ -24,6 +24,12 @@ from pspnet.config_values import (
     within,
 )
 
+IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
+"""torchvision's names of its ImageNet weights."""
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+"""How the names of files with weights end."""
+
 FAMILIAR_NAMES = {"lr": "learning_rate", "batch_size": "mini_batch_size", "amp": "precision", "gpu": "device"}
 """Names from other code bases that resemble none of ours."""
 
@@ -53,8 +59,8 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     backbone: Literal["resnet-50", "resnet-101"] = _built_in("resnet-50", "Network that extracts the features.")
-    algorithm: Literal["psp"] = _built_in(
-        "psp", "Segmentation algorithm.", allowed="psp (fcn and deeplab are not offered yet; use psp)"
+    algorithm: Literal["psp", "fcn", "deeplab"] = _built_in(
+        "psp", "Network: PSPNet, or torchvision's FCN or DeepLabV3."
     )
     use_pretrained_model: bool = _built_in(True, "Start the backbone from ImageNet weights.")
     num_classes: int = _built_in(..., "Number of classes, background included, ignored pixels not.", ge=2, le=254)
@@ -102,12 +108,19 @@ class Config(BaseModel):
         allowed=f"different names with commas between, or a known set: {', '.join(NAMED_CLASS_SETS)}",
     )
 
-    stem: Literal["conv7", "deep"] = _network("conv7", "First layers: one 7x7 (torchvision) or three 3x3 (semseg).")
+    stem: Literal["conv7", "deep", "deep-narrow"] = _network(
+        "conv7", "First layers: one 7x7 (torchvision), three 3x3 (semseg) or half as wide (mmsegmentation)."
+    )
     output_stride: Literal[8, 16] = _network(8, "Input pixels per feature map pixel.")
     align_corners: bool = _network(False, "Interpolate with corner pixels aligned, as semseg's weights expect.")
+    contract_dilation: bool = _network(
+        False, "Dilate the first block of a layer as the layer before (mmsegmentation, GluonCV)."
+    )
     width: int = _network(64, "Base width of the backbone; 64 as published, fewer for trial runs.", ge=4, le=64)
-    pretrained_weights: Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] = _network(
-        "IMAGENET1K_V1", "Which of torchvision's ImageNet weights use_pretrained_model takes."
+    pretrained_weights: str = _network(
+        "IMAGENET1K_V1",
+        "Weights that use_pretrained_model gives the backbone: torchvision's, or a file's.",
+        allowed=f"{', '.join(IMAGENET_WEIGHTS)} or a file that ends in {', '.join(WEIGHT_SUFFIXES)}",
     )
     dropout: float = _network(0.1, "Share of channels dropped before the last layer of each head.", ge=0, lt=1)
 
@@ -202,7 +215,7 @@ class Config(BaseModel):
         parsed = parse_value(value, field.annotation)
         if not within(parsed, _extra(field)["bounds"]):
             raise ValueError("out of bounds")
-        return os.path.expanduser(parsed) if key in FOLDERS else parsed
+        return os.path.expanduser(parsed) if key in (*FOLDERS, "pretrained_weights") else parsed
 
     @field_validator("crop_size")
     @classmethod
@@ -214,6 +227,13 @@ class Config(BaseModel):
     def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value and list(value) != sorted(set(value)):
             raise ValueError("not ascending")
+        return value
+
+    @field_validator("pretrained_weights")
+    @classmethod
+    def _known_or_file(cls, value: str) -> str:
+        if value not in IMAGENET_WEIGHTS and not value.endswith(WEIGHT_SUFFIXES):
+            raise ValueError("neither a known name nor a file of weights")
         return value
 
     @field_validator("name")

@@ -138,13 +138,32 @@ def _channel_problems(config: Config) -> Iterator[Problem]:
 
 def _network_problems(config: Config) -> Iterator[Problem]:
     if config.crop_size < 32:
-        yield Problem("crop_size", f"found {config.crop_size}", "algorithm psp needs at least 32", ("algorithm",))
-    if config.use_pretrained_model and config.stem == "deep":
-        fix = "torchvision publishes no weights for it: use stem conv7, or use_pretrained_model False"
-        yield Problem("stem", "found 'deep' with use_pretrained_model True", fix, ("use_pretrained_model",))
+        fix = f"algorithm {config.algorithm} needs at least 32"
+        yield Problem("crop_size", f"found {config.crop_size}", fix, ("algorithm",))
+    if config.algorithm != "psp":
+        yield from _torchvision_problems(config)
+        return
+    others = ("use_pretrained_model", "pretrained_weights")
+    from_torchvision = config.use_pretrained_model and config.pretrained_weights.startswith("IMAGENET")
+    if from_torchvision and config.stem != "conv7":
+        fix = (
+            "torchvision publishes no weights for it: use stem conv7, use_pretrained_model False, or a file of weights "
+            "with pretrained_weights"
+        )
+        yield Problem("stem", f"found {config.stem!r} with use_pretrained_model True", fix, others)
     if config.use_pretrained_model and config.width != 64:
         fix = "the published weights have width 64: use that, or use_pretrained_model False"
         yield Problem("width", f"found {config.width} with use_pretrained_model True", fix, ("use_pretrained_model",))
+
+
+def _torchvision_problems(config: Config) -> Iterator[Problem]:
+    """Settings of our network that torchvision's, which are built as they are, don't have."""
+    fields = type(config).model_fields
+    for key in ("stem", "output_stride", "align_corners", "contract_dilation", "width", "dropout"):
+        value = getattr(config, key)
+        if value != fields[key].default:
+            fix = f"torchvision's network is built as it is: leave {key} out, or use algorithm psp"
+            yield Problem(key, f"found {show(value)} with algorithm {config.algorithm}", fix, ("algorithm",))
 
 
 def _class_problems(config: Config) -> Iterator[Problem]:

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from pspnet.classes import (
+    ADE20K_CLASSES,
     CAMVID_CLASSES,
+    CITYSCAPES_CLASSES,
+    NAMED_CLASS_SETS,
     SHAPES_CLASSES,
     VOC_CLASSES,
     default_class_names,
@@ -37,9 +40,11 @@ def test_voc_palette_has_the_published_colours() -> None:
 
 
 def test_class_sets_have_their_sizes_and_distinct_names() -> None:
-    assert [len(VOC_CLASSES), len(CAMVID_CLASSES), len(SHAPES_CLASSES)] == [21, 11, 7]
-    for names in (VOC_CLASSES, CAMVID_CLASSES, SHAPES_CLASSES):
+    sizes = {name: len(names) for name, names in NAMED_CLASS_SETS.items()}
+    assert sizes == {"voc": 21, "camvid": 11, "cityscapes": 19, "ade20k": 150, "shapes": 7}
+    for names in NAMED_CLASS_SETS.values():
         assert len(set(names)) == len(names)
+        assert not [name for name in names if name != name.strip() or "," in name]
     assert (VOC_CLASSES[0], VOC_CLASSES[15], VOC_CLASSES[20]) == ("background", "person", "tvmonitor")
 
 
@@ -54,6 +59,22 @@ def test_camvid_palette_replaces_the_first_eleven_colours() -> None:
     assert palette[3].tolist() == [128, 64, 128]
     assert (palette[11:] == voc_palette()[11:]).all()
     assert (palette_for(SHAPES_CLASSES) == voc_palette()).all()
+
+
+def test_published_names_and_colours_stand_at_their_ids() -> None:
+    """Spot checks against cityscapesScripts' labels, and the scene parsing challenge's objectInfo150 and color150."""
+    ade = palette_for(ADE20K_CLASSES)
+    assert [ADE20K_CLASSES[index] for index in (0, 12, 19, 66, 90, 149)] == [
+        "wall", "person", "chair", "flower", "airplane", "flag",
+    ]  # fmt: skip
+    assert [ade[index].tolist() for index in (0, 2, 66, 149)] == [
+        [120, 120, 120], [6, 230, 230], [255, 0, 0], [92, 0, 255],
+    ]  # fmt: skip
+    cityscapes = palette_for(CITYSCAPES_CLASSES)
+    assert (CITYSCAPES_CLASSES[0], CITYSCAPES_CLASSES[13], CITYSCAPES_CLASSES[18]) == ("road", "car", "bicycle")
+    assert [cityscapes[index].tolist() for index in (0, 13, 18)] == [[128, 64, 128], [0, 0, 142], [119, 11, 32]]
+    for palette, count in ((ade, 150), (cityscapes, 19)):
+        assert (palette[count:] == voc_palette()[count:]).all()
 
 
 @pytest.mark.parametrize("scale", [10, "10", 10.0])

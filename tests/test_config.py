@@ -45,7 +45,8 @@ BUILT_IN_DEFAULTS = {
     "early_stopping_min_epochs": 5, "early_stopping_patience": 4, "early_stopping_tolerance": 0.0, "syncbn": False,
 }  # fmt: skip
 OWN_DEFAULTS = {
-    "stem": "conv7", "output_stride": 8, "align_corners": False, "width": 64, "dropout": 0.1,
+    "stem": "conv7", "output_stride": 8, "align_corners": False, "contract_dilation": False, "width": 64,
+    "dropout": 0.1,
     "pretrained_weights": "IMAGENET1K_V1", "label_map": None, "model": None, "class_names": None, "name": "run",
     "model_dir": "runs/run/model", "output_dir": "runs/run", "checkpoint_dir": "runs/run/checkpoints", "seed": 0,
     "deterministic": False, "aux_weight": 0.4, "head_lr_multiplier": 1.0, "warmup_epochs": 0.0, "poly_power": 0.9,
@@ -154,10 +155,20 @@ def test_a_crop_that_the_network_cannot_take_is_refused() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fcn", "deeplab"])
-def test_other_algorithms_are_not_offered_yet(algorithm: str) -> None:
-    assert problem_of(algorithm=algorithm) == (
-        f"algorithm: found '{algorithm}'; allowed: psp (fcn and deeplab are not offered yet; use psp)"
-    )
+def test_other_algorithms_refuse_settings_of_pspnet_alone(algorithm: str) -> None:
+    assert make(algorithm=algorithm, backbone="resnet-101", aux_weight=0).algorithm == algorithm
+    with pytest.raises(ConfigError, match=rf"crop_size: found 24; algorithm {algorithm} needs at least 32"):
+        make(algorithm=algorithm, crop_size=17)
+    settings = {"stem": "deep", "output_stride": 16, "align_corners": True, "width": 32, "dropout": 0.2}
+    assert problems_of(algorithm=algorithm, num_classes=3, data="x", **settings) == [
+        f"{key}: found {value!r} with algorithm {algorithm}; torchvision's network is built as it is: "
+        f"leave {key} out, or use algorithm psp"
+        for key, value in settings.items()
+    ]
+
+
+def test_an_algorithm_that_is_none() -> None:
+    assert problem_of(algorithm="psb") == ("algorithm: found 'psb'; allowed: psp, fcn or deeplab. Did you mean psp?")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def test_step_schedule_without_steps() -> None:
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"stem": "deep"}, "stem: found 'deep' with use_pretrained_model True; torchvision publishes no weights for it"),
+    ({"stem": "deep-narrow"}, "stem: found 'deep-narrow' with use_pretrained_model True; torchvision publishes no"),
+    ({"pretrained_weights": "V3"}, "pretrained_weights: found 'V3'; allowed: IMAGENET1K_V1, IMAGENET1K_V2 or a file"),
     ({"width": 16}, "width: found 16 with use_pretrained_model True; the published weights have width 64"),
     ({"class_names": "a, b"}, "class_names: found 2 names with num_classes 3; give one name a class"),
     ({"class_names": "voc"}, "class_names: found 21 names with num_classes 3"),
@@ -51,6 +54,12 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"name": ".."}, "name: found '..'; allowed: letters, digits and . _ -"),
     ({"train": ["a"]}, "train: found ['a']; allowed: a folder"),
 ]
+
+
+def test_a_file_of_weights_goes_with_every_stem() -> None:
+    for stem in ("conv7", "deep", "deep-narrow"):
+        config = Config(num_classes=3, data="x", stem=stem, pretrained_weights="~/weights/resnet50_v2.pth")
+        assert config.pretrained_weights == os.path.expanduser("~/weights/resnet50_v2.pth")
 
 
 @pytest.mark.parametrize(("changes", "text"), CONTRADICTIONS, ids=[row[1].split(";")[0] for row in CONTRADICTIONS])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pspnet.cli import build_parser
 from pspnet.config import Config
 from pspnet.config_sources import Arguments, dump_yaml, help_text, load_config, markdown_table, parse_arguments
 from pspnet.errors import ConfigError
@@ -90,3 +91,16 @@ def test_documented_error_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: str(path.name))
 def test_every_recipe_loads(file: Path) -> None:
     assert isinstance(parse_arguments(["--config", str(file), "--data", "shapes"], {}), Arguments)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: str(path.name))
+def test_every_recipe_says_how_to_run_it_and_what_came_out(file: Path) -> None:
+    header = file.read_text(encoding="utf-8").split("\n\n")[0]
+    keys = re.findall(r"^# (\w+):  +\S", header, re.MULTILINE)
+    assert keys == ["prepare", "command", "hardware", "time", "result"]
+    prepared = re.search(r"pspnet (prepare .*)", header)
+    if prepared is not None:  # the command line is one that `pspnet prepare` takes
+        data_set, *flags = re.findall(r"\S+", prepared.group(1))[1:]
+        arguments = build_parser().parse_args(["prepare", data_set, *flags])
+        assert callable(arguments.run)
+    assert file.name in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

@@ -13,9 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
-    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_model", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train",
-    "inference",
-    "sagemaker_entry",
+    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import", "pspnet.cli_model",
+    "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train", "inference", "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
@@ -27,11 +26,12 @@ ALLOWED = {
     "models": BASE,
     "data": BASE | {"pspnet.classes"},
     "evaluation": BASE | {"pspnet.classes", "pspnet.data", "pspnet.models"},
+    "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
     "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation"},
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
 # The only modules that may see a Config; everything else takes plain arguments.
-CONFIG_READERS = {"config_checks", "config_sources", "entry", "loop", "setup", "results", "artifact"}
+CONFIG_READERS = {"config_checks", "config_sources", "entry", "loop", "network", "setup", "results", "artifact"}
 
 
 def module_name(path: Path) -> str:

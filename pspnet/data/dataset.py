@@ -11,7 +11,8 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pspnet.classes import IGNORE_INDEX, LabelMap
 from pspnet.data.channels import Pair, label_problem
 from pspnet.data.images import read_annotation, read_image
-from pspnet.data.transforms import TrainTransform
 from pspnet.errors import DataError
 
 
@@ -57,6 +57,21 @@ def read_pair(
             f"{image.shape[1]}x{image.shape[0]} px; expected the same size. Write the mask on the image's stored pixel "
             "grid (EXIF rotation is not applied)."
         )
+    return image, to_class_ids(mask, pair.annotation, num_classes, label_map, ignore_index, channel)
+
+
+def to_class_ids(
+    mask: np.ndarray,
+    path: Path,
+    num_classes: int,
+    label_map: LabelMap | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    channel: str = "train",
+) -> np.ndarray:
+    """(H, W) uint8 pixel values of the annotation `path` -> class ids, `ignore_index` turned into 255.
+
+    Raises DataError for class ids outside num_classes.
+    """
     if label_map is not None:
         mask = label_map.apply(mask)
     present = np.bincount(mask.ravel(), minlength=256)
@@ -65,8 +80,8 @@ def read_pair(
         present[ignore_index] = 0
     wrong = [int(value) for value in np.flatnonzero(present[num_classes:IGNORE_INDEX]) + num_classes]
     if wrong:
-        raise DataError(label_problem(wrong, num_classes, label_map, pair.annotation, channel))
-    return image, mask
+        raise DataError(label_problem(wrong, num_classes, label_map, path, channel))
+    return mask
 
 
 class SegmentationDataset(Dataset[Any]):
@@ -80,7 +95,7 @@ class SegmentationDataset(Dataset[Any]):
         self,
         pairs: Sequence[Pair],
         num_classes: int,
-        transform: TrainTransform | None = None,
+        transform: Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]] | None = None,
         label_map: LabelMap | None = None,
         ignore_index: int = IGNORE_INDEX,
         seed: int = 0,

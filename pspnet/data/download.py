@@ -29,9 +29,9 @@ class _InterruptedError(Exception):
 
 
 def download(
-    url: str, destination: Path, md5: str, progress: bool = True, attempts: int = 5, backoff: float = 1.0
+    url: str, destination: Path, md5: str | None, progress: bool = True, attempts: int = 5, backoff: float = 1.0
 ) -> Path:
-    """Fetch `url` into the file `destination`, whose MD5 must be `md5`; returns `destination`.
+    """Fetch `url` into the file `destination`, whose MD5 must be `md5` (None: not known); returns `destination`.
 
     Bytes arrive in `<destination>.part`, which a later call continues by an HTTP range request (from the start where
     the server ignores ranges). A stalled or cut transfer is tried again up to `attempts` times without progress, after
@@ -46,8 +46,8 @@ def download(
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         _fetch_all(url, part, progress, attempts, backoff)
-        found = file_md5(part)
-        if found != md5.lower():
+        found = None if md5 is None else file_md5(part)
+        if md5 is not None and found != md5.lower():
             part.unlink()
             raise DataError(
                 f"{url}: the downloaded file has MD5 {found}, expected {md5}. It was removed: run the command again "
@@ -71,11 +71,11 @@ def file_md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_present(destination: Path, md5: str) -> Path:
+def _check_present(destination: Path, md5: str | None) -> Path:
     if not destination.is_file():
         raise DataError(f"{destination}: is a folder; expected the name of the file to write.")
-    found = file_md5(destination)
-    if found != md5.lower():
+    found = None if md5 is None else file_md5(destination)
+    if md5 is not None and found != md5.lower():
         raise DataError(
             f"{destination}: exists and has MD5 {found}, expected {md5}. Remove the file and run the command again."
         )

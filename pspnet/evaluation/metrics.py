@@ -21,17 +21,28 @@ class ConfusionMatrix:
 
     def update(self, predictions: torch.Tensor, targets: torch.Tensor) -> None:
         """Add masks of one shape. Targets of num_classes or above (255 = ignore) are not scored."""
-        size = self.num_classes
-        targets = targets.reshape(-1).to(torch.int64)  # (pixels,)
-        predictions = predictions.reshape(-1).to(torch.int64)  # (pixels,)
-        # One joint code a pixel; what is ignored falls into a bin of its own behind the matrix, which is cheaper than
-        # selecting the other pixels first.
-        codes = torch.where(targets < size, targets * size + predictions, size * size)
-        self.counts += torch.bincount(codes, minlength=size * size + 1)[: size * size].reshape(size, size)
+        self.counts += count_by_image(predictions.reshape(1, -1), targets.reshape(1, -1), self.num_classes)[0]
 
     def scores(self) -> Scores:
         """The scores of all that was added so far."""
         return Scores.from_counts(self.counts.cpu().numpy())
+
+
+def count_by_image(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(N, ...) masks of one shape -> (N, C, C) int64, the confusion matrix of each image, on the masks' device.
+
+    Targets of num_classes or above (255 = ignore) are not scored; predictions must be below num_classes where they are.
+    """
+    images, cells = len(targets), num_classes * num_classes
+    targets = targets.reshape(images, -1).to(torch.int64)  # (N, pixels)
+    predictions = predictions.reshape(images, -1).to(torch.int64)  # (N, pixels)
+    # One joint code a pixel; what is ignored falls into a bin of its own behind the matrix, which is cheaper than
+    # selecting the other pixels first. Each image has its own range of codes.
+    codes = torch.where(targets < num_classes, targets * num_classes + predictions, cells)
+    if images > 1:
+        codes += torch.arange(images, device=codes.device).unsqueeze(1) * (cells + 1)
+    counts = torch.bincount(codes.reshape(-1), minlength=images * (cells + 1)).reshape(images, cells + 1)
+    return counts[:, :cells].reshape(images, num_classes, num_classes)
 
 
 @dataclass(frozen=True)

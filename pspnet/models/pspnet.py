@@ -11,6 +11,7 @@ Shape letters:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,14 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 MIN_SIZE = 32
 
 
-class PSPNet(nn.Module):
-    """Images in, logits at the images' size out.
+class SegmentationNetwork(nn.Module):
+    """Images in, logits at the images' size out: what every algorithm shares around its backbone and heads.
 
     `mean` and `std` are buffers, so they follow `.to()`, but no part of the state dict: they are settings, not
     weights, and belong in the model's configuration.
 
     Args:
-        backbone: gives (layer3, layer4) features.
+        backbone: gives (layer3, layer4) features; its `output_stride` is an int.
         head: layer4's features -> logits.
         auxiliary_head: layer3's features -> logits, run in training mode only; None to go without.
         align_corners: convention of the bilinear up-sampling of the logits.
@@ -54,9 +55,9 @@ class PSPNet(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet,
-        head: PSPHead,
-        auxiliary_head: AuxiliaryHead | None = None,
+        backbone: nn.Module,
+        head: nn.Module,
+        auxiliary_head: nn.Module | None = None,
         align_corners: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -99,9 +100,9 @@ class PSPNet(nn.Module):
         return logits, auxiliary
 
     def _check(self, images: Tensor) -> None:
-        check_images(images)
+        check_images(images, type(self).__name__)
         count, _, height, width = images.shape
-        stride = self.backbone.output_stride
+        stride = cast(int, self.backbone.output_stride)
         if self.training and count == 1 and height <= stride and width <= stride:
             raise PspnetError(
                 f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too little for "
@@ -120,8 +121,8 @@ class PSPNet(nn.Module):
         return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=self.align_corners)
 
 
-def check_images(images: Tensor) -> None:
-    """Raise PspnetError for images that no PSPNet takes: another shape or type, or smaller than 32 pixels."""
+def check_images(images: Tensor, network: str = "PSPNet") -> None:
+    """Raise PspnetError for images that no network here takes: another shape or type, or smaller than 32 pixels."""
     shape = tuple(images.shape)
     if images.dim() != 4 or shape[1] != 3:
         raise PspnetError(f"images have the shape {shape}: expected (N, 3, H, W), RGB.")
@@ -130,9 +131,17 @@ def check_images(images: Tensor) -> None:
     height, width = shape[2:]
     if height < MIN_SIZE or width < MIN_SIZE:
         raise PspnetError(
-            f"images are {width}x{height} pixels: PSPNet takes {MIN_SIZE}x{MIN_SIZE} and larger. "
+            f"images are {width}x{height} pixels: {network} takes {MIN_SIZE}x{MIN_SIZE} and larger. "
             "Enlarge the image or the crop."
         )
+
+
+class PSPNet(SegmentationNetwork):
+    """Dilated ResNet, pyramid pooling head, auxiliary head on layer3 (section 3 and figure 3)."""
+
+    backbone: ResNet
+    head: PSPHead
+    auxiliary_head: AuxiliaryHead | None
 
 
 def build_model(
@@ -146,13 +155,15 @@ def build_model(
     dropout: float = 0.1,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    contract_dilation: bool = False,
 ) -> PSPNet:
     """A randomly initialised PSPNet of the published architecture.
 
     Args:
         num_classes: classes K, 1 or more.
         backbone: "resnet-50" or "resnet-101".
-        stem: "conv7" (torchvision's weights) or "deep" (three 3x3 convolutions: semseg, GluonCV).
+        stem: "conv7" (torchvision's weights), "deep" (three 3x3 convolutions: semseg, GluonCV) or "deep-narrow" (half
+            as wide: mmsegmentation).
         output_stride: 8 as published, 16 or 32.
         align_corners: convention of every bilinear up-sampling (semseg: True, mmsegmentation: False).
         auxiliary_head: whether to build the head on layer3 that training uses.
@@ -160,6 +171,8 @@ def build_model(
         dropout: share of channels dropped before each classifier in training, 0 <= dropout < 1.
         mean: normalisation per channel, RGB, on the scale 0..255.
         std: normalisation per channel, RGB, on the scale 0..255.
+        contract_dilation: whether the first block of a dilated layer keeps the previous layer's dilation (semseg:
+            False; mmsegmentation, GluonCV: True).
 
     Raises:
         PspnetError: a value that is not allowed; the text names what is.
@@ -170,7 +183,7 @@ def build_model(
         raise PspnetError(f"num_classes is {num_classes}: expected 1 or more.")
     if not 0 <= dropout < 1:
         raise PspnetError(f"dropout is {dropout}: expected 0 <= dropout < 1.")
-    features = ResNet(BACKBONES[backbone], output_stride, stem, width)
+    features = ResNet(BACKBONES[backbone], output_stride, stem, width, contract_dilation)
     head = PSPHead(features.out_channels, num_classes, align_corners, dropout)
     auxiliary = AuxiliaryHead(features.layer3_channels, num_classes, dropout) if auxiliary_head else None
     return PSPNet(features, head, auxiliary, align_corners, mean, std)

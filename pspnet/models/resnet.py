@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from pspnet.errors import PspnetError
 
 OUTPUT_STRIDES = (8, 16, 32)
-STEMS = ("conv7", "deep")
+STEMS = ("conv7", "deep", "deep-narrow")
 
 # Output stride -> (stride, dilation) of layer3 and of layer4. Where a layer gives up its stride, every 3x3 convolution
-# in it has the full dilation, the first block's too: the published PSPNet (semseg) does so. torchvision's
-# replace_stride_with_dilation keeps the previous layer's dilation in the first block, which is another function of
-# the same weights; semseg's PSPNet checkpoints were trained with the former.
+# in it has the full dilation, the first block's too: the published PSPNet (semseg) does so. With contract_dilation the
+# first block keeps the previous layer's dilation, as in mmsegmentation, GluonCV and torchvision's
+# replace_stride_with_dilation: another function of the same weights.
 _STRIDE_AND_DILATION = {
     8: ((1, 2), (1, 4)),
     16: ((2, 1), (1, 2)),
@@ -86,26 +86,31 @@ class Conv7Stem(nn.Module):
 
 
 class DeepStem(nn.Module):
-    """Three 3x3 convolutions, the first of stride 2: the stem of semseg's and GluonCV's PSPNet."""
+    """Three 3x3 convolutions, the first of stride 2.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        channels: of the first two; the third has twice as many. 64 in semseg's and GluonCV's PSPNet ("v1s"), 32 in
+            mmsegmentation's ("v1c", T. He et al., Bag of Tricks, arXiv 1812.01187, figure 2).
+    """
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.out_channels = 2 * width
-        self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(2 * width)
+        self.out_channels = 2 * channels
+        self.conv1 = nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(2 * channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 128, H/4, W/4)."""
-        x = self.relu(self.bn1(self.conv1(x)))  # (N, 64, H/2, W/2)
-        x = self.relu(self.bn2(self.conv2(x)))  # (N, 64, H/2, W/2)
-        x = self.relu(self.bn3(self.conv3(x)))  # (N, 128, H/2, W/2)
-        x = self.maxpool(x)  # (N, 128, H/4, W/4)
+        """(N, 3, H, W) -> (N, 2c, H/4, W/4), c being the channels of the first convolution."""
+        x = self.relu(self.bn1(self.conv1(x)))  # (N, c, H/2, W/2)
+        x = self.relu(self.bn2(self.conv2(x)))  # (N, c, H/2, W/2)
+        x = self.relu(self.bn3(self.conv3(x)))  # (N, 2c, H/2, W/2)
+        x = self.maxpool(x)  # (N, 2c, H/4, W/4)
         return x
 
 
@@ -130,14 +135,23 @@ class ResNet(nn.Module):
     Args:
         layers: blocks of layer1 to layer4, such as (3, 4, 6, 3) for ResNet-50.
         output_stride: image pixels per cell of layer4's map, 8, 16 or 32.
-        stem: "conv7" (one 7x7 convolution) or "deep" (three 3x3).
+        stem: "conv7" (one 7x7 convolution, 64 channels), "deep" (three 3x3: 64, 64, 128) or "deep-narrow" (three
+            3x3: 32, 32, 64).
         width: channels of the stem and of layer1's narrow convolutions, 64 as published; all others follow.
+        contract_dilation: the first block of a dilated layer keeps the previous layer's dilation.
 
     Raises:
         PspnetError: another output stride or stem, or not four positive layer sizes, or no positive width.
     """
 
-    def __init__(self, layers: Sequence[int], output_stride: int = 8, stem: str = "conv7", width: int = 64) -> None:
+    def __init__(
+        self,
+        layers: Sequence[int],
+        output_stride: int = 8,
+        stem: str = "conv7",
+        width: int = 64,
+        contract_dilation: bool = False,
+    ) -> None:
         super().__init__()
         if len(layers) != 4 or min(layers) < 1:
             raise PspnetError(f"layers is {tuple(layers)}: expected four positive block counts, such as (3, 4, 6, 3).")
@@ -147,18 +161,21 @@ class ResNet(nn.Module):
             raise PspnetError(f"stem is {stem!r}: expected one of {', '.join(STEMS)}.")
         if width < 1:
             raise PspnetError(f"width is {width}: expected a positive number of channels (64 as published).")
+        if stem == "deep-narrow" and width % 2:
+            raise PspnetError(f"width is {width}: the stem deep-narrow takes half of it, so it must be even.")
         (stride3, dilation3), (stride4, dilation4) = _STRIDE_AND_DILATION[output_stride]
         self.output_stride = output_stride
         self.stem_name = stem
         self.layer3_channels = 16 * width
         self.out_channels = 32 * width
 
-        self.stem = Conv7Stem(width) if stem == "conv7" else DeepStem(width)
+        self.stem = _build_stem(stem, width)
         expansion = Bottleneck.expansion
+        first3, first4 = (1, dilation3) if contract_dilation else (dilation3, dilation4)
         self.layer1 = _layer(layers[0], self.stem.out_channels, width, stride=1, dilation=1)
         self.layer2 = _layer(layers[1], width * expansion, 2 * width, stride=2, dilation=1)
-        self.layer3 = _layer(layers[2], 2 * width * expansion, 4 * width, stride3, dilation3)
-        self.layer4 = _layer(layers[3], 4 * width * expansion, 8 * width, stride4, dilation4)
+        self.layer3 = _layer(layers[2], 2 * width * expansion, 4 * width, stride3, dilation3, first3)
+        self.layer4 = _layer(layers[3], 4 * width * expansion, 8 * width, stride4, dilation4, first4)
         initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,8 +195,16 @@ class ResNet(nn.Module):
         return layer3, layer4
 
 
-def _layer(blocks: int, in_channels: int, channels: int, stride: int, dilation: int) -> nn.Sequential:
-    """`blocks` bottlenecks of one dilation, the first with the stride and the change of width."""
+def _build_stem(stem: str, width: int) -> Conv7Stem | DeepStem:
+    if stem == "conv7":
+        return Conv7Stem(width)
+    return DeepStem(width if stem == "deep" else width // 2)
+
+
+def _layer(
+    blocks: int, in_channels: int, channels: int, stride: int, dilation: int, first_dilation: int = 1
+) -> nn.Sequential:
+    """`blocks` bottlenecks; the first has the stride, the change of width and a dilation of its own."""
     out_channels = channels * Bottleneck.expansion
-    first = Bottleneck(in_channels, channels, stride, dilation)
+    first = Bottleneck(in_channels, channels, stride, first_dilation)
     return nn.Sequential(first, *(Bottleneck(out_channels, channels, 1, dilation) for _ in range(blocks - 1)))

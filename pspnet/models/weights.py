@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from pspnet.errors import WeightsError
-from pspnet.models.resnet import ResNet
 
 IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 
@@ -25,14 +24,14 @@ _TORCHVISION_ENUMS = {"resnet-50": "ResNet50_Weights", "resnet-101": "ResNet101_
 _LISTED = 5
 
 
-def load_imagenet_backbone(backbone: ResNet, name: str, weights: str = "IMAGENET1K_V1") -> None:
+def load_imagenet_backbone(backbone: nn.Module, name: str, weights: str = "IMAGENET1K_V1") -> None:
     """Load torchvision's ImageNet weights into a backbone, from torch.hub's cache or by download.
 
     The download is checked against the hash in the file's name. Every parameter and statistic of the backbone is
     set, or none.
 
     Args:
-        backbone: a published one: stem "conv7", width 64, any output stride.
+        backbone: a published one: stem "conv7", width 64, any output stride, and the names of ResNet.
         name: "resnet-50" or "resnet-101".
         weights: "IMAGENET1K_V1" (He et al.'s recipe, what published PSPNets start from) or "IMAGENET1K_V2".
 
@@ -64,25 +63,31 @@ def load_state_strict(module: nn.Module, state: Mapping[str, Any], source: str) 
         WeightsError: names the missing, the unexpected and the wrongly shaped entries, the first few of each.
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
+    problems = describe_mismatch(own, state)
+    if problems:
+        found = "\n".join(f"  {line}" for line in problems)
+        raise WeightsError(
+            f"{source} does not fit the model ({len(own)} entries expected, {len(state)} found):\n{found}\n"
+            "It was saved from another architecture: use the backbone, stem, num_classes and heads it was made with."
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def describe_mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What is missing, unexpected or of another shape in `found`, one text for each kind; empty where all fits."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
     reshaped = [
-        f"{name} is {_shape(state[name])}, expected {_shape(own[name])}"
-        for name in own
-        if name in state and _shape(state[name]) != _shape(own[name])
+        f"{name} is {_shape(found[name])}, expected {_shape(value)}"
+        for name, value in expected.items()
+        if name in found and _shape(found[name]) != _shape(value)
     ]
     problems = [
         _listing("missing", missing),
         _listing("unexpected", unexpected),
         _listing("of another shape", reshaped),
     ]
-    if missing or unexpected or reshaped:
-        found = "\n".join(f"  {line}" for line in problems if line)
-        raise WeightsError(
-            f"{source} does not fit the model ({len(own)} entries expected, {len(state)} found):\n{found}\n"
-            "It was saved from another architecture: use the backbone, stem, num_classes and heads it was made with."
-        )
-    module.load_state_dict(state, strict=True)
+    return [problem for problem in problems if problem]
 
 
 def _imagenet_url(name: str, weights: str) -> str:

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import pspnet
 from pspnet.classes import default_class_names, palette_for
 from pspnet.errors import WeightsError
 from pspnet.files import replacing
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.algorithms import ALGORITHMS, build_algorithm
+from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
 from pspnet.models.weights import load_state_strict
 
 if TYPE_CHECKING:  # an endpoint loads models without the packages that settings need
@@ -35,30 +37,36 @@ CONFIG_NAME = "config.json"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded model directory. `palette` is (256, 3) uint8; `model` is in evaluation mode, on the CPU."""
+    """A loaded model directory. `palette` is (256, 3) uint8; `model` is in evaluation mode, on the CPU.
 
-    model: PSPNet
+    `architecture` holds the arguments that `build_algorithm` built the model with, besides `algorithm`; `source` is
+    where imported weights are from.
+    """
+
+    model: SegmentationNetwork
     class_names: tuple[str, ...]
     palette: np.ndarray
     architecture: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    algorithm: str = "psp"
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 def architecture_of(config: Config) -> dict[str, Any]:
-    """The arguments of build_model that a config asks for, normalisation included."""
-    return {
-        "num_classes": config.num_classes,
-        "backbone": config.backbone,
-        "stem": config.stem,
-        "output_stride": config.output_stride,
-        "align_corners": config.align_corners,
-        "auxiliary_head": config.aux_weight > 0,
-        "width": config.width,
-        "dropout": config.dropout,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-    }
+    """The arguments of build_algorithm, besides the algorithm, that a config asks for, normalisation included."""
+    architecture: dict[str, Any] = {"num_classes": config.num_classes, "backbone": config.backbone}
+    if config.algorithm == "psp":
+        architecture.update(
+            stem=config.stem,
+            output_stride=config.output_stride,
+            align_corners=config.align_corners,
+            contract_dilation=config.contract_dilation,
+            width=config.width,
+            dropout=config.dropout,
+        )
+    architecture.update(auxiliary_head=config.aux_weight > 0, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
+    return architecture
 
 
 def class_names_of(config: Config) -> tuple[str, ...]:
@@ -67,7 +75,7 @@ def class_names_of(config: Config) -> tuple[str, ...]:
 
 
 def save_artifact(
-    directory: Path, model: PSPNet, config: Config, scores: dict[str, Any], trained: dict[str, Any]
+    directory: Path, model: nn.Module, config: Config, scores: dict[str, Any], trained: dict[str, Any]
 ) -> None:
     """Write a model directory. Both files appear whole or not at all; OSError where the disk is full or unwritable.
 
@@ -77,15 +85,47 @@ def save_artifact(
     """
     class_names = class_names_of(config)
     content = {
-        "format": FORMAT,
         "algorithm": config.algorithm,
         "architecture": architecture_of(config),
         "classes": list(class_names),
         "palette": palette_for(class_names)[: config.num_classes].tolist(),
         "training": {"config": config.model_dump(mode="json"), **trained},
         "scores": scores,
-        "versions": {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+    _write(directory, model, content)
+
+
+def save_imported(
+    directory: Path,
+    model: nn.Module,
+    architecture: dict[str, Any],
+    class_names: tuple[str, ...],
+    palette: np.ndarray | None,
+    source: dict[str, Any],
+) -> None:
+    """Write a model directory for weights from elsewhere. OSError as `save_artifact`.
+
+    Args:
+        architecture: the arguments of build_model that made the model.
+        palette: (classes, 3) uint8 colours; None for those that belong to the class names.
+        source: where the weights are from, fit for JSON.
+    """
+    colours = palette_for(class_names)[: len(class_names)] if palette is None else palette
+    content = {
+        "algorithm": "psp",
+        "architecture": architecture,
+        "classes": list(class_names),
+        "palette": colours.tolist(),
+        "training": {},
+        "scores": {},
+        "source": source,
+    }
+    _write(directory, model, content)
+
+
+def _write(directory: Path, model: nn.Module, content: dict[str, Any]) -> None:
+    versions = {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    content = {"format": FORMAT, **content, "versions": versions}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(directory / WEIGHTS_NAME) as weights_path, replacing(directory / CONFIG_NAME) as config_path:
         try:
@@ -98,9 +138,9 @@ def save_artifact(
 def load_artifact(directory: Path) -> Artifact:
     """Read a model directory; WeightsError names what is missing, damaged or of another format, and the fix."""
     content = _read_config(directory)
-    architecture = content["architecture"]
+    algorithm, architecture = content.get("algorithm", "psp"), content["architecture"]
     try:
-        model = build_model(**architecture)
+        model = build_algorithm(algorithm, **architecture)
     except (TypeError, ValueError, RuntimeError) as error:  # PspnetError, or what PyTorch says to a foreign value
         raise WeightsError(
             f"{directory / CONFIG_NAME}: describes an architecture that this version cannot build ({error})."
@@ -115,9 +155,13 @@ def load_artifact(directory: Path) -> Artifact:
     class_names = tuple(content["classes"])
     palette = palette_for(class_names)
     palette[: len(content["palette"])] = np.array(content["palette"], dtype=np.uint8)
-    return Artifact(
-        model.eval(), class_names, palette, architecture, content.get("training", {}), content.get("scores", {})
-    )
+    training, scores, source = (content.get(key, {}) for key in ("training", "scores", "source"))
+    return Artifact(model.eval(), class_names, palette, architecture, training, scores, algorithm, source)
+
+
+def read_algorithm(directory: Path) -> str:
+    """Which algorithm the model of a directory is, without loading it; WeightsError as `load_artifact`."""
+    return str(_read_config(directory).get("algorithm", "psp"))
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -142,6 +186,9 @@ def _config_problem(content: Any) -> str | None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         return f"expected the format {FORMAT}, found {found!r}: made by another program or a newer version."
+    if content.get("algorithm", "psp") not in ALGORITHMS:
+        found = f"{content['algorithm']!r}: made by a newer version"
+        return f"expected `algorithm` to be one of {', '.join(ALGORITHMS)}, found {found}."
     architecture, classes, palette = (content.get(key) for key in ("architecture", "classes", "palette"))
     if not isinstance(architecture, dict):
         return "`architecture` must be a mapping with the arguments of build_model."

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pspnet.errors import WeightsError
 from pspnet.locations import PACKAGE, find_beside
-from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME
+from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME, read_algorithm
 
 CODE_NAME = "code"
 ARCHIVE_NAME = "model.tar.gz"
@@ -27,6 +27,10 @@ _REQUIREMENTS = """\
 # Installed by the endpoint's container beside the torch, numpy and pillow that its image holds.
 safetensors>=0.4
 """
+# torchvision's own networks need it; a version here would have pip replace the one that belongs to the image's torch.
+_TORCHVISION = "torchvision\n"
+# Largest members that are unpacked: far above any model, far below any disk.
+_MAX_BYTES = {CONFIG_NAME: 16_777_216, WEIGHTS_NAME: 4_294_967_296}
 
 
 def served_files() -> list[Path]:
@@ -54,7 +58,7 @@ def write_code(model_dir: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PACKAGE / name, copy)
         shutil.copyfile(handlers, building / "inference.py")
-        (building / "requirements.txt").write_text(_REQUIREMENTS, encoding="utf-8")
+        (building / "requirements.txt").write_text(_requirements(model_dir), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
@@ -62,8 +66,8 @@ def write_code(model_dir: Path) -> Path:
     return target
 
 
-# Largest members that are unpacked: far above any model, far below any disk.
-_MAX_BYTES = {CONFIG_NAME: 16_777_216, WEIGHTS_NAME: 4_294_967_296}
+def _requirements(model_dir: Path) -> str:
+    return _REQUIREMENTS + ("" if read_algorithm(model_dir) == "psp" else _TORCHVISION)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pspnet.data.images import read_image, to_rgb
 from pspnet.errors import ConfigError, DataError
-from pspnet.models.pspnet import PSPNet
+from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.serving.artifact import load_artifact
 from pspnet.serving.codec import RequestError
 from pspnet.serving.limits import DEFAULT_LIMITS, Limits
@@ -59,7 +59,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: PSPNet,
+        model: SegmentationNetwork,
         class_names: tuple[str, ...],
         palette: np.ndarray,
         device: torch.device | str = "cpu",

@@ -62,7 +62,7 @@ def write_samples(run: Run, log: RunLog, config: Config, path: Path, steps: int)
     rows = []
     for index in chosen:
         image, truth = read_pair(pairs[index], config.num_classes, run.data.validation_map, config.ignore)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).to(run.device)  # (1, 3, H, W)
+        pixels = torch.from_numpy(np.array(image)).unsqueeze(0).permute(0, 3, 1, 2).to(run.device)  # (1, 3, H, W)
         prediction = predict_whole(run.network, pixels, run.precision.autocast_dtype)[0]  # (H, W)
         rows.append(sample_row(image, truth, prediction.to(torch.uint8).cpu().numpy(), palette))
     run.network.train(was_training)

@@ -12,8 +12,8 @@ from pspnet.training.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint
 
 # Settings that a run can't change half-way: weights, optimizer state or data position would no longer fit.
 _FIXED_KEYS = (
-    "algorithm", "backbone", "stem", "output_stride", "align_corners", "width", "num_classes", "aux_weight",
-    "optimizer", "mini_batch_size", "accumulate_steps", "seed", "max_train_images", "max_steps_per_epoch",
+    "algorithm", "backbone", "stem", "output_stride", "align_corners", "contract_dilation", "width", "num_classes",
+    "aux_weight", "optimizer", "mini_batch_size", "accumulate_steps", "seed", "max_train_images", "max_steps_per_epoch",
 )  # fmt: skip
 # Settings that say where and how fast, but not what is computed.
 _FREE_KEYS = (
@@ -53,6 +53,7 @@ def check_same_run(
         before, now: the settings in the checkpoint and of this run, by key.
         images_before, images_now: the length of the train channel.
     """
+    before = {"contract_dilation": False, **before}  # checkpoints from before there was a choice
     differing = [key for key in now if key not in _FREE_KEYS and before.get(key) != now[key]]
     wrong = [f"{key} was {before.get(key)} and is now {now[key]}" for key in differing if key in _FIXED_KEYS]
     if images_before != images_now:

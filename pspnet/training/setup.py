@@ -27,15 +27,13 @@ from pspnet.data.dataset import (
 )
 from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
-from pspnet.errors import ConfigError, DataError, WeightsError
-from pspnet.models.pspnet import PSPNet, build_model
-from pspnet.models.weights import load_imagenet_backbone, load_state_strict
-from pspnet.serving.artifact import architecture_of, class_names_of, load_artifact
-from pspnet.serving.bundle import unpacked
+from pspnet.errors import ConfigError, DataError
+from pspnet.serving.artifact import class_names_of
 from pspnet.training import device as devices
 from pspnet.training.distributed import Processes, join_processes
 from pspnet.training.log import RunLog
 from pspnet.training.losses import build_loss
+from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.optim import (
     EarlyStopping,
     ExponentialMovingAverage,
@@ -65,7 +63,7 @@ class Run:
     precision: devices.Precision
     processes: Processes
     data: Data
-    network: PSPNet
+    network: nn.Module
     model: nn.Module
     step: TrainingStep
     schedule: LearningRateSchedule
@@ -99,8 +97,12 @@ class Run:
             yield
 
 
-def build_run(config: Config) -> Run:
-    """All parts of the run that `config` describes; ConfigError, DataError or WeightsError before any training."""
+def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
+    """All parts of the run that `config` describes; ConfigError, DataError or WeightsError before any training.
+
+    `build` makes the network, `build_network` if not given: another network is trained in exactly the same way, which
+    is what a comparison needs.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = devices.choose_device(config.device, local_rank)
     precision = devices.choose_precision(config.precision, device)
@@ -108,16 +110,18 @@ def build_run(config: Config) -> Run:
         devices.make_deterministic()
     processes = join_processes(device.type)
     try:
-        return _assemble(config, device, precision, processes)
+        return _assemble(config, device, precision, processes, build or build_network)
     except BaseException:
         processes.shutdown()
         raise
 
 
-def _assemble(config: Config, device: torch.device, precision: devices.Precision, processes: Processes) -> Run:
+def _assemble(
+    config: Config, device: torch.device, precision: devices.Precision, processes: Processes, build: BuildNetwork
+) -> Run:
     data = load_data(config, processes)
     _check_folders(config, processes)
-    network = build_network(config, device)
+    network = build(config, device)
     class_weights = None if config.class_weights is None else torch.tensor(config.class_weights)
     criterion = build_loss(
         config.loss, config.aux_weight, config.class_weights, config.ohem_threshold, config.ohem_min_kept
@@ -220,38 +224,7 @@ def _check_folders(config: Config, processes: Processes) -> None:
             ) from error
 
 
-def build_network(config: Config, device: torch.device) -> PSPNet:
-    """The network with its first weights: a model channel's, ImageNet's in the backbone, or random ones by seed."""
-    torch.manual_seed(config.seed)
-    architecture = architecture_of(config)
-    network = build_model(**architecture)
-    if config.model is not None:
-        _load_model_channel(network, architecture, Path(config.model))
-    elif config.use_pretrained_model:
-        load_imagenet_backbone(network.backbone, config.backbone, config.pretrained_weights)
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    return network.to(device)
-
-
-def _load_model_channel(network: PSPNet, architecture: dict[str, Any], directory: Path) -> None:
-    with unpacked(directory) as folder:
-        artifact = load_artifact(folder)
-    keys = ("backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride")
-    wrong = [
-        f"{key} is {artifact.architecture.get(key)} there and {architecture[key]} here"
-        for key in keys
-        if artifact.architecture.get(key) != architecture[key]
-    ]
-    if wrong:
-        raise WeightsError(
-            f"channel model: {directory} holds another architecture: {'; '.join(wrong)}. Incremental training needs "
-            "the same: change these settings, or leave the model channel out."
-        )
-    load_state_strict(network, artifact.model.state_dict(), str(directory))
-
-
-def _wrap(network: PSPNet, config: Config, device: torch.device, processes: Processes) -> nn.Module:
+def _wrap(network: nn.Module, config: Config, device: torch.device, processes: Processes) -> nn.Module:
     model: nn.Module = network
     if processes.world_size > 1:
         if config.syncbn and device.type == "cuda":
@@ -321,8 +294,8 @@ def describe_run(run: Run, log: RunLog) -> None:
     config, data = run.config, run.data
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     log.line(
-        f"PSPNet {config.backbone}, {config.num_classes} classes, {parameters / 1e6:.1f} M parameters, on "
-        f"{devices.describe(run.device)}, {run.precision.name}"
+        f"{type(run.network).__name__} {config.backbone}, {config.num_classes} classes, "
+        f"{parameters / 1e6:.1f} M parameters, on {devices.describe(run.device)}, {run.precision.name}"
         + (f", {run.processes.world_size} processes" if run.processes.world_size > 1 else "")
     )
     log.line(

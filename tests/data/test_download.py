@@ -95,6 +95,13 @@ def test_a_whole_file_arrives_under_its_name(server: Server, tmp_path: Path) -> 
     assert server.asked == [None]
 
 
+def test_a_file_of_unknown_checksum_is_taken_as_it_comes_and_fetched_once(server: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        download(server.url, tmp_path / "voc.tar", None, progress=False)
+    assert (tmp_path / "voc.tar").read_bytes() == CONTENT
+    assert server.asked == [None]
+
+
 def test_a_cut_connection_is_resumed_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.cuts = [100_000, 50_000]
     fetch(server, tmp_path / "voc.tar")

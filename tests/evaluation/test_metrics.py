@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.evaluation.metrics import ConfusionMatrix, Scores, constant_scores
+from pspnet.evaluation.metrics import ConfusionMatrix, Scores, constant_scores, count_by_image
 
 
 def confusion_of(predictions: list[list[int]], targets: list[list[int]], classes: int) -> ConfusionMatrix:
@@ -130,6 +130,29 @@ def test_random_masks_equal_torchmetrics() -> None:
     for average, value in (("micro", scores.pixel_accuracy), ("macro", scores.mean_accuracy)):
         accuracy = functional.multiclass_accuracy(*arguments, num_classes=9, ignore_index=255, average=average)
         assert value == pytest.approx(float(accuracy), abs=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "images"), [(2, 1), (5, 4), (150, 3)])
+def test_each_image_is_counted_by_itself(classes: int, images: int) -> None:
+    predictions, targets = random_masks(classes, seed=classes)
+    predictions, targets = predictions[:images], targets[:images]
+    counts = count_by_image(predictions, targets, classes)
+    assert counts.dtype == torch.int64
+    assert counts.shape == (images, classes, classes)
+    for image in range(images):
+        alone = ConfusionMatrix(classes)
+        alone.update(predictions[image], targets[image])
+        assert torch.equal(counts[image], alone.counts)
+        assert int(counts[image].sum()) == int((targets[image] != 255).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_confusion_equals_torchmetrics_image_by_image(seed: int) -> None:
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    predictions, targets = random_masks(13, seed)
+    for ours, prediction, target in zip(count_by_image(predictions, targets, 13), predictions, targets.long()):
+        theirs = functional.multiclass_confusion_matrix(prediction, target, num_classes=13, ignore_index=255)
+        assert torch.equal(ours, theirs)
 
 
 def test_counts_stay_exact_beyond_float32() -> None:

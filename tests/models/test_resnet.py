@@ -35,6 +35,7 @@ def dilate_first_blocks(model: ReferenceResNet) -> None:
         layer[0].conv2.padding = dilation
 
 
+@pytest.mark.parametrize("contract_dilation", [False, True])
 @pytest.mark.parametrize(
     ("output_stride", "replaced", "strides"),
     [
@@ -43,13 +44,16 @@ def dilate_first_blocks(model: ReferenceResNet) -> None:
         (8, [False, True, True], (8, 8)),
     ],
 )
-def test_equals_torchvision(output_stride: int, replaced: list[bool], strides: tuple[int, int]) -> None:
+def test_equals_torchvision(
+    output_stride: int, replaced: list[bool], strides: tuple[int, int], contract_dilation: bool
+) -> None:
     torch.manual_seed(0)
     blocks = [2, 1, 2, 2]
     reference = ReferenceResNet(ReferenceBottleneck, blocks, replace_stride_with_dilation=replaced).eval()
-    dilate_first_blocks(reference)
+    if not contract_dilation:
+        dilate_first_blocks(reference)
     randomise_batch_norm(reference)
-    ours = ResNet(blocks, output_stride).eval()
+    ours = ResNet(blocks, output_stride, contract_dilation=contract_dilation).eval()
     state = {name: value for name, value in reference.state_dict().items() if not name.startswith("fc.")}
     renamed = {f"stem.{name}" if name.startswith(("conv1.", "bn1.")) else name: state[name] for name in state}
     ours.load_state_dict(renamed, strict=True)
@@ -78,7 +82,18 @@ def test_stride_and_dilation(output_stride: int, layer3: tuple[int, int], layer4
     assert model.layer1[0].conv2.stride == (1, 1)
 
 
-@pytest.mark.parametrize("stem", ["conv7", "deep"])
+@pytest.mark.parametrize(("output_stride", "first3", "first4"), [(8, 1, 2), (16, 1, 1), (32, 1, 1)])
+def test_contracted_dilation(output_stride: int, first3: int, first4: int) -> None:
+    """The first block of each layer keeps the previous layer's dilation; all others are as without."""
+    plain = ResNet((1, 2, 3, 3), output_stride, width=8)
+    model = ResNet((1, 2, 3, 3), output_stride, width=8, contract_dilation=True)
+    for layer, reference, first in ((model.layer3, plain.layer3, first3), (model.layer4, plain.layer4, first4)):
+        assert layer[0].conv2.dilation == layer[0].conv2.padding == (first, first)
+        assert layer[0].conv2.stride == reference[0].conv2.stride
+        assert [block.conv2.dilation for block in layer[1:]] == [block.conv2.dilation for block in reference[1:]]
+
+
+@pytest.mark.parametrize("stem", ["conv7", "deep", "deep-narrow"])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (48, 65)])
 def test_shapes_and_width(stem: str, size: tuple[int, int]) -> None:
     model = ResNet((1, 1, 1, 1), 8, stem, width=8)
@@ -98,6 +113,10 @@ def test_stem_names_and_shapes() -> None:
     assert [deep[f"stem.conv{i}.weight"].shape for i in (1, 2, 3)] == [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3)]
     assert deep["layer1.0.conv1.weight"].shape == (64, 128, 1, 1)
     assert deep["layer1.0.downsample.0.weight"].shape == (256, 128, 1, 1)
+    narrow = ResNet((1, 1, 1, 1), stem="deep-narrow").state_dict()
+    assert [narrow[f"stem.conv{i}.weight"].shape for i in (1, 2, 3)] == [(32, 3, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3)]
+    assert narrow["layer1.0.conv1.weight"].shape == (64, 64, 1, 1)
+    assert list(narrow) == list(deep)
 
 
 def test_deep_stem_composition() -> None:
@@ -131,8 +150,10 @@ def test_initialisation() -> None:
 def test_wrong_values() -> None:
     with pytest.raises(PspnetError, match="output_stride is 4: expected one of 8, 16, 32"):
         ResNet((1, 1, 1, 1), output_stride=4)
-    with pytest.raises(PspnetError, match="stem is 'conv3': expected one of conv7, deep"):
+    with pytest.raises(PspnetError, match="stem is 'conv3': expected one of conv7, deep, deep-narrow"):
         ResNet((1, 1, 1, 1), stem="conv3")
+    with pytest.raises(PspnetError, match="width is 5: the stem deep-narrow takes half of it, so it must be even"):
+        ResNet((1, 1, 1, 1), stem="deep-narrow", width=5)
     with pytest.raises(PspnetError, match=r"layers is \(1, 1, 1\): expected four positive block counts"):
         ResNet((1, 1, 1))
     with pytest.raises(PspnetError, match="width is 0: expected a positive number"):

@@ -214,6 +214,21 @@ def test_a_foreign_format(tmp_path: Path, content: Any, found: str) -> None:
         load_artifact(tmp_path)
 
 
+def test_the_algorithm_comes_back_and_another_is_named(tmp_path: Path) -> None:
+    save(tmp_path)
+    assert load_artifact(tmp_path).algorithm == "psp"
+    change_config(tmp_path, algorithm=None)  # written by hand, or before there was a choice
+    assert load_artifact(tmp_path).algorithm == "psp"
+    change_config(tmp_path, algorithm="unet")
+    with pytest.raises(
+        WeightsError, match=r"config\.json: expected `algorithm` to be one of psp, fcn, deeplab, found 'unet': made by"
+    ):
+        load_artifact(tmp_path)
+    change_config(tmp_path, algorithm="fcn")
+    with pytest.raises(WeightsError, match=r"describes an architecture .* cannot build \(.*stem"):
+        load_artifact(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

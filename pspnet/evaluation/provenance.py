@@ -1,0 +1,86 @@
+"""provenance.json: how an evaluation's scores came about, so that they can be judged and had again.
+
+Command, date, versions, machine, model and data, each with a fingerprint:
+
+- of a model, the SHA-256 of its weights file;
+- of images and of annotations, the SHA-256 over the lines `<name> <SHA-256 of the file>`, each with a line feed, in the
+  order of the names (file names without ending). Folders and times do not count: a copy of the data has the same one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pspnet
+from pspnet.data.channels import Pair
+from pspnet.errors import DataError
+from pspnet.evaluation.resume import file_hash
+from pspnet.files import replacing
+
+FORMAT = "pspnet-provenance-1"
+PROVENANCE_NAME = "provenance.json"
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
+
+
+def data_fingerprint(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Number of pairs, and the fingerprints of their images and of their annotations; reads all files once."""
+    digests = {"images": hashlib.sha256(), "annotations": hashlib.sha256()}
+    for pair in sorted(pairs, key=lambda pair: pair.stem):
+        for key, path in (("images", pair.image), ("annotations", pair.annotation)):
+            digests[key].update(f"{pair.stem} {file_hash(path)}\n".encode())
+    return {"count": len(pairs), **{key: digest.hexdigest() for key, digest in digests.items()}}
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of what its numbers depend on, and of Python; packages that are not there are left out."""
+    found = {"pspnet": pspnet.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def describe_device(device: torch.device) -> str:
+    """The GPU's name, or the processor's and how many threads use it."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux: the processor's short name does
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the facts with the date, whole or not at all; OSError where that can't be done."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    content = {"format": FORMAT, "date": now, "versions": versions(), "system": platform.platform(), **facts}
+    with replacing(folder / PROVENANCE_NAME) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What write_provenance wrote; empty where there is no such file. DataError for a damaged or foreign one."""
+    path = folder / PROVENANCE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); evaluate again.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path}: expected the format {FORMAT}; written by another program or version: evaluate again.")
+    return content

@@ -1,0 +1,34 @@
+"""torchvision's ResNet-50 and -101: a backbone alone, both versions of the ImageNet weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from pspnet.errors import WeightsError
+from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone
+from pspnet.models.imports.torch_file import TorchFile
+
+PROGRAM = "torchvision"
+
+_LAYOUT = Layout((("backbone.stem.", ""), ("backbone.", "")), ignored=("fc.",))
+
+
+def recognises(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of torchvision's ResNet, or of the segmentation networks on it."""
+    return _is_segmentation(state) or (
+        "conv1.weight" in state and "layer1.0.conv1.weight" in state and "conv2.weight" not in state
+    )
+
+
+def convert(file: TorchFile) -> ForeignWeights:
+    """The weights with what they say of the network. Raises WeightsError."""
+    if _is_segmentation(file.state):
+        raise WeightsError(f"{file.path}: torchvision's FCN or DeepLabV3, which is no PSPNet and cannot be imported.")
+    architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path)
+    return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, architecture, complete=False)
+
+
+def _is_segmentation(state: Mapping[str, Tensor]) -> bool:
+    return "backbone.layer1.0.conv1.weight" in state and any(name.startswith("classifier.") for name in state)

@@ -1,0 +1,81 @@
+"""The network that a Config asks for, with its first weights: random, ImageNet's, another program's or a model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from torch import nn
+
+from pspnet.config import Config
+from pspnet.errors import WeightsError
+from pspnet.models.algorithms import build_algorithm
+from pspnet.models.imports import read_backbone
+from pspnet.models.pspnet import SegmentationNetwork
+from pspnet.models.weights import IMAGENET_WEIGHTS, load_imagenet_backbone, load_state_strict
+from pspnet.serving.artifact import architecture_of, load_artifact
+from pspnet.serving.bundle import unpacked
+
+# Has every algorithm's interface: images in, logits or (logits, auxiliary logits) out.
+BuildNetwork = Callable[[Config, torch.device], nn.Module]
+
+
+def build_network(config: Config, device: torch.device) -> SegmentationNetwork:
+    """The network with its first weights: a model channel's, ImageNet's in the backbone, or random ones by seed."""
+    torch.manual_seed(config.seed)
+    architecture = architecture_of(config)
+    network = build_algorithm(config.algorithm, **architecture)
+    if config.model is not None:
+        _load_model_channel(network, config.algorithm, architecture, Path(config.model))
+    elif config.use_pretrained_model:
+        _load_pretrained(network, architecture, config.pretrained_weights)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    return network.to(device)
+
+
+def _load_pretrained(network: SegmentationNetwork, architecture: dict[str, Any], weights: str) -> None:
+    """Set the backbone: by torchvision's name of its weights, or from a file of another program's."""
+    if weights in IMAGENET_WEIGHTS:
+        load_imagenet_backbone(network.backbone, architecture["backbone"], weights)
+        return
+    foreign = read_backbone(Path(weights))
+    here = {"stem": "conv7", **architecture}
+    wrong = [
+        f"{key} is {foreign.architecture[key]} there and {here[key]} here"
+        for key in ("backbone", "stem", "mean", "std")
+        if key in foreign.architecture and foreign.architecture[key] != here[key]
+    ]
+    if wrong:
+        raise WeightsError(
+            f"pretrained_weights: {weights} holds another backbone: {'; '.join(wrong)}. Change these settings, or use "
+            "other weights."
+        )
+    foreign.load_backbone(network.backbone)
+
+
+def _load_model_channel(
+    network: SegmentationNetwork, algorithm: str, architecture: dict[str, Any], directory: Path
+) -> None:
+    with unpacked(directory) as folder:
+        artifact = load_artifact(folder)
+    there, here = {**artifact.architecture, "algorithm": artifact.algorithm}, {**architecture, "algorithm": algorithm}
+    # What older model directories leave unsaid.
+    there.setdefault("contract_dilation", False)
+    keys = (
+        "backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride",
+        "contract_dilation", "mean", "std",
+    )  # fmt: skip
+    wrong = [
+        f"{key} is {there.get(key)} there and {here[key]} here"
+        # Another algorithm has other settings; that they differ says nothing more.
+        for key in (("algorithm",) if artifact.algorithm != algorithm else keys)
+        if key in here and there.get(key) != here[key]
+    ]
+    if wrong:
+        raise WeightsError(
+            f"channel model: {directory} holds another architecture: {'; '.join(wrong)}. Incremental training needs "
+            "the same: change these settings, or leave the model channel out."
+        )
+    load_state_strict(network, artifact.model.state_dict(), str(directory))

@@ -1,0 +1,185 @@
+"""mmsegmentation's checkpoints and their configs; mmsegmentation itself is run where an interpreter has it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pspnet.errors import WeightsError
+from pspnet.models.imports import mmsegmentation, read_weights
+from pspnet.models.imports.mmseg_config import parse_config
+from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from tests.models.original_runs import assert_same_logits, difference, run_original
+
+SIZES = ("96x96", "65x113", "120x71")
+
+
+@pytest.fixture(scope="module", params=["pspnet_r50-d8 rgb", "pspnet_r101-d8 bgr"])
+def original(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str, Path]]:
+    name, order = request.param.split()
+    folder = tmp_path_factory.mktemp("mmseg") / name
+    for path in run_original("PSPNET_MMSEG_PYTHON", "run_mmseg.py", folder, name, "5", order, *SIZES):
+        yield name, order, path
+
+
+@pytest.mark.usefixtures("skip_initialisation")
+def test_logits_of_mmsegmentation(original: tuple[str, str, Path]) -> None:
+    name, order, folder = original
+    weights = read_weights(folder / "iter_2.pth", "mmsegmentation")
+    rgb = order == "rgb"
+    assert weights.architecture == {
+        "backbone": "resnet-50" if "r50" in name else "resnet-101", "stem": "deep-narrow", "width": 64,
+        "num_classes": 5, "auxiliary_head": True, "output_stride": 8, "align_corners": False,
+        "contract_dilation": True, "mean": list(IMAGENET_MEAN) if rgb else [124.0, 117.0, 104.0],
+        "std": list(IMAGENET_STD)[:: 1 if rgb else -1],
+    }  # fmt: skip
+    assert weights.class_names == tuple(f"thing {index}" for index in range(5))
+    assert weights.palette is not None
+    assert weights.palette[3] == (3, 6, 252)
+    assert weights.details == {"epoch": 0, "iter": 2}
+    assert_same_logits(weights.build(), folder, SIZES)
+    for wrong in ({"align_corners": True}, {"contract_dilation": False}):
+        other = dataclasses.replace(weights, architecture={**weights.architecture, **wrong}).build()
+        assert difference(other, folder, SIZES[1]) > 1e-3  # so the comparison above can fail
+
+
+CONFIG_1 = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    backbone=dict(
+        type='ResNetV1c', depth=50, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), norm_cfg=norm_cfg,
+        style='pytorch', contract_dilation=True),
+    decode_head=dict(type='PSPHead', pool_scales=(1, 2, 3, 6), align_corners=False, norm_cfg=norm_cfg))
+"""
+# mmsegmentation 0.x: the normalisation stands beside the model.
+CONFIG_0 = (
+    CONFIG_1.replace(
+        """    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+""",
+        "",
+    )
+    + "img_norm_cfg = dict(mean=[1.5, 2.5, 3.5], std=[4, 5, 6], to_rgb=False)\n"
+)
+
+
+def as_mmseg(model: PSPNet, prefix: str = "backbone.") -> dict[str, Tensor]:
+    """Our network's entries under mmsegmentation's names (which the run above verifies)."""
+    layout = mmsegmentation._layouts(prefix)[model.backbone.stem_name]
+    return {layout.theirs(name): value for name, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def model(randomise: Callable[..., None]) -> PSPNet:
+    model = build_model(3, stem="deep-narrow", width=8, contract_dilation=True).eval()
+    randomise(model)
+    return model
+
+
+def saved(path: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> Path:
+    torch.save({"meta": meta, "state_dict": state}, path)
+    return path
+
+
+def test_a_published_file_without_config(model: PSPNet, tmp_path: Path, random_image: Callable[..., Tensor]) -> None:
+    weights = read_weights(saved(tmp_path / "a.pth", as_mmseg(model), {}), "mmsegmentation")
+    assert weights.full_architecture() == {
+        "num_classes": 3, "backbone": "resnet-50", "stem": "deep-narrow", "output_stride": 8, "align_corners": False,
+        "contract_dilation": True, "auxiliary_head": True, "width": 8, "dropout": 0.1, "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }  # fmt: skip
+    assert (weights.class_names, weights.palette) == (None, None)
+    image = random_image(45, 61)
+    with torch.no_grad():
+        assert torch.equal(weights.build().eval()(image), model(image))
+
+
+def test_the_config_goes_before_the_published_values(model: PSPNet, tmp_path: Path) -> None:
+    text = CONFIG_1.replace("align_corners=False", "align_corners=True").replace("(1, 1, 2, 4)", "(1, 1, 1, 2)")
+    text = text.replace("(1, 2, 1, 1)", "(1, 2, 2, 1)").replace(", contract_dilation=True", "")
+    meta = {"config": text, "CLASSES": ["a", "b", "c"], "PALETTE": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+    weights = read_weights(saved(tmp_path / "a.pth", as_mmseg(model), meta), "mmsegmentation")
+    found = weights.architecture
+    assert (found["output_stride"], found["align_corners"], found["contract_dilation"]) == (16, True, False)
+    assert weights.class_names == ("a", "b", "c")
+    assert weights.palette == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+
+
+def test_bgr_is_folded_into_the_first_convolution(
+    model: PSPNet, tmp_path: Path, random_image: Callable[..., Tensor]
+) -> None:
+    weights = read_weights(saved(tmp_path / "a.pth", as_mmseg(model), {"cfg": CONFIG_0}), "mmsegmentation")
+    assert (weights.architecture["mean"], weights.architecture["std"]) == ([3.5, 2.5, 1.5], [6.0, 5.0, 4.0])
+    built = weights.build().eval()
+    image = random_image(40, 51)
+    model.mean.copy_(torch.tensor([1.5, 2.5, 3.5]).view(1, 3, 1, 1))
+    model.std.copy_(torch.tensor([4.0, 5.0, 6.0]).view(1, 3, 1, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(built(image), model(image.flip(1)), rtol=0, atol=1e-5)
+        assert (built(image) - model(image)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("meta", [{"CLASSES": ["a"]}, {"CLASSES": 5}, {"dataset_meta": {"classes": ("a", "b", 3)}}])
+def test_class_names_that_do_not_fit_are_left_out(meta: dict[str, Any], model: PSPNet, tmp_path: Path) -> None:
+    weights = read_weights(saved(tmp_path / "a.pth", as_mmseg(model), meta), "mmsegmentation")
+    assert weights.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("style='pytorch'", "style='caffe'", "backbone.style = 'caffe', but only 'pytorch' is built"),
+        ("type='ResNetV1c'", "type='ResNetV1d'", "backbone.avg_down = True"),
+        ("pool_scales=(1, 2, 3, 6)", "pool_scales=(1, 2, 4, 8)", r"decode_head.pool_scales = \[1, 2, 4, 8\]"),
+        ("requires_grad=True)", "eps=0.001)", r"norm_cfg.eps = 0\.001"),
+        ("dilations=(1, 1, 2, 4)", "dilations=(1, 1, 4, 8)", r"dilations \(1, 1, 4, 8\), which is not built"),
+        ("depth=50", "depth=50, multi_grid=(1, 2, 4)", "backbone.multi_grid"),
+    ],
+)
+def test_settings_that_names_do_not_show(old: str, new: str, text: str, model: PSPNet, tmp_path: Path) -> None:
+    assert CONFIG_1.count(old) == 1
+    path = saved(tmp_path / "a.pth", as_mmseg(model), {"cfg": CONFIG_1.replace(old, new)})
+    with pytest.raises(WeightsError, match=text):
+        read_weights(path, "mmsegmentation")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("decode_head.aspp_modules.0.conv.weight", "mmsegmentation's DeepLabV3, which is no PSPNet"),
+        ("decode_head.convs.0.conv.weight", "mmsegmentation's FCN"),
+        ("decode_head.fpn_convs.0.conv.weight", "mmsegmentation's UPerNet"),
+    ],
+)
+def test_other_networks_are_refused(name: str, text: str, model: PSPNet, tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pth", {**as_mmseg(model), name: torch.zeros(1)}, {})
+    with pytest.raises(WeightsError, match=text):
+        read_weights(path, "mmsegmentation")
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_backbone_alone(prefix: str, model: PSPNet, tmp_path: Path) -> None:
+    state = {name: value for name, value in as_mmseg(model, prefix).items() if "head" not in name}
+    path = saved(tmp_path / "resnet50_v1c.pth", {**state, "fc.bias": torch.zeros(3)}, {})
+    weights = read_weights(path, "mmsegmentation")
+    assert not weights.complete
+    built = weights.build(7).backbone.state_dict()
+    assert all(torch.equal(value, built[name]) for name, value in model.backbone.state_dict().items())
+
+
+def test_config_values_that_are_plain() -> None:
+    text = "a = 1\nb = dict(c=a, d=[a, (2.5, 'x')], **a)\nf = open('x')\ng = {'h': -1, a: 2}\nimport os\nj, k = 1, 2"
+    assert parse_config(text) == {"a": 1, "b": {"c": 1, "d": [1, [2.5, "x"]]}, "f": None, "g": {"h": None}}
+    assert parse_config("no python at all (") == {}
+    assert parse_config("a = " + "(" * 5000) == {}

@@ -1,0 +1,89 @@
+"""The first weights of a training run: a backbone's file of another program, and imported models as model channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pspnet.config import Config
+from pspnet.errors import WeightsError
+from pspnet.models.imports import read_weights
+from pspnet.models.pspnet import build_model
+from pspnet.models.resnet import ResNet
+from pspnet.serving.artifact import save_imported
+from pspnet.training.network import build_network
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks are of the published size here, and drawing their values takes seconds."""
+    for name in ("kaiming_normal_", "kaiming_uniform_", "normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+
+
+def semseg_file(path: Path, layers: tuple[int, ...] = (3, 4, 6, 3)) -> Path:
+    """An ImageNet backbone in semseg's names, every entry with a value of its own (and stored as one number)."""
+    names = {name.replace("stem.", ""): value for name, value in ResNet(layers, stem="deep").state_dict().items()}
+    state = {name: torch.tensor(float(i)).expand(value.shape) for i, (name, value) in enumerate(names.items())}
+    torch.save({**state, "fc.weight": torch.zeros(1)}, path)
+    return path
+
+
+def make_config(**changes: Any) -> Config:
+    return Config(**{"num_classes": 3, "data": "x", "stem": "deep", **changes})
+
+
+def test_the_backbone_starts_from_a_file(tmp_path: Path) -> None:
+    path = semseg_file(tmp_path / "resnet50_v2.pth")
+    network = build_network(make_config(pretrained_weights=str(path)), CPU)
+    for index, (name, value) in enumerate(network.backbone.state_dict().items()):
+        assert (value == index).all(), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"stem": "conv7"}, r"stem is deep there and conv7 here\. Change these settings"),
+        ({"backbone": "resnet-101"}, "backbone is resnet-50 there and resnet-101 here"),
+    ],
+)
+def test_a_file_of_another_backbone(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    path = semseg_file(tmp_path / "resnet50_v2.pth")
+    with pytest.raises(WeightsError, match=text):
+        build_network(make_config(pretrained_weights=str(path), **changes), CPU)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"none\.pth: cannot be read \(No such file"):
+        build_network(make_config(pretrained_weights=str(tmp_path / "none.pth")), CPU)
+
+
+def test_an_imported_model_is_trained_on(tmp_path: Path) -> None:
+    weights = read_weights(semseg_file(tmp_path / "resnet50_v2.pth"), "semseg")
+    architecture = weights.full_architecture(3)
+    source = weights.build(3)
+    for value in source.state_dict().values():  # the heads were left as they lay in memory
+        value.nan_to_num_()
+    save_imported(tmp_path / "model", source, architecture, ("a", "b", "c"), np.zeros((3, 3), np.uint8), {})
+    same = {"model": str(tmp_path / "model"), "use_pretrained_model": False, "align_corners": True}
+    network = build_network(make_config(**same), CPU)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in source.state_dict().items())
+    with pytest.raises(WeightsError, match="align_corners is True there and False here; contract_dilation is False"):
+        build_network(make_config(**{**same, "align_corners": False, "contract_dilation": True}), CPU)
+
+
+def test_a_model_of_other_normalisation_is_refused(tmp_path: Path) -> None:
+    architecture = {"num_classes": 3, "stem": "deep", "width": 4, "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+    model = build_model(**architecture)
+    defaults = {"backbone": "resnet-50", "output_stride": 8, "align_corners": False, "auxiliary_head": True}
+    save_imported(tmp_path / "model", model, {**defaults, **architecture}, ("a", "b", "c"), None, {})
+    config = make_config(model=str(tmp_path / "model"), use_pretrained_model=False, width=4)
+    with pytest.raises(WeightsError, match=r"mean is \[1\.0, 2\.0, 3\.0\] there and \[123\.675"):
+        build_network(config, CPU)
