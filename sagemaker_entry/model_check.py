@@ -45,7 +45,9 @@ def check_findings(found: Findings, where: str) -> None:
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if name not in found.names]
     if missing:
         others = ", ".join(sorted(name for name in found.names if "/" not in name)[:5])
-        foreign = " It looks like the built-in algorithm's artifact." if "model_algo-1" in found.names else ""
+        foreign = ""
+        if "model_algo-1" in found.names:
+            foreign = " It is the built-in algorithm's artifact: `pspnet import --from gluoncv` makes a model of it."
         raise WeightsError(
             f"{where}: holds no {' and no '.join(missing)}{f' (but {others})' if others else ''}, so it is no model of "
             f"this project.{foreign} Give a model directory or model.tar.gz that training wrote."

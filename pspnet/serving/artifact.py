@@ -203,7 +203,7 @@ def _config_problem(content: Any) -> str | None:
     return None
 
 
-# Every argument of build_model and what it may be. Bounds keep a foreign file from claiming all memory.
+# Every argument of build_algorithm and what it may be. Bounds keep a foreign file from claiming all memory.
 _ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_classes": (lambda value: type(value) is int and 1 <= value <= 255, "a whole number from 1 to 255"),
     "backbone": (lambda value: isinstance(value, str), "a name"),
@@ -215,6 +215,7 @@ _ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to 1"),
     "mean": (lambda value: _are_numbers(value), "three numbers"),
     "std": (lambda value: _are_numbers(value), "three numbers"),
+    "contract_dilation": (lambda value: isinstance(value, bool), "true or false"),
 }
 
 

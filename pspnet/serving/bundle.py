@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import shutil
 import tarfile
 import tempfile
@@ -31,6 +32,7 @@ safetensors>=0.4
 _TORCHVISION = "torchvision\n"
 # Largest members that are unpacked: far above any model, far below any disk.
 _MAX_BYTES = {CONFIG_NAME: 16_777_216, WEIGHTS_NAME: 4_294_967_296}
+_MAX_REST = 268_435_456
 
 
 def served_files() -> list[Path]:
@@ -87,19 +89,31 @@ def unpacked(directory: Path) -> Iterator[Path]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """The first member of each of the two names; nothing behind the second one is read."""
+    """The first member of each of the two names. The archive is read to its end, where its checksum stands."""
     missing = set(_MAX_BYTES)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with gzip.open(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 name = member.name[2:] if member.name.startswith("./") else member.name
                 if name in missing:
                     _copy_out(tar, member, folder / name, archive)
                     missing.remove(name)
                 if not missing:
-                    return
+                    break
+            _read_rest(stream, archive)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise WeightsError(f"{archive}: not a readable model archive ({error}). Copy it again.") from error
+
+
+def _read_rest(stream: gzip.GzipFile, archive: Path) -> None:
+    """Without the checksum, damage in the weights would show as nothing but wrong masks."""
+    size = 0
+    while block := stream.read(1_048_576):
+        size += len(block)
+        if size > _MAX_REST:
+            raise WeightsError(
+                f"{archive}: holds more than {_MAX_REST:,} bytes besides {CONFIG_NAME} and {WEIGHTS_NAME}. Is it a model?"
+            )
 
 
 def _copy_out(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, archive: Path) -> None:

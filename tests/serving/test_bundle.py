@@ -69,7 +69,7 @@ def test_code_holds_what_serving_needs_and_no_more(model_dir: Path) -> None:
     code = write_code(model_dir)
     names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
     assert {"inference.py", "requirements.txt", "pspnet/serving/codec.py", "pspnet/models/pspnet.py"} <= names
-    assert not [name for name in names if "training" in name or "config" in name or "cli" in name or "old" in name]
+    assert not [name for name in names if "training" in name or "config" in name or "cli" in name or "/old" in name]
     assert not [name for name in names if "evaluation" in name or name.startswith("pspnet/data/d")]
     assert (code / "requirements.txt").read_text().splitlines()[1:] == ["safetensors>=0.4"]
     assert sorted(path.name for path in model_dir.iterdir()) == ["code", "config.json", "model.safetensors"]
@@ -159,18 +159,29 @@ def test_a_member_that_claims_more_than_the_archive_holds(tmp_path: Path) -> Non
     assert "not a readable model archive" in refused(tmp_path, a=member)
 
 
-def test_the_first_of_two_members_counts_and_what_follows_is_not_read(model_dir: Path, tmp_path: Path) -> None:
+def test_the_first_of_two_members_counts(model_dir: Path, tmp_path: Path) -> None:
     channel = tmp_path / "channel"
     channel.mkdir()
     with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
         for name in ("model.safetensors", "config.json"):
             tar.add(model_dir / name, arcname=name)
         add(tar, "config.json", b"{}")
-        add(tar, "zeros", bytes(50_000_000))
-    content = (channel / "model.tar.gz").read_bytes()
-    (channel / "model.tar.gz").write_bytes(content[:-20_000])
     with unpacked(channel) as folder:
         assert load_artifact(folder).architecture["num_classes"] == 3
+
+
+def test_what_follows_the_two_members_is_bounded(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "_MAX_REST", 1_000_000)
+    channel = tmp_path / "channel"
+    channel.mkdir()
+    with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
+        for name in ("model.safetensors", "config.json"):
+            tar.add(model_dir / name, arcname=name)
+        add(tar, "zeros", bytes(3_000_000))
+    with pytest.raises(WeightsError, match=r"more than 1,000,000 bytes besides config\.json"), unpacked(channel):
+        pass
 
 
 def test_a_cut_archive_is_named(model_dir: Path, tmp_path: Path) -> None:
@@ -180,7 +191,7 @@ def test_a_cut_archive_is_named(model_dir: Path, tmp_path: Path) -> None:
         tar.add(model_dir / "config.json", arcname="config.json")
         tar.add(model_dir / "model.safetensors", arcname="model.safetensors")
     content = (channel / "model.tar.gz").read_bytes()
-    for damaged in (content[: len(content) // 2], content[:3000] + bytes(500) + content[3500:]):
+    for damaged in (content[: len(content) // 2], content[:3000] + bytes(500) + content[3500:], content[:-6]):
         (channel / "model.tar.gz").write_bytes(damaged)
         with pytest.raises(WeightsError, match="not a readable model archive"), unpacked(channel):
             pass
