@@ -112,7 +112,8 @@ def _read_rest(stream: gzip.GzipFile, archive: Path) -> None:
         size += len(block)
         if size > _MAX_REST:
             raise WeightsError(
-                f"{archive}: holds more than {_MAX_REST:,} bytes besides {CONFIG_NAME} and {WEIGHTS_NAME}. Is it a model?"
+                f"{archive}: holds more than {_MAX_REST:,} bytes besides {CONFIG_NAME} and {WEIGHTS_NAME}. "
+                "Is it a model?"
             )
 
 
