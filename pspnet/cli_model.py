@@ -52,8 +52,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     paths = find_images(arguments.images)
     make_folder(arguments.output)
     device = choose_device(arguments.device)
-    predictor = Predictor.load(arguments.model_dir, str(device))
-    predictor.autocast_dtype = choose_precision(arguments.precision, device).autocast_dtype
+    dtype = choose_precision(arguments.precision, device).dtype
+    predictor = Predictor.load(arguments.model_dir, str(device), dtype=dtype)
     failed = 0
     for path in tqdm(paths, unit="image", disable=len(paths) < 2 or not sys.stderr.isatty()):
         try:

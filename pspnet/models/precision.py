@@ -18,6 +18,11 @@ class Precision:
     autocast_dtype: torch.dtype | None
     scale_loss: bool = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format itself."""
+        return self.autocast_dtype or torch.float32
+
 
 def choose_precision(name: str, device: torch.device) -> Precision:
     """`auto` by device: CPUs and GPUs before Volta (K80) float32, Volta and Turing (V100, T4) float16, newer bfloat16.

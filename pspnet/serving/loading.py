@@ -21,9 +21,7 @@ def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predic
     device = choose_serving_device(settings.device, slot)
     precision = choose_precision(settings.precision, device)
     with unpacked(settings.model_dir) as directory:
-        predictor = Predictor.load(directory, str(device), limits)
-    predictor.autocast_dtype = precision.autocast_dtype
-    return predictor
+        return Predictor.load(directory, str(device), limits, precision.dtype)
 
 
 def choose_serving_device(name: str, slot: int) -> torch.device:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pspnet.data.images import read_image, to_rgb
 from pspnet.errors import ConfigError, DataError
+from pspnet.models.folded import inference_form
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.serving.artifact import load_artifact
 from pspnet.serving.codec import RequestError
@@ -50,6 +51,8 @@ class Prediction:
 class Predictor:
     """A model ready to turn images into masks. Several threads may call one predictor at the same time.
 
+    `model` is the inference form of the network that the predictor was made of (see pspnet.models.folded).
+
     >>> predictor = Predictor.load("runs/quickstart/model")
     >>> mask = predictor("frame.jpg")  # (H, W) uint8 class ids, the size of the frame
 
@@ -63,19 +66,24 @@ class Predictor:
         class_names: tuple[str, ...],
         palette: np.ndarray,
         device: torch.device | str = "cpu",
-        autocast_dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval().to(memory_format=torch.channels_last)
         self.class_names = class_names
         self.palette = palette
-        self.autocast_dtype = autocast_dtype
         self.limits = limits
+        self.model = inference_form(model.to(self.device), dtype)
 
     @classmethod
-    def load(cls, directory: str | PathLike[str], device: str = "auto", limits: Limits = DEFAULT_LIMITS) -> Predictor:
-        """Read a model directory. `device` is auto, cpu, cuda or what torch.device takes.
+    def load(
+        cls,
+        directory: str | PathLike[str],
+        device: str = "auto",
+        limits: Limits = DEFAULT_LIMITS,
+        dtype: torch.dtype = torch.float32,
+    ) -> Predictor:
+        """Read a model directory. `device` is auto, cpu, cuda or what torch.device takes, `dtype` the number format.
 
         Raises WeightsError for a directory that is missing, damaged or of another program, and ConfigError for a
         device that is none.
@@ -87,7 +95,7 @@ class Predictor:
         except RuntimeError as error:
             raise ConfigError(f"device = {device!r} is none that PyTorch knows; use auto, cpu or cuda.") from error
         artifact = load_artifact(Path(directory))
-        return cls(artifact.model, artifact.class_names, artifact.palette, device, limits=limits)
+        return cls(artifact.model, artifact.class_names, artifact.palette, device, dtype, limits)
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of every pixel.
@@ -140,8 +148,7 @@ class Predictor:
         """One pass over images of one size."""
         height, width = images[0].shape[:2]
         pixels = torch.from_numpy(np.stack([pad(image) for image in images])).to(self.device)  # (N, H, W, 3), a copy
-        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            logits = self.model(pixels.permute(0, 3, 1, 2))  # (N, C, H, W); channels_last as it lies
+        logits = self.model(pixels.permute(0, 3, 1, 2))  # (N, C, H, W); channels_last as it lies
         logits = logits[..., :height, :width]
         masks = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()  # (N, H, W)
         if not probabilities:

@@ -15,8 +15,9 @@ from pspnet.classes import voc_palette
 from pspnet.config import Config
 from pspnet.data.images import to_rgb
 from pspnet.errors import DataError, WeightsError
+from pspnet.models.algorithms import build_algorithm
 from pspnet.models.pspnet import build_model
-from pspnet.serving.artifact import architecture_of, save_artifact
+from pspnet.serving.artifact import architecture_of, load_artifact, save_artifact
 from pspnet.serving.predictor import Predictor
 from tests.serving.pictures import argmax_of, picture
 
@@ -220,10 +221,33 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_in_training_mode_is_switched(model_dir: Path) -> None:
-    model = Predictor.load(model_dir, device="cpu").model.train()
+    model = load_artifact(model_dir).model.train()
     predictor = Predictor(model, ("a",) * CLASSES, voc_palette())
     assert not predictor.model.training
     np.testing.assert_array_equal(predictor(picture()), Predictor.load(model_dir, device="cpu")(picture()))
+
+
+@pytest.mark.parametrize("size", [(48, 64), (35, 150), (96, 96)])
+def test_the_inference_form_says_what_the_network_says(model_dir: Path, size: tuple[int, int]) -> None:
+    image = picture(*size)
+    prediction = Predictor.load(model_dir, device="cpu").predict([image], probabilities=True)[0]
+    with torch.no_grad():
+        logits = load_artifact(model_dir).model(torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0))[0]
+    shares = logits.softmax(dim=0)
+    np.testing.assert_allclose(prediction.probabilities, shares.numpy(), atol=1e-5)
+    best = shares.topk(2, dim=0).values
+    clear = (best[0] - best[1] > 1e-4).numpy()
+    np.testing.assert_array_equal(prediction.mask[clear], logits.argmax(dim=0).numpy()[clear])
+
+
+@pytest.mark.parametrize("algorithm", ["fcn", "deeplab"])
+def test_other_algorithms_predict_too(algorithm: str) -> None:
+    torch.manual_seed(0)
+    model = build_algorithm(algorithm, num_classes=3).eval()
+    exact = Predictor(model, tuple("abc"), voc_palette())
+    np.testing.assert_array_equal(exact(picture()), argmax_of(model, picture()))
+    half = Predictor(model, tuple("abc"), voc_palette(), dtype=torch.bfloat16)
+    assert (half(picture()) == exact(picture())).mean() > 0.8
 
 
 def test_predictions_need_no_gradients(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +263,6 @@ def test_predictions_need_no_gradients(predictor: Predictor, monkeypatch: pytest
     assert seen == [False]
 
 
-def test_bfloat16_predicts_nearly_the_same(predictor: Predictor) -> None:
-    half = Predictor(predictor.model, predictor.class_names, predictor.palette, autocast_dtype=torch.bfloat16)
+def test_bfloat16_predicts_nearly_the_same(predictor: Predictor, model_dir: Path) -> None:
+    half = Predictor.load(model_dir, "cpu", dtype=torch.bfloat16)
     assert (half(picture()) == predictor(picture())).mean() > 0.8
