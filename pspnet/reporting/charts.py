@@ -76,7 +76,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     span = high - low if high > low else abs(high) or 1.0
     rough = span / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9))
+    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= 0.8 * rough)
     first, last = math.floor(low / step + 1e-9), math.ceil((low + span) / step - 1e-9)
     return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
@@ -111,7 +111,7 @@ def calibration_sentence(counts: np.ndarray) -> str:
     if abs(accuracy - confidence) < 0.005:
         verdict = "On average it is as sure as it is right"
     else:
-        verdict = "It is surer than it is right" if confidence > accuracy else "It is right more often than it is sure"
+        verdict = "It is surer than it is right" if confidence > accuracy else "It is less sure than it is right"
     return (
         f"{verdict}: mean confidence {100 * confidence:.1f} %, accuracy {100 * accuracy:.1f} %; expected calibration "
         f"error {error:.2f} %."

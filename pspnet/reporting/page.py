@@ -66,12 +66,13 @@ def write_report(folders: Sequence[Path], output: Path, options: ReportOptions |
     comparison = compare(measured, strict=len(folders) > 1) if len(measured) > 1 else None
     shown = measured if len(folders) > 1 else measured[:1]
     views = [view_of(one, _samples(one.subject, options)) for one in shown] or [view_of_run(subjects[0])]
-    page = render(views, comparison)
+    title = ", ".join(view.label for view in views) if len(folders) > 1 else folders[0].resolve().name
+    page = render(views, comparison, title)
     with replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render(views: Sequence[SubjectView], comparison: Comparison | None, now: datetime.datetime | None = None) -> str:
+def render(views: Sequence[SubjectView], comparison: Comparison | None, title: str) -> str:
     """The page's text. Nothing in it is fetched: its policy forbids all but its own style, script and data."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -80,8 +81,9 @@ def render(views: Sequence[SubjectView], comparison: Comparison | None, now: dat
     environment.filters.update(percent=percent, signed=signed, interval=interval_text, known=known)
     style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    now = now or datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.timezone.utc)
     return environment.get_template("report.html").render(
+        title=title,
         views=views,
         comparison=comparison,
         style=style,

@@ -93,6 +93,10 @@ class ImageCounts:
             found["calibration_error"] = expected_calibration_error(summed(self.confidence))
         return found
 
+    def holders(self) -> np.ndarray:
+        """(C,) how many images hold each class in truth or prediction."""
+        return np.asarray(((self.truth + self.predicted) > 0).sum(axis=0))
+
     def resampled(self, resamples: int = RESAMPLES, seed: int = SEED) -> dict[str, np.ndarray]:
         """The scores of that many resamples, (R,) and (R, C); the same draws for the same number of images."""
         parts = [self.scores(weights) for weights in draw_weights(len(self.names), resamples, seed)]
@@ -101,7 +105,7 @@ class ImageCounts:
 
 @dataclass(frozen=True)
 class Interval:
-    """A score, or a difference of two, with its 95 % interval; both ends None where there is none (one image)."""
+    """A score, or a difference of two, with its 95 % interval; both ends None where there is none."""
 
     value: float
     low: float | None
@@ -127,8 +131,8 @@ def draw_weights(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]
 
 
 def estimate(counts: ImageCounts, resampled: Values) -> Estimates:
-    """Scores with their intervals; no intervals for a single image, whose resamples are all itself."""
-    return _intervals(counts.scores(), resampled, len(counts.names))
+    """Scores with their intervals; none where a single image decides, whose resamples are all itself."""
+    return _intervals(counts.scores(), resampled, len(counts.names), counts.holders())
 
 
 def difference(first: ImageCounts, second: ImageCounts, resampled: tuple[Values, Values]) -> Estimates:
@@ -141,7 +145,7 @@ def difference(first: ImageCounts, second: ImageCounts, resampled: tuple[Values,
     shared = [key for key in before if key in after]
     values = {key: after[key] - before[key] for key in shared}
     draws = {key: resampled[1][key] - resampled[0][key] for key in shared}
-    return _intervals(values, draws, len(first.names))
+    return _intervals(values, draws, len(first.names), np.maximum(first.holders(), second.holders()))
 
 
 def require_same_images(first: ImageCounts, second: ImageCounts) -> None:
@@ -163,14 +167,14 @@ def require_same_images(first: ImageCounts, second: ImageCounts) -> None:
         )
 
 
-def _intervals(values: Values, draws: Values, images: int) -> Estimates:
+def _intervals(values: Values, draws: Values, images: int, holders: np.ndarray) -> Estimates:
     found: Estimates = {}
     for key, value in values.items():
         points = value.reshape(-1)  # R = 1: one number, or C
         lows, highs = np.full(len(points), np.nan), np.full(len(points), np.nan)
         columns = draws[key].reshape(len(draws[key]), -1)
-        known = ~np.isnan(columns).all(axis=0)
-        if images > 1 and known.any():
+        known = ~np.isnan(columns).all(axis=0) & ((holders if key in BY_CLASS else images) > 1)
+        if known.any():
             lows[known], highs[known] = np.nanpercentile(columns[:, known], [2.5, 97.5], axis=0)
         found[key] = [
             Interval(float(point), None if np.isnan(low) else float(low), None if np.isnan(high) else float(high))

@@ -191,8 +191,6 @@ def compare(measured: Sequence[Measured], strict: bool) -> Comparison:
         found, note = None, ""
         if other is not first:
             try:
-                if other.subject.class_names != first.subject.class_names:
-                    raise DataError("their classes have other names")
                 found = difference(first.counts, other.counts, (first.resampled, other.resampled))
             except DataError as error:
                 if strict:
