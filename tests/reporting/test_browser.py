@@ -146,6 +146,11 @@ def test_nothing_overflows_the_window(open_report: Open, make_evaluation: Make, 
     make_run()
     page = open_report(make_evaluation(protocols=("whole", "slide")), width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width == 1280:  # on a desktop no table has to be scrolled either
+        boxes = page.evaluate(
+            "Array.from(document.querySelectorAll('.scroll'), (box) => box.scrollWidth - box.clientWidth)"
+        )
+        assert max(boxes) <= 0
 
 
 def test_comparisons_open_and_sort_by_difference(open_report: Open, make_evaluation: Make) -> None:
