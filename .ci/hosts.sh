@@ -55,8 +55,8 @@ else
     exit 0
   fi
   step "what a model directory asks for"
-  "${project[@]}" -c 'import sys; from pathlib import Path; from pspnet.serving.bundle import write_code
-print((write_code(Path(sys.argv[1])) / "requirements.txt").read_text())' "$work"
+  "${project[@]}" -c 'from pspnet.serving.bundle import requirements; print(requirements("psp"))' |
+    tee "$work/requirements.txt"
   step "installing into a temporary environment: ${packages[*]} (Python: $base)"
   if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --no-project --python "$base" "$work/venv"
@@ -64,7 +64,7 @@ print((write_code(Path(sys.argv[1])) / "requirements.txt").read_text())' "$work"
     "$base" -m venv "$work/venv"
   fi
   export PSPNET_TOOLKIT_PYTHON=$work/venv/bin/python
-  install "$PSPNET_TOOLKIT_PYTHON" "${packages[@]}" -r "$work/code/requirements.txt"
+  install "$PSPNET_TOOLKIT_PYTHON" "${packages[@]}" -r "$work/requirements.txt"
 fi
 
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java

@@ -60,7 +60,7 @@ def write_code(model_dir: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PACKAGE / name, copy)
         shutil.copyfile(handlers, building / "inference.py")
-        (building / "requirements.txt").write_text(_requirements(model_dir), encoding="utf-8")
+        (building / "requirements.txt").write_text(requirements(read_algorithm(model_dir)), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
@@ -68,8 +68,9 @@ def write_code(model_dir: Path) -> Path:
     return target
 
 
-def _requirements(model_dir: Path) -> str:
-    return _REQUIREMENTS + ("" if read_algorithm(model_dir) == "psp" else _TORCHVISION)
+def requirements(algorithm: str) -> str:
+    """The text of `code/requirements.txt` for a model of that algorithm."""
+    return _REQUIREMENTS + ("" if algorithm == "psp" else _TORCHVISION)
 
 
 @contextlib.contextmanager
