@@ -31,7 +31,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import hosts, machine, soak
-from benchmarks.load import Sent, Times, many_at_once, one_by_one, summary
+from benchmarks.load import Sent, Times, Wire, many_at_once, one_by_one, summary
 from pspnet.config import Config
 from pspnet.data.shapes import draw_scene
 from pspnet.models.pspnet import build_model
@@ -137,9 +137,9 @@ def _overhead(running: Sequence[hosts.Host], sent: Sent, rounds: int, requests: 
     medians: dict[str, list[float]] = {host.name: [] for host in running}
     for number in range(rounds):
         for host in running if number % 2 == 0 else list(reversed(running)):
-            with host.client() as client:
-                one_by_one(client, sent, min(5, requests), Times())  # the caches are another host's
-                one_by_one(client, sent, requests, times[host.name])
+            with Wire(host.port) as wire:
+                one_by_one(wire, sent, min(5, requests), Times())  # the caches are another host's
+                one_by_one(wire, sent, requests, times[host.name])
             medians[host.name].append(round(float(np.median(times[host.name].overhead[-requests:])), 3))
     found = {}
     print("\nOverhead of a request in ms: whole HTTP time minus the predictor's own, one connection")

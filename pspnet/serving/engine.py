@@ -8,6 +8,7 @@ images and encode the last answers beside the running model.
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import threading
@@ -151,6 +152,7 @@ class Engine:
         except Exception as error:
             self._on_started(error)
             return
+        gc.freeze()  # what is loaded by now stays: a collection must not look through it while a frame waits
         with self._changed:
             self._ready = True
             if not self._stopped:

@@ -71,6 +71,11 @@ def open_listener(host: str, port: int) -> socket.socket:
     return listener
 
 
+# glibc would give the memory of every large activation back to the system and have it mapped and zeroed anew for the
+# next image. It stays with the process instead, which then uses what its largest image took.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+
+
 def supervise(settings: ServeSettings) -> int:
     """Serve until SIGTERM or Ctrl-C. Exit code 0 for a clean stop, 1 or 2 where the workers cannot start (told on
     standard error), 1 where requests had to be given up. Raises ConfigError for an address that cannot be listened on.
@@ -78,8 +83,10 @@ def supervise(settings: ServeSettings) -> int:
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     settings = replace(settings, port=port)
-    # Read by libraries when they are loaded, so the workers must find it in their environment.
+    # Read by libraries when they are loaded, so the workers must find them in their environment.
     os.environ["OMP_NUM_THREADS"] = str(settings.threads_per_worker())
+    for name, value in _KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"Listening on {url}: POST /invocations, GET /ping, GET /metrics. Ctrl-C stops.", flush=True)
     with _table_file(settings.workers) as path:

@@ -54,6 +54,7 @@ def run_worker(order: Order, listener: socket.socket, control: Connection) -> No
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
         ws="none",
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
