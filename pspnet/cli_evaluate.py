@@ -159,11 +159,14 @@ def _build_evaluator(
 
     from pspnet.evaluation.runner import Evaluator
     from pspnet.evaluation.tally import DETAILS
+    from pspnet.models.folded import inference_form
     from pspnet.training.device import choose_workers
 
     workers = "auto" if arguments.workers == "auto" else _whole(arguments, "workers", 0)
+    model = artifact.model.to(device)
+    in_float32 = precision.autocast_dtype is None
     return Evaluator(
-        artifact.model.to(device).to(memory_format=torch.channels_last),
+        inference_form(model) if in_float32 else model.to(memory_format=torch.channels_last),
         len(artifact.class_names),
         artifact.model.mean,
         device,
