@@ -155,23 +155,18 @@ def _choose(arguments: argparse.Namespace, artifact: Artifact) -> list[Protocol]
 def _build_evaluator(
     arguments: argparse.Namespace, artifact: Artifact, device: Any, precision: Precision, processes: Processes
 ) -> Evaluator:
-    import torch
-
     from pspnet.evaluation.runner import Evaluator
     from pspnet.evaluation.tally import DETAILS
     from pspnet.models.folded import inference_form
     from pspnet.training.device import choose_workers
 
     workers = "auto" if arguments.workers == "auto" else _whole(arguments, "workers", 0)
-    model = artifact.model.to(device)
-    in_float32 = precision.autocast_dtype is None
     return Evaluator(
-        inference_form(model) if in_float32 else model.to(memory_format=torch.channels_last),
+        inference_form(artifact.model.to(device), precision.dtype),
         len(artifact.class_names),
         artifact.model.mean,
         device,
         processes,
-        precision.autocast_dtype,
         _whole(arguments, "batch_size", 1),
         choose_workers(workers, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         progress=processes.is_main and sys.stderr.isatty(),

@@ -21,12 +21,9 @@ _STRIP_BYTES = 2**26
 
 
 @torch.no_grad()
-def predict_with_confidence(
-    model: nn.Module, images: torch.Tensor, autocast_dtype: torch.dtype | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def predict_with_confidence(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 3, H, W) RGB 0..255 -> (N, H, W) int64 class ids, as `predict_whole` gives them, and their probabilities."""
-    with torch.autocast(images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        logits = model(images)  # (N, C, H, W)
+    logits = model(images)  # (N, C, H, W)
     return logits.argmax(dim=1), confidence_of_logits(logits)
 
 

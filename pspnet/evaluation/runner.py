@@ -65,7 +65,6 @@ class Evaluator:
         colour: (1, 3, 1, 1), what small images are padded with for windows: the network's mean.
         device: the model's.
         processes: those that share the images.
-        autocast_dtype: number format of the network, None for its own.
         batch_size: images or windows in one forward pass.
         workers: processes that load images.
         progress: whether to show a bar on standard error.
@@ -79,7 +78,6 @@ class Evaluator:
         colour: torch.Tensor,
         device: torch.device,
         processes: Processes,
-        autocast_dtype: torch.dtype | None = None,
         batch_size: int = 4,
         workers: int = 0,
         progress: bool = False,
@@ -91,7 +89,6 @@ class Evaluator:
         self.colour = colour
         self.device = device
         self.processes = processes
-        self.autocast_dtype = autocast_dtype
         self.batch_size = batch_size
         self.workers = workers
         self.progress = progress
@@ -164,17 +161,15 @@ class Evaluator:
     def _predictor(self, protocol: Protocol, advance: Callable[[int], object]) -> Predict:
         """The network by this protocol, telling `advance` how many passes were made."""
         if protocol.windows is not None:
-            sliding = SlidingPredictor(
-                self.model, self.num_classes, protocol.windows, self.colour, self.batch_size, self.autocast_dtype
-            )
+            sliding = SlidingPredictor(self.model, self.num_classes, protocol.windows, self.colour, self.batch_size)
             return lambda images: sliding.masks_with_confidence(images, advance)
 
         def predict(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             confidences = None
             if "confidence" in self.tally.shapes:
-                masks, confidences = predict_with_confidence(self.model, images, self.autocast_dtype)
+                masks, confidences = predict_with_confidence(self.model, images)
             else:
-                masks = predict_whole(self.model, images, self.autocast_dtype)
+                masks = predict_whole(self.model, images)
             advance(len(images))
             return masks, confidences
 

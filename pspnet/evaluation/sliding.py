@@ -46,7 +46,6 @@ class SlidingPredictor:
         settings: window, scales and flip.
         colour: the colour 0..255 that becomes zero in the network, (1, 3, 1, 1): what small images are padded with.
         window_batch: windows in one forward pass; with flip the mirror images count too.
-        autocast_dtype: number format of the network, None for its own.
         dtype: number format of the sums.
     """
 
@@ -57,7 +56,6 @@ class SlidingPredictor:
         settings: WindowSettings,
         colour: torch.Tensor,
         window_batch: int = 4,
-        autocast_dtype: torch.dtype | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model
@@ -65,7 +63,6 @@ class SlidingPredictor:
         self.settings = settings
         self.colour = colour
         self.window_batch = window_batch
-        self.autocast_dtype = autocast_dtype
         self.dtype = dtype
 
     @torch.no_grad()
@@ -139,8 +136,7 @@ class SlidingPredictor:
         if self.settings.flip:
             windows = torch.cat([windows, windows.flip(3)])
         windows = windows.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(windows.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            logits = self.model(windows)  # (n or 2 n, C, S, S)
+        logits = self.model(windows)  # (n or 2 n, C, S, S)
         probabilities: torch.Tensor = logits.to(self.dtype).softmax(dim=1)
         if self.settings.flip:
             probabilities = (probabilities[:count] + probabilities[count:].flip(3)).div_(2)
