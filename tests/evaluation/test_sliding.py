@@ -11,6 +11,7 @@ from pspnet.evaluation import sliding
 from pspnet.evaluation.protocols import predict_whole
 from pspnet.evaluation.sliding import SlidingPredictor
 from pspnet.evaluation.windows import SCALES, WindowSettings
+from pspnet.models.folded import inference_form
 from pspnet.models.pspnet import build_model
 
 CLASSES = 4
@@ -203,7 +204,8 @@ def test_images_are_split_where_their_sums_would_be_too_large(monkeypatch: pytes
 def test_bfloat16_is_summed_in_float32() -> None:
     model, images = tiny_pspnet().float(), make_images(1, 50, 64)
     exact = SlidingPredictor(model, CLASSES, WindowSettings(32), COLOUR).probabilities(images)
-    half = SlidingPredictor(model, CLASSES, WindowSettings(32), COLOUR, 4, torch.bfloat16).probabilities(images)
+    folded = inference_form(model, torch.bfloat16)
+    half = SlidingPredictor(folded, CLASSES, WindowSettings(32), COLOUR).probabilities(images)
     assert half.dtype == torch.float32
     assert (exact.argmax(1) == half.argmax(1)).float().mean() > 0.8
     assert not half.requires_grad
