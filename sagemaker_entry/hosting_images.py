@@ -6,7 +6,7 @@ import re
 
 from pspnet.config_values import nearest
 from pspnet.errors import ConfigError
-from sagemaker_entry.images import has_gpu, parse_instance_type
+from sagemaker_entry.images import has_gpu, parse_instance_type, retrieve_image, version_numbers
 from sagemaker_entry.packages import require_packages
 
 NEWEST_TOOLKIT = (2, 6, 0)
@@ -53,23 +53,8 @@ def choose_host_image(instance_type: str | None, region: str) -> str:
     from sagemaker.core import image_uris
 
     versions = image_uris.config_for_framework("pytorch")["inference"]["versions"]
-    version = max((name for name in versions if _numbers(name) <= NEWEST_TOOLKIT), key=_numbers)
-    try:
-        uri: str = image_uris.retrieve(
-            "pytorch",
-            region,
-            version=version,
-            py_version=versions[version]["py_versions"][-1],
-            instance_type=instance_type or _SERVERLESS_STAND_IN,
-            image_scope="inference",
-        )
-    except ValueError as error:
-        if "region" in str(error).lower():
-            raise ConfigError(
-                f"region: {region} has no PyTorch inference image that this SageMaker SDK knows."
-            ) from error
-        raise ConfigError(f"instance_type {instance_type} with PyTorch {version}: {error}") from error
-    return uri
+    version = max((name for name in versions if version_numbers(name) <= NEWEST_TOOLKIT), key=version_numbers)
+    return retrieve_image("inference", version, instance_type or _SERVERLESS_STAND_IN, region)
 
 
 def check_host_image(instance_type: str | None, uri: str) -> None:
@@ -80,7 +65,7 @@ def check_host_image(instance_type: str | None, uri: str) -> None:
     name = match["repository"].rpartition("/")[2]
     if not name.startswith("pytorch-inference") or "neuron" in name:
         raise ConfigError(f"image_uri: {uri} is no image that serves this model; use a pytorch-inference one.")
-    if not OLDEST_PYTORCH <= _numbers(match["version"]) <= NEWEST_TOOLKIT:
+    if not OLDEST_PYTORCH <= version_numbers(match["version"]) <= NEWEST_TOOLKIT:
         low, high = (".".join(map(str, version)) for version in (OLDEST_PYTORCH, NEWEST_TOOLKIT))
         raise ConfigError(
             f"image_uri: {uri} has PyTorch {match['version']}; this model is served on AWS's images from {low} to "
@@ -97,7 +82,3 @@ def check_host_image(instance_type: str | None, uri: str) -> None:
 
 def _has_arm(instance_type: str) -> bool:
     return re.match(r"[a-z]+\d+g", parse_instance_type(instance_type)[0]) is not None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))

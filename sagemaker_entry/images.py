@@ -70,11 +70,24 @@ def choose_image(instance_type: str, region: str, version: str | None = None) ->
     versions = image_uris.config_for_framework("pytorch")["training"]["versions"]
     if version is None:
         _, newest = _newest(family)
-        version = max((name for name in versions if newest is None or _numbers(name) <= newest), key=_numbers)
+        version = max(
+            (name for name in versions if newest is None or version_numbers(name) <= newest), key=version_numbers
+        )
     check_pair(instance_type, version)
     if version not in versions:
-        offered = ", ".join(name for name in versions if _numbers(name) >= OLDEST_VERSION)
+        offered = ", ".join(name for name in versions if version_numbers(name) >= OLDEST_VERSION)
         raise ConfigError(f"pytorch_version: found {version}; AWS's training images have {offered}.")
+    return retrieve_image("training", version, instance_type, region)
+
+
+def retrieve_image(scope: str, version: str, instance_type: str, region: str) -> str:
+    """The URI of AWS's PyTorch image for `training` or `inference`, as the SageMaker SDK knows it.
+
+    Raises ConfigError for a region or a machine that has none.
+    """
+    from sagemaker.core import image_uris
+
+    versions = image_uris.config_for_framework("pytorch")[scope]["versions"]
     try:
         uri: str = image_uris.retrieve(
             "pytorch",
@@ -82,12 +95,12 @@ def choose_image(instance_type: str, region: str, version: str | None = None) ->
             version=version,
             py_version=versions[version]["py_versions"][-1],
             instance_type=instance_type,
-            image_scope="training",
+            image_scope=scope,
         )
     except ValueError as error:
         if "region" in str(error).lower():
             raise ConfigError(
-                f"region: {region} has no PyTorch training image that this SageMaker SDK knows."
+                f"region: {region} has no PyTorch {scope} image that this SageMaker SDK knows."
             ) from error
         raise ConfigError(f"instance_type {instance_type} with PyTorch {version}: {error}") from error
     return uri
@@ -127,17 +140,17 @@ def check_pair(instance_type: str, version: str | None) -> None:
         return
     if not re.fullmatch(r"\d+(\.\d+)+", version):
         raise ConfigError(f"pytorch_version: found {version!r}; expected a version such as {P2_VERSION}.")
-    if _numbers(version) < OLDEST_VERSION:
+    if version_numbers(version) < OLDEST_VERSION:
         raise ConfigError(f"PyTorch {version} is too old for this project; it needs {P2_VERSION} or newer.")
     gpu, newest = _newest(family)
-    if newest is not None and _numbers(version) > newest:
+    if newest is not None and version_numbers(version) > newest:
         note = f" {P2_NOTE}" if family == "p2" else ""
         raise ConfigError(
             f"instance_type: {instance_type} ({gpu}) runs PyTorch up to {'.'.join(map(str, newest))}, and the image "
             f"has {version}.{note}"
         )
     for name, least in _OLDEST.items():
-        if family.startswith(name) and _numbers(version) < least:
+        if family.startswith(name) and version_numbers(version) < least:
             raise ConfigError(
                 f"instance_type: the GPUs of {instance_type} need PyTorch {'.'.join(map(str, least))} or newer, and "
                 f"the image has {version}; leave out pytorch_version and image_uri to get the newest."
@@ -154,5 +167,6 @@ def image_python38(uri: str) -> bool:
     return "-py38" in uri.rpartition(":")[2]
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
+    """1.12.1 -> (1, 12, 1), which compare as versions do."""
     return tuple(int(part) for part in version.split("."))
