@@ -1,8 +1,8 @@
 """The record beside an exported network: what it was made of, with which settings, and what its check found.
 
-Exports of a model lie in MODEL_DIR/exports/<format>-<precision>/: the graph's files and `export.json`, the record. Every
-graph has the same face: input `images` (N, 3, H, W) uint8 RGB with N, H and W free; outputs `mask` (N, H, W) uint8 and
-`logits` (N, K, h, w) float32 at the head's size, before up-sampling. Reading needs no torch and none of the runtimes.
+Exports of a model lie in MODEL_DIR/exports/<format>-<precision>/: the graph's files and `export.json`, the record. All
+graphs look the same from outside: input `images` (N, 3, H, W) uint8 RGB with N, H and W free; outputs `mask` (N, H, W)
+uint8 and `logits` (N, K, h, w) float32 at the head's size, before up-sampling. Reading needs no torch and no runtime.
 """
 
 from __future__ import annotations
