@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
-    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import", "pspnet.cli_model",
-    "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train", "inference", "sagemaker_entry",
+    "pspnet.cli", "pspnet.cli_benchmark", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import",
+    "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train", "inference",
+    "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
@@ -24,6 +25,7 @@ SETTINGS = {
 # What the modules of each folder may import of the project, besides their own folder.
 ALLOWED = {
     "models": BASE,
+    "benchmarking": BASE | {"pspnet.models"},
     "data": BASE | {"pspnet.classes"},
     "evaluation": BASE | {"pspnet.classes", "pspnet.data", "pspnet.models"},
     "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
