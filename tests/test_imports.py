@@ -17,7 +17,7 @@ ENTRIES = {
     "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train", "inference",
     "sagemaker_entry",
 }  # fmt: skip
-BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
+BASE = {"pspnet", "pspnet.cores", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
     "pspnet.classes", "pspnet.config", "pspnet.config_checks", "pspnet.config_sources", "pspnet.config_values",
     "pspnet.job", "pspnet.locations",

@@ -74,12 +74,12 @@ def to_class_ids(
     """
     if label_map is not None:
         mask = label_map.apply(mask)
-    present = np.bincount(mask.ravel(), minlength=256)
-    if ignore_index != IGNORE_INDEX and present[ignore_index]:
+    if ignore_index != IGNORE_INDEX:
         mask = np.where(mask == ignore_index, np.uint8(IGNORE_INDEX), mask)
-        present[ignore_index] = 0
-    wrong = [int(value) for value in np.flatnonzero(present[num_classes:IGNORE_INDEX]) + num_classes]
-    if wrong:
+    # Two comparisons of bytes for every mask, and a look at the values only where something is wrong.
+    outside = (mask >= num_classes) & (mask != IGNORE_INDEX)
+    if outside.any():
+        wrong = [int(value) for value in np.unique(mask[outside])]
         raise DataError(label_problem(wrong, num_classes, label_map, path, channel))
     return mask
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pspnet.cores import available_cores
 from pspnet.errors import ConfigError
 
 AUTO = "auto"
@@ -164,23 +165,3 @@ def read_settings(
     found = model_dir or Path(env.get("PSPNET_MODEL_DIR") or env.get("SM_MODEL_DIR") or DEFAULT_MODEL_DIR)
     assert set(values) == {field.name for field in fields(ServeSettings)} - {"model_dir"}
     return ServeSettings(model_dir=found, **values)
-
-
-def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may use: its affinity, cut down to the container's quota (cgroup 2 or 1)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return cores if quota is None else max(1, min(cores, math.floor(quota + 0.5)))
-
-
-def _quota(cgroup: Path) -> float | None:
-    """Cores' worth of time that the container gets; None for no limit or none that can be read."""
-    try:
-        if (cgroup / "cpu.max").is_file():
-            limit, period = (cgroup / "cpu.max").read_text().split()
-        else:
-            limit = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
-        return float(limit) / float(period) if float(limit) > 0 and float(period) > 0 else None
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
