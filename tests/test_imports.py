@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
-    "pspnet.cli", "pspnet.cli_benchmark", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import",
-    "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train", "inference",
-    "sagemaker_entry",
+    "pspnet.cli", "pspnet.cli_benchmark", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_export",
+    "pspnet.cli_import", "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch",
+    "train", "inference", "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.cores", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
@@ -28,7 +28,10 @@ ALLOWED = {
     "benchmarking": BASE | {"pspnet.models"},
     "data": BASE | {"pspnet.classes"},
     "evaluation": BASE | {"pspnet.classes", "pspnet.data", "pspnet.models"},
+    "export": BASE
+    | {"pspnet.classes", "pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.runtimes", "pspnet.serving"},
     "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
+    "runtimes": BASE | {"pspnet.models"},
     "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation"},
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
