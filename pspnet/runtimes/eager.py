@@ -53,9 +53,9 @@ class EagerRuntime:
         self._lock = threading.Lock()
         self._graphs: GraphCache[MaskGraph] | None = None
         if device.type == "cuda":
-            from pspnet.runtimes.graphs import GraphCache, MaskGraph
+            from pspnet.runtimes.graphs import GraphCache
 
-            self._graphs = GraphCache(lambda size: MaskGraph(self._classes, size, self.device))
+            self._graphs = GraphCache(self._capture)
 
     def _form(self, network: nn.Module) -> nn.Module:
         return inference_form(network, self.dtype)
@@ -96,6 +96,12 @@ class EagerRuntime:
             pixels = pixels.pin_memory()
         return pixels.to(self.device, non_blocking=True)
 
+    def _capture(self, size: tuple[int, ...]) -> MaskGraph:
+        from pspnet.runtimes.graphs import MaskGraph, lasting_tensors
+
+        held = lasting_tensors(self._classes, torch.zeros((*size, 3), dtype=torch.uint8, device=self.device))
+        return MaskGraph(self._classes, size, self.device, held)
+
     def _plain_masks(self, images: np.ndarray) -> np.ndarray:
         pixels = self.to_device(images)
         if self._spare is None:
@@ -107,16 +113,20 @@ class EagerRuntime:
 
     def _classes(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, H, W) uint8, both on the device."""
-        logits = self.model(pixels.permute(0, 3, 1, 2))  # (N, K, H, W); channels_last as it lies
-        classes: Tensor = logits.argmax(dim=1).to(torch.uint8)
+        classes: Tensor = self._forward(pixels).argmax(dim=1).to(torch.uint8)
         return classes
 
+    def _forward(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> logits (N, K, H, W) float32, both on the device."""
+        logits: Tensor = self.model(pixels.permute(0, 3, 1, 2))  # channels_last as it lies
+        return logits
+
     def _checked_logits(self, pixels: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> logits (N, K, H, W) float32, in a wider format where float16 was too narrow."""
-        logits: Tensor = self.model(pixels.permute(0, 3, 1, 2))  # (N, K, H, W)
+        """The logits, in a wider format where float16 was too narrow."""
+        logits = self._forward(pixels)  # (N, K, H, W)
         if self._spare is not None and not bool(torch.isfinite(logits).all()):
             self._widen(self._spare)
-            logits = self.model(pixels.permute(0, 3, 1, 2))
+            logits = self._forward(pixels)
         return logits
 
     def _widen(self, network: nn.Module) -> None:

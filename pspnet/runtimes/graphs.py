@@ -80,10 +80,13 @@ class MaskGraph:
         forward: (N, H, W, 3) uint8 on the device -> (N, H, W) uint8 on the device.
         size: (N, H, W).
         device: a CUDA device.
+        held: tensors that the pass reads and that must live as long as the graph; see `lasting_tensors`.
     """
 
-    def __init__(self, forward: Callable[[Tensor], Tensor], size: tuple[int, ...], device: torch.device) -> None:
-        self._device = device
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], size: tuple[int, ...], device: torch.device, held: list[Tensor]
+    ) -> None:
+        self._device, self._held = device, held
         self._pinned_input = torch.zeros((*size, 3), dtype=torch.uint8, pin_memory=True)
         self._pinned_output = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         self._input = torch.zeros((*size, 3), dtype=torch.uint8, device=device)
@@ -93,7 +96,6 @@ class MaskGraph:
             stream: Any = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                self._held = lasting_tensors(forward, self._input)
                 for _ in range(_WARMUPS):
                     forward(self._input)
             torch.cuda.current_stream().wait_stream(stream)
