@@ -95,7 +95,9 @@ class _Form:
         if self.winograd and many and conv.kernel_size == (3, 3) and conv.stride == (1, 1):
             assert conv.padding == conv.dilation
             return WinogradConv2d(weight, bias, conv.dilation[0], relu)
-        kind = OneDnnConv2d if not self.portable and _has_onednn(weight) else FusedConv2d
+        kind: type[FusedConv2d] = FusedConv2d
+        if not self.portable and _has_onednn(weight):
+            kind = OneDnnConv2d
         return kind(weight, bias, conv.stride, conv.padding, conv.dilation, relu)
 
 
@@ -247,7 +249,7 @@ class OneDnnConv2d(FusedConv2d):
             return packed[1]
         if x.shape != last_size:
             return self.weight
-        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
         weight = reorder(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, 1, tuple(x.shape))
         self._packed = (x.shape, weight)
         return weight
