@@ -250,7 +250,7 @@ class OneDnnConv2d(FusedConv2d):
         if x.shape != last_size:
             return self.weight
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        weight = reorder(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, 1, tuple(x.shape))
+        weight: Tensor = reorder(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, 1, tuple(x.shape))
         self._packed = (x.shape, weight)
         return weight
 
