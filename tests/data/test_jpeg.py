@@ -115,3 +115,18 @@ def test_without_the_package_pillow_reads(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(jpeg, "simplejpeg", None)
     assert decode_rgb(path.read_bytes()) is None
     np.testing.assert_array_equal(read_image(path), fast)
+
+
+def test_size_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (50, 40)).save(stream, "JPEG")
+    seen = []
+
+    def check(height: int, width: int) -> None:
+        seen.append((height, width))
+        raise DataError("too large")
+
+    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(DataError, match="too large"):
+        decode_rgb(stream.getvalue(), check)
+    assert seen == [(40, 50)]
