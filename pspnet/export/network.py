@@ -25,8 +25,13 @@ EXAMPLE_SHAPE = (2, 3, 97, 129)
 def export_network(model: SegmentationNetwork) -> ExportNetwork:
     """The network that is exported of a model, which stays as it is: on the CPU, float32, batch norm folded away."""
     model = copy.deepcopy(model).cpu().float().eval()
-    form: nn.Module = fold(model, portable=True) if isinstance(model, PSPNet) else _HeadLogits(model)
-    return ExportNetwork(form, model.align_corners).eval().requires_grad_(False)
+    if isinstance(model, PSPNet):
+        form = fold(model, portable=True)
+        backbone, head = form.backbone, form.head
+    else:
+        backbone, head = _LastFeatures(model.backbone), model.head
+    network = ExportNetwork(backbone, head, model.mean, 1 / model.std, model.align_corners)
+    return network.eval().requires_grad_(False)
 
 
 def example_images() -> Tensor:
@@ -39,33 +44,41 @@ class ExportNetwork(nn.Module):
     """A network with the two outputs of an export.
 
     Args:
-        form: (N, 3, H, W) uint8 -> logits (N, K, h, w) float32 at the head's size.
+        backbone: (N, 3, H, W) normalised -> (N, C, h, w).
+        head: (N, C, h, w) -> logits (N, K, h, w).
+        mean: (1, 3, 1, 1), of the pixels.
+        scale: (1, 3, 1, 1), one by their standard deviation.
         align_corners: convention of the up-sampling of the logits.
     """
 
-    def __init__(self, form: nn.Module, align_corners: bool) -> None:
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, mean: Tensor, scale: Tensor, align_corners: bool) -> None:
         super().__init__()
-        self.form = form
+        self.backbone = backbone
+        self.head = head
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
         self.align_corners = align_corners
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) uint8 RGB -> mask (N, H, W) uint8 and logits (N, K, h, w) float32."""
-        logits = self.form(images)  # (N, K, h, w)
+        x = (images.to(torch.float32) - self.mean) * self.scale  # (N, 3, H, W)
+        logits = self.head(self.backbone(x))  # (N, C, h, w) -> (N, K, h, w)
         size = images.shape[-2:]
         full = F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)  # (N, K, H, W)
         return full.argmax(dim=1).to(torch.uint8), logits
 
 
-class _HeadLogits(nn.Module):
-    """A network without its last up-sampling, for the algorithms that have no inference form of their own."""
+class _LastFeatures(nn.Module):
+    """A backbone without the features that only the auxiliary head takes."""
 
-    def __init__(self, model: SegmentationNetwork) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.backbone = backbone
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 RGB -> logits (N, K, h, w)."""
-        x = (images.to(torch.float32) - self.model.mean) / self.model.std  # (N, 3, H, W)
-        _, layer4 = self.model.backbone(x)  # (N, C, h, w)
-        logits: Tensor = self.model.head(layer4)  # (N, K, h, w)
-        return logits
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised -> layer4's (N, C, h, w)."""
+        features: Tensor = self.backbone(x)[1]
+        return features
