@@ -32,7 +32,7 @@ ALLOWED = {
     | {"pspnet.classes", "pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.runtimes", "pspnet.serving"},
     "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
     "runtimes": BASE | {"pspnet.models"},
-    "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation"},
+    "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.runtimes"},
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
 # The only modules that may see a Config; everything else takes plain arguments.

@@ -14,6 +14,7 @@ from typing import Any
 
 from pspnet.cores import available_cores
 from pspnet.errors import ConfigError
+from pspnet.runtimes.base import NAMES
 
 AUTO = "auto"
 DEFAULT_MODEL_DIR = Path("/opt/ml/model")
@@ -100,9 +101,10 @@ SETTINGS = (
     Setting("threads", AUTO, _whole(1, 1024, auto=True), "N", "CPU threads of each worker; auto: cores / workers"),
     Setting("device", AUTO, _device, "NAME", "auto, cpu, cuda or cuda:N; with auto and cuda, workers share the GPUs"),
     Setting(
-        "precision", "float32", _one_of("auto", "float32", "bfloat16", "float16"), "NAME",
-        "number format of the network: auto (by device), float32, bfloat16 or float16",
+        "precision", AUTO, _one_of("auto", "float32", "bfloat16", "float16"), "NAME",
+        "number format of the network: auto (float32 on CPUs, by device on GPUs), float32, bfloat16 or float16",
     ),
+    Setting("runtime", AUTO, _one_of(*NAMES), "NAME", f"what runs the network: {', '.join(NAMES)}"),
     Setting("queue", "32", _whole(1, 10000), "N", "requests that may wait at a worker; one more is answered with 503"),
     Setting(
         "max_batch", AUTO, _whole(1, 256, auto=True), "N",
@@ -127,6 +129,7 @@ class ServeSettings:
     threads: int | str
     device: str
     precision: str
+    runtime: str
     queue: int
     max_batch: int | str
     warmup_size: tuple[int, int]
