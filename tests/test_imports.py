@@ -25,7 +25,7 @@ SETTINGS = {
 # What the modules of each folder may import of the project, besides their own folder.
 ALLOWED = {
     "models": BASE,
-    "benchmarking": BASE | {"pspnet.models"},
+    "benchmarking": BASE | {"pspnet.data", "pspnet.models"},
     "data": BASE | {"pspnet.classes"},
     "evaluation": BASE | {"pspnet.classes", "pspnet.data", "pspnet.models"},
     "export": BASE

@@ -11,7 +11,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Hashable, NamedTuple, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Quartiles(NamedTuple):
@@ -55,17 +57,24 @@ class Timing:
 
 
 def measure(
-    cases: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, seed: int = 0, calls: int = 1
-) -> dict[str, Timing]:
+    cases: Mapping[Key, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    seed: int = 0,
+    calls: int = 1,
+    pause: float = 0.0,
+) -> dict[Key, Timing]:
     """Time all cases in every round, in an order that changes from round to round.
 
     Args:
-        cases: what is timed, by name. A case must have finished its work when it returns: one that uses a GPU
-            synchronises with it. One that returns an OwnTime is taken at its word.
+        cases: what is timed, by its name or another key. A case must have finished its work when it returns: one that
+            uses a GPU synchronises with it. One that returns an OwnTime is taken at its word.
         rounds: how often each case is timed, 1 or more.
         warmup: calls of each case before the first round, not timed.
         seed: of the orders.
         calls: calls of a case in one round; the mean of them is the round's time. For cases of a few microseconds.
+        pause: seconds of rest before each case. Libraries let their idle threads spin for a while, on cores that the
+            next case needs; a tenth of a second is enough where cases are of different libraries.
 
     Returns:
         The times of each case, in the order of `cases`.
@@ -76,10 +85,11 @@ def measure(
         for _ in range(warmup):
             case()
     order, shuffle = list(cases), random.Random(seed).shuffle
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[Key, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         shuffle(order)
         for name in order:
+            time.sleep(pause)
             seconds[name].append(_time(cases[name], calls))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,17 @@ def _status(name: str) -> float | None:
     return round(int(found[1]) / 2**10, 1) if found else None
 
 
-def ask_child(command: Sequence[str], seconds: float = 600.0) -> dict[str, Any]:
+def ask_child(
+    command: Sequence[str], seconds: float = 600.0, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run a command that ends by printing one line of JSON, a mapping, and return that.
+
+    It gets this process's environment if none is given.
 
     Raises ChildError, with the last line it said, where it fails, says no such line or takes longer than `seconds`.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
     except subprocess.TimeoutExpired as error:
         raise ChildError(f"{Path(command[0]).name} took longer than {seconds:.0f} s.") from error
     lines = done.stdout.strip().splitlines()
