@@ -85,8 +85,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
             "--int8 needs --calibration with a data set: its images set the ranges of the 8-bit values, and its "
             "annotations say what they cost."
         )
-    for name in ("calibration", "allow_loss", "ignore"):
-        if getattr(arguments, name) not in (None, False) and not arguments.int8:
+    given = {
+        "calibration": arguments.calibration is not None,
+        "ignore": arguments.ignore is not None,
+        "allow_loss": arguments.allow_loss,
+    }
+    for name, is_given in given.items():
+        if is_given and not arguments.int8:
             raise ConfigError(f"--{name} is for 8-bit graphs: add --int8, or leave it out.")
     for name in ("calibration_images", "scored_images"):
         if getattr(arguments, name) < 1:

@@ -25,11 +25,11 @@ EXAMPLE_SHAPE = (2, 3, 97, 129)
 def export_network(model: SegmentationNetwork) -> ExportNetwork:
     """The network that is exported of a model, which stays as it is: on the CPU, float32, batch norm folded away."""
     model = copy.deepcopy(model).cpu().float().eval()
+    backbone: nn.Module = _LastFeatures(model.backbone)
+    head: nn.Module = model.head
     if isinstance(model, PSPNet):
         form = fold(model, portable=True)
         backbone, head = form.backbone, form.head
-    else:
-        backbone, head = _LastFeatures(model.backbone), model.head
     network = ExportNetwork(backbone, head, model.mean, 1 / model.std, model.align_corners)
     return network.eval().requires_grad_(False)
 
