@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet.runtimes.base import RuntimeMissingError
+from pspnet.runtimes.telemetry import silence_openvino
 
 
 def import_package(package: str, runtime: str, extra: str) -> Any:
     """An optional package; RuntimeMissingError says how to install it where it cannot be imported."""
+    silence_openvino()
     try:
         return importlib.import_module(package)
     except ImportError as error:
