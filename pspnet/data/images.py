@@ -1,9 +1,9 @@
 """Image and annotation files to arrays, and masks to palette PNG files.
 
-Everything has Pillow's pixels, those of `jpeg.py` too: it keeps palette indices (OpenCV and torchvision turn them into
-colours) and refuses a truncated file instead of returning a half-grey image. The stored pixel grid counts: EXIF
-orientation is not applied. A file is opened once and read from its beginning to its end, which is what network file
-systems and SageMaker's FastFile mode are quick at; decoders seek in memory.
+Everything has Pillow's pixels, what `jpeg.py` and `palette_png.py` read too: it keeps palette indices (OpenCV and
+torchvision turn them into colours) and refuses a truncated file instead of returning a half-grey image. The stored
+pixel grid counts: EXIF orientation is not applied. A file is opened once and read from its beginning to its end, which
+is what network file systems and SageMaker's FastFile mode are quick at; decoders seek in memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pspnet.data.jpeg import decode_rgb
+from pspnet.data.palette_png import decode_indices
 from pspnet.errors import AnnotationModeError, DataError
 from pspnet.files import replacing
 
@@ -57,7 +58,11 @@ def read_annotation(path: Path) -> np.ndarray:
     Raises DataError for an unreadable file, AnnotationModeError for modes whose values are no class ids.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        body = path.read_bytes()
+        indices = decode_indices(body)
+        if indices is not None:
+            return indices
+        with Image.open(io.BytesIO(body)) as image:
             problem = _annotation_problem(image)
             if problem is None:
                 return np.asarray(image)
