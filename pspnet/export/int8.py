@@ -8,7 +8,6 @@ settings are tried, the faster graphs first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
 
@@ -67,9 +66,8 @@ def quantise(
     num_classes: int,
     allow_loss: bool = False,
     say: Callable[[str], object] = print,
-    attempts: Sequence[Settings] = ATTEMPTS,
 ) -> Quantised:
-    """Quantise a float32 graph and score both; more settings are tried as long as the loss is above BOUND.
+    """Quantise a float32 graph and score both; more of ATTEMPTS are tried as long as the loss is above BOUND.
 
     Args:
         model: an openvino.Model or an onnx.ModelProto; it stays as it is.
@@ -85,7 +83,7 @@ def quantise(
     images, nodes = calibration.batches(), operations(model)
     tried: list[dict[str, Any]] = []
     best: Any = None
-    for settings in attempts:
+    for settings in ATTEMPTS:
         quantised = _quantise(model, images, settings, nodes)
         after = calibration.score(open_model(quantised), num_classes).mIOU
         loss = 100 * (before - after)

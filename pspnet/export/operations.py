@@ -12,6 +12,8 @@ _SIZES = {"ShapeOf", "Shape"}
 _CONVOLUTIONS = {"Convolution", "Conv"}
 _WEIGHTED = _CONVOLUTIONS | {"MatMul", "Gemm"}
 _QUANTISERS = {"FakeQuantize", "DequantizeLinear"}
+# They move values and compute none, so that quantised ones stay so.
+_KEEPING = {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,17 @@ def first_and_last_convolutions(nodes: Iterable[Operation]) -> list[str]:
 
 def count_quantised(nodes: Iterable[Operation]) -> tuple[int, int]:
     """How many convolutions and matrix products of the pixels take quantised values, and how many there are."""
-    kinds: dict[str, str] = {}
     quantised = total = 0
     from_pixels: set[str] = set()
+    eight_bit: set[str] = set()  # those of them whose values are quantised
     for node in nodes:
-        kinds[node.name] = node.kind
-        if node.kind in _INPUTS or (node.kind not in _SIZES and from_pixels.intersection(node.inputs)):
-            from_pixels.add(node.name)
-            if node.kind in _WEIGHTED:
-                total += 1
-                quantised += any(kinds.get(name) in _QUANTISERS for name in node.inputs if name in from_pixels)
+        if node.kind not in _INPUTS and (node.kind in _SIZES or not from_pixels.intersection(node.inputs)):
+            continue
+        from_pixels.add(node.name)
+        takes_eight_bit = bool(eight_bit.intersection(node.inputs))
+        if node.kind in _QUANTISERS or (node.kind in _KEEPING and takes_eight_bit):
+            eight_bit.add(node.name)
+        if node.kind in _WEIGHTED:
+            total += 1
+            quantised += takes_eight_bit
     return quantised, total

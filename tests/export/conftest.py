@@ -15,6 +15,7 @@ from pspnet.config import Config
 from pspnet.data.channels import load_pairs
 from pspnet.data.images import read_image, write_palette_png
 from pspnet.data.shapes import write_shapes
+from pspnet.export import int8
 from pspnet.export.exporter import Request, export_model
 from pspnet.models.pspnet import PSPNet, build_model
 from pspnet.runtimes.exports import Export
@@ -75,7 +76,10 @@ def exported(model_dir: Path, data: Path) -> Callable[[str, str], Export]:
         if (format, precision) not in made:
             calibration = data if precision == "int8" else None
             request = Request(model_dir, format, calibration=calibration, allow_loss=True)
-            made[format, precision] = export_model(request, lambda line: None)
+            with pytest.MonkeyPatch.context() as patch:
+                # One search is enough, and NNCF is slow; the search has tests of its own.
+                patch.setattr(int8, "ATTEMPTS", int8.ATTEMPTS[:1])
+                made[format, precision] = export_model(request, lambda line: None)
         return made[format, precision]
 
     return find

@@ -94,14 +94,14 @@ def test_an_8_bit_graph_of_openvino(model_dir: Path, exported: Callable[[str, st
     assert count_quantised(nodes) == (found["quantised_operations"], found["weighted_operations"])
     convolutions = sum(node.kind == "Convolution" for node in nodes)
     assert convolutions == 59  # 53 of the backbone, 4 branches, head and classifier
-    assert found["quantised_operations"] in (convolutions, convolutions - 2)
+    assert found["quantised_operations"] == convolutions
     assert found["float32_mIOU"] == pytest.approx(1.0, abs=1e-3)  # the annotations are the network's own masks
     assert found["int8_mIOU"] < 1.0
     assert found["loss_points"] == pytest.approx(100 * (found["float32_mIOU"] - found["int8_mIOU"]))
     assert found["disjoint"] is True
     assert export.record.check["limits"] is None
     # The weights take a byte each.
-    assert sum(export.record.files.values()) < 0.6 * (model_dir / "model.safetensors").stat().st_size
+    assert export.record.files["model.bin"] < 0.5 * (model_dir / "model.safetensors").stat().st_size
 
 
 def test_8_bits_take_every_size_too(model_dir: Path, exported: Callable[[str, str], Export]) -> None:

@@ -49,6 +49,8 @@ def test_count_of_quantised_operations() -> None:
         Operation("fake", "FakeQuantize", ("images",)),
         Operation("fake_weight", "FakeQuantize", ("weight",)),
         Operation("conv1", "Convolution", ("fake", "fake_weight")),
+        Operation("pool", "MaxPool", ("fake",)),
+        Operation("conv3", "Convolution", ("pool", "fake_weight")),
         # A weight alone is no 8-bit operation.
         Operation("conv2", "Convolution", ("conv1", "fake_weight")),
         Operation("shape", "ShapeOf", ("conv2",)),
@@ -56,4 +58,4 @@ def test_count_of_quantised_operations() -> None:
         Operation("sizes", "MatMul", ("shape", "weight")),
         Operation("product", "MatMul", ("conv2", "sizes")),
     ]
-    assert count_quantised(nodes) == (1, 3)
+    assert count_quantised(nodes) == (2, 4)
