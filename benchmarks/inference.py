@@ -35,7 +35,7 @@ from pspnet.benchmarking.comparison import Agreement, agree, compare, table
 from pspnet.benchmarking.frames import Size, jpeg, make_images, parse_size, size_text
 from pspnet.benchmarking.interleave import measure
 from pspnet.benchmarking.peak import measure_peak
-from pspnet.benchmarking.record import machine_text, run_record, write_record
+from pspnet.benchmarking.record import machine_text, run_record, versions, write_record
 from pspnet.benchmarking.table import markdown
 from pspnet.entry import run_guarded
 from pspnet.errors import PspnetError
@@ -110,6 +110,8 @@ def measure_all(arguments: argparse.Namespace, subject: Subject) -> dict[str, An
                 cases, skipped, subject, size, arguments, peak, with_logits=number == 0
             )
     found["skipped"] = skipped
+    if subject.gluon_python is not None and GLUONCV not in skipped:
+        found["versions_of_gluoncv"] = versions(subject.gluon_python)
     for name, reason in skipped.items():
         print(f"\nleft out: {name}: {reason}")
     if arguments.frame_path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pspnet.errors import ConfigError, PspnetError
-from pspnet.runtimes.base import AUTO, NAMES, check_name
+from pspnet.runtimes.base import AUTO, NAMES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,7 @@ network's published form, in PyTorch without compiling, float32. From the image 
 All take turns, so that a change of the machine's speed meets all of them. docs/benchmarks.md explains the table."""
 
 _PLAIN = "plain"
+_RUNTIMES = tuple(name for name in NAMES if name != AUTO)
 _SIZE = (360, 480)
 _CLASSES = 21  # of the random weights: PASCAL VOC's
 
@@ -42,7 +43,7 @@ def register(subparsers: Any) -> None:
         "--runtimes",
         nargs="+",
         metavar="NAME",
-        help=f"of {', '.join(name for name in NAMES if name != AUTO)} (default: all that can run here)",
+        help=f"of {', '.join(_RUNTIMES)} (default: all that can run here)",
     )
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     add("--batch", type=int, default=1, metavar="N", help="images at once (default: 1)")
@@ -92,8 +93,9 @@ def _check(arguments: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"--{name}: found {value}; expected 1 or more.")
     for name in arguments.runtimes or ():
-        if check_name(name) == AUTO:
-            raise ConfigError("--runtimes: auto is a choice among the others; the last line says which it is.")
+        if name not in _RUNTIMES:
+            hint = "; which one auto uses is always told" if name == AUTO else ""
+            raise ConfigError(f"--runtimes: found {name!r}; expected of {', '.join(_RUNTIMES)}{hint}.")
 
 
 def _size_of(image: Path | None) -> tuple[int, int]:
@@ -176,7 +178,7 @@ def _open(
     runtimes: dict[str, Runtime] = {}
     ready: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    wanted = names or [name for name in NAMES if name != AUTO and (name != "tensorrt" or source.device.type == "cuda")]
+    wanted = names or [name for name in _RUNTIMES if name != "tensorrt" or source.device.type == "cuda"]
     for name in [_PLAIN, *wanted]:
         start = time.perf_counter()
         try:

@@ -17,9 +17,11 @@ from pspnet.errors import PspnetError
 
 TINY = ("--width", "4", "--num_classes", "3", "--rounds", "2", "--device", "cpu")
 
-# Speaks gluoncv_child.py's language, but makes no masks.
+# Speaks gluoncv_child.py's language, but makes no masks. With -c it is asked for versions.
 _CHILD = """#!/usr/bin/env python3
 import json, sys
+if sys.argv[1] == "-c":
+    sys.exit(print(json.dumps({"mxnet": "1.9.1"})))
 while True:
     line = sys.stdin.buffer.readline()
     if not line: break
@@ -57,6 +59,7 @@ def test_cases_are_timed_at_each_size_and_compared_with_plain(
     assert found["benchmark"] == "inference"
     assert found["settings"]["model"] == "random weights, width 4"
     assert list(found["sizes"]) == ["32x40", "48x32"]
+    assert found["versions_of_gluoncv"] == {"mxnet": "1.9.1"}
     first, second = found["sizes"].values()
     assert list(first) == ["plain", "eager", "gluoncv"]
     assert first["eager"]["logit_difference"] < 1e-3
@@ -110,7 +113,7 @@ def test_memory_and_starts_come_from_processes_of_their_own(
 def test_a_start_is_measured(tmp_path: Path) -> None:
     with inference.random_model(3, 4) as model:
         found = cold_start.ask(model, "eager", (32, 32), "cpu", tmp_path / "cache", num_classes=3)
-        with pytest.raises(PspnetError, match="a process ended with [12] and said: error:"):
+        with pytest.raises(PspnetError, match=r"a process ended with [12] and said: error:"):
             cold_start.ask(model, "openvino:int8", (32, 32), "cpu", tmp_path / "cache")
     assert found["open_s"] > 0
     assert found["first_mask_s"] > 0
