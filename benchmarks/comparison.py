@@ -43,18 +43,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 # The project, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.library_networks import build_smp
 from pspnet.config import Config
 from pspnet.data.channels import load_pairs
 from pspnet.entry import run_guarded
 from pspnet.errors import ConfigError
 from pspnet.evaluation.metrics import Scores
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.training.device import choose_device, choose_precision, has_fast_bfloat16
 from pspnet.training.interrupt import StopRequest
 from pspnet.training.log import RunLog
@@ -63,43 +62,10 @@ from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.setup import build_run, describe_run
 
 
-class LibraryNetwork(nn.Module):
-    """A network of segmentation-models-pytorch behind our interface: RGB 0..255 in, logits at the images' size out."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, divisor: int = 8) -> None:
-        super().__init__()
-        self.model = model
-        self.divisor = divisor
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 or floating point 0..255 -> logits (N, K, H, W)."""
-        height, width = images.shape[-2:]
-        x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W)
-        # The library refuses other sizes. Zero is the mean colour here.
-        x = F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor))
-        logits: Tensor = self.model(x)[:, :, :height, :width]  # (N, K, H, W)
-        return logits.float()
-
-
 def _library(name: str) -> BuildNetwork:
     def build(config: Config, device: torch.device) -> nn.Module:
-        try:
-            import segmentation_models_pytorch as library
-        except ImportError as error:
-            raise ConfigError(
-                "smp-pspnet and smp-deeplabv3 are segmentation-models-pytorch's, which is not installed: "
-                "run `pip install segmentation-models-pytorch`, or leave them out of --networks."
-            ) from error
         torch.manual_seed(config.seed)
-        model = getattr(library, name)(
-            config.backbone.replace("-", ""), encoder_weights=None, classes=config.num_classes
-        )
-        network = LibraryNetwork(model)
+        network: nn.Module = build_smp(name, config.num_classes, config.backbone)
         if config.channels_last:
             network = network.to(memory_format=torch.channels_last)
         return network.to(device)

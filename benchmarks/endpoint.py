@@ -30,8 +30,9 @@ from PIL import Image
 # The project and this folder's modules, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import hosts, machine, soak
+from benchmarks import hosts, soak
 from benchmarks.load import Sent, Times, Wire, many_at_once, one_by_one, summary
+from pspnet.benchmarking import record
 from pspnet.config import Config
 from pspnet.data.shapes import draw_scene
 from pspnet.models.pspnet import build_model
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     if arguments.output:
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        record.write_record(arguments.output, found)
         print(f"\nWritten: {arguments.output}")
     return 0
 
@@ -88,7 +89,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     threads = arguments.threads or max(1, cores // arguments.workers)
     model_dir = _model_directory(arguments, folder)
     body = arguments.image.read_bytes() if arguments.image else scene(arguments.size)
-    found: dict[str, Any] = machine.run_record()
+    found: dict[str, Any] = record.run_record()
     found["settings"] = {
         "model": str(arguments.model or f"PSPNet-R50, 21 classes, width {arguments.width}, random weights"),
         "image": f"{_dimensions(body)} JPEG of {len(body):,} bytes",
@@ -97,9 +98,9 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "requests": arguments.requests,
         "rounds": arguments.rounds,
     }
-    found["versions"] = {"serve": machine.versions()}
+    found["versions"] = {"serve": record.versions()}
     if "toolkit" in arguments.hosts:
-        found["versions"]["toolkit"] = machine.versions(arguments.toolkit_python)
+        found["versions"]["toolkit"] = record.versions(arguments.toolkit_python)
     print(json.dumps(found, indent=1), flush=True)
     sent = Sent(body)
     with contextlib.ExitStack() as stack:

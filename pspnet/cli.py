@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import pspnet
-from pspnet import cli_data, cli_evaluate, cli_import, cli_model, cli_report, cli_serve
+from pspnet import cli_benchmark, cli_data, cli_evaluate, cli_export, cli_import, cli_model, cli_report, cli_serve
 from pspnet.entry import run_guarded, train_command
 
 
@@ -23,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     cli_report.register(subparsers)
     cli_model.register(subparsers)
     cli_import.register(subparsers)
+    cli_export.register(subparsers)
     cli_serve.register(subparsers)
+    cli_benchmark.register(subparsers)
     cli_data.register(subparsers)
     return parser
 

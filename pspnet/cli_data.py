@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from pspnet.classes import IGNORE_INDEX, NAMED_CLASS_SETS
+from pspnet.cores import available_cores
 from pspnet.data.channels import Channel, find_label_map
 from pspnet.data.doctor import examine, format_report
 from pspnet.data.layouts import ADE20K, ADE20K_URL, CAMVID, CAMVID_URL, CITYSCAPES, Layout, fetch, prepare_layout
@@ -50,7 +49,8 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
     sets = ", ".join(NAMED_CLASS_SETS)
     _flag(parser, "class_names", metavar="NAMES", help=f"names with commas between, or a known set: {sets}")
     _flag(parser, "ignore_index", type=int, default=IGNORE_INDEX, metavar="ID", help="class id to ignore besides 255")
-    _flag(parser, "workers", type=int, default=_cores(), metavar="N", help="processes that read files (%(default)s)")
+    cores = available_cores()
+    _flag(parser, "workers", type=int, default=cores, metavar="N", help="processes that read files (%(default)s)")
     _flag(parser, "json", type=Path, metavar="FILE", help="write the report as JSON too")
 
 
@@ -188,10 +188,3 @@ def run_prepare_shapes(args: argparse.Namespace) -> int:
     write_shapes(args.output, args.train, args.validation, (args.width, args.height), args.seed)
     print(f"{args.output}: {args.train:,} training images, {args.validation:,} validation images, 7 classes.")
     return 0
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -13,20 +13,24 @@ from tqdm import tqdm
 from pspnet.data.images import read_image, write_image, write_palette_png
 from pspnet.data.inputs import find_images
 from pspnet.errors import DataError, PspnetError
+from pspnet.runtimes.base import AUTO, NAMES
 
 
 def register(subparsers: Any) -> None:
     """Add `predict` to the parser of `pspnet`."""
     parser = subparsers.add_parser("predict", help="write the masks of images")
-    add_model_arguments(parser)
+    add_model_arguments(parser, precision="auto")
+    parser.add_argument(
+        "--runtime", default="auto", choices=NAMES, help="what runs the network, see docs/runtimes.md (default: auto)"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders or patterns")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets <name>.png of every image")
     parser.add_argument("--overlay", action="store_true", help="also write <name>_overlay.jpg")
     parser.set_defaults(run=run_predict)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    """The model directory (which may be left out where `optional`), the device and the number format."""
+def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False, precision: str = "float32") -> None:
+    """The model directory (which may be left out where `optional`), the device and the number format's default."""
     parser.add_argument(
         "model_dir",
         metavar="MODEL_DIR",
@@ -37,9 +41,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument(
         "--precision",
-        default="float32",
+        default=precision,
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="number format of the network; auto by device (default: float32)",
+        help=f"number format of the network; auto by device (default: {precision})",
     )
 
 
@@ -52,8 +56,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     paths = find_images(arguments.images)
     make_folder(arguments.output)
     device = choose_device(arguments.device)
-    dtype = choose_precision(arguments.precision, device).dtype
-    predictor = Predictor.load(arguments.model_dir, str(device), dtype=dtype)
+    dtype = None if arguments.precision == AUTO else choose_precision(arguments.precision, device).dtype
+    predictor = Predictor.load(arguments.model_dir, str(device), dtype=dtype, runtime=arguments.runtime)
     failed = 0
     for path in tqdm(paths, unit="image", disable=len(paths) < 2 or not sys.stderr.isatty()):
         try:

@@ -149,6 +149,13 @@ class Config(BaseModel):
         allowed="auto or a whole number, at least 0",
         ge=0,
     )
+    cache_images: Literal["none", "memory", "disk"] = _training(
+        "none", "Where decoded images are kept for the next epochs; the samples stay the same."
+    )
+    cache_limit_gb: float = _training(8.0, "Most that the cache takes, in GB; what does not fit is read again.", gt=0)
+    cache_dir: str = _training(
+        "~/.cache/pspnet/images", "Folder of cache_images disk; several jobs may share it.", allowed="a folder"
+    )
     loss: Literal["cross_entropy", "ohem", "dice", "lovasz", "focal"] = _training(
         "cross_entropy", "Loss; dice, lovasz and focal need segmentation-models-pytorch."
     )

@@ -21,6 +21,7 @@ pillow>=9.5
 pydantic>=2.7
 pyyaml>=6
 safetensors>=0.4
+simplejpeg>=1.7.2
 tensorboard>=2.14
 tqdm>=4.65
 """
@@ -34,6 +35,7 @@ pillow>=9.5
 pydantic>=2.7,<2.11
 pyyaml>=6
 safetensors>=0.4,<0.6
+simplejpeg>=1.7.2,<1.7.4
 tensorboard>=2.14,<2.15
 tqdm>=4.65
 """

@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
-    "pspnet.cli", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import", "pspnet.cli_model",
-    "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train", "inference", "sagemaker_entry",
+    "pspnet.cli", "pspnet.cli_benchmark", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_export",
+    "pspnet.cli_import", "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch",
+    "train", "inference", "sagemaker_entry",
 }  # fmt: skip
-BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
+BASE = {"pspnet", "pspnet.cores", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
     "pspnet.classes", "pspnet.config", "pspnet.config_checks", "pspnet.config_sources", "pspnet.config_values",
     "pspnet.job", "pspnet.locations",
@@ -24,10 +25,14 @@ SETTINGS = {
 # What the modules of each folder may import of the project, besides their own folder.
 ALLOWED = {
     "models": BASE,
+    "benchmarking": BASE | {"pspnet.data", "pspnet.models"},
     "data": BASE | {"pspnet.classes"},
     "evaluation": BASE | {"pspnet.classes", "pspnet.data", "pspnet.models"},
+    "export": BASE
+    | {"pspnet.classes", "pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.runtimes", "pspnet.serving"},
     "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
-    "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation"},
+    "runtimes": BASE | {"pspnet.models"},
+    "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.runtimes"},
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
 # The only modules that may see a Config; everything else takes plain arguments.

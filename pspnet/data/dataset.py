@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pspnet.classes import IGNORE_INDEX, LabelMap
+from pspnet.data.cache import ImageCache
 from pspnet.data.channels import Pair, label_problem
 from pspnet.data.images import read_annotation, read_image
 from pspnet.errors import DataError
@@ -44,10 +45,27 @@ def read_pair(
     label_map: LabelMap | None = None,
     ignore_index: int = IGNORE_INDEX,
     channel: str = "train",
+    cache: ImageCache | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(H, W, 3) uint8 RGB and (H, W) uint8 class ids of one pair, `ignore_index` turned into 255.
 
+    The arrays may not be writable. With a cache the files are decoded only where it does not hold them yet.
+
     Raises DataError for unreadable files, sizes that differ and class ids outside num_classes.
+    """
+    decoded = None if cache is None else cache.read(pair)
+    if decoded is None:
+        decoded = decode_pair(pair)
+        if cache is not None:
+            cache.write(pair, *decoded)
+    image, mask = decoded
+    return image, to_class_ids(mask, pair.annotation, num_classes, label_map, ignore_index, channel)
+
+
+def decode_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) uint8 RGB and (H, W) uint8 pixel values of the two files of one pair.
+
+    Raises DataError for unreadable files and sizes that differ.
     """
     image = read_image(pair.image)
     mask = read_annotation(pair.annotation)
@@ -57,7 +75,7 @@ def read_pair(
             f"{image.shape[1]}x{image.shape[0]} px; expected the same size. Write the mask on the image's stored pixel "
             "grid (EXIF rotation is not applied)."
         )
-    return image, to_class_ids(mask, pair.annotation, num_classes, label_map, ignore_index, channel)
+    return image, mask
 
 
 def to_class_ids(
@@ -74,12 +92,12 @@ def to_class_ids(
     """
     if label_map is not None:
         mask = label_map.apply(mask)
-    present = np.bincount(mask.ravel(), minlength=256)
-    if ignore_index != IGNORE_INDEX and present[ignore_index]:
+    if ignore_index != IGNORE_INDEX:
         mask = np.where(mask == ignore_index, np.uint8(IGNORE_INDEX), mask)
-        present[ignore_index] = 0
-    wrong = [int(value) for value in np.flatnonzero(present[num_classes:IGNORE_INDEX]) + num_classes]
-    if wrong:
+    # Two comparisons of bytes for every mask, and a look at the values only where something is wrong.
+    outside = (mask >= num_classes) & (mask != IGNORE_INDEX)
+    if outside.any():
+        wrong = [int(value) for value in np.unique(mask[outside])]
         raise DataError(label_problem(wrong, num_classes, label_map, path, channel))
     return mask
 
@@ -100,6 +118,7 @@ class SegmentationDataset(Dataset[Any]):
         ignore_index: int = IGNORE_INDEX,
         seed: int = 0,
         channel: str = "train",
+        cache: ImageCache | None = None,
     ) -> None:
         self.pairs = list(pairs)
         self.num_classes = num_classes
@@ -108,6 +127,7 @@ class SegmentationDataset(Dataset[Any]):
         self.ignore_index = ignore_index
         self.seed = seed
         self.channel = channel
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -117,7 +137,7 @@ class SegmentationDataset(Dataset[Any]):
         epoch, index = key
         pair = self.pairs[index]
         try:
-            image, mask = read_pair(pair, self.num_classes, self.label_map, self.ignore_index, self.channel)
+            image, mask = read_pair(pair, self.num_classes, self.label_map, self.ignore_index, self.channel, self.cache)
         except DataError as error:
             return error
         if self.transform is not None:

@@ -1,17 +1,22 @@
 """Image and annotation files to arrays, and masks to palette PNG files.
 
-Everything reads through Pillow: it keeps palette indices (OpenCV and torchvision turn them into colours) and refuses a
-truncated file instead of returning a half-grey image. The stored pixel grid counts: EXIF orientation is not applied.
+Everything has Pillow's pixels, what `jpeg.py` and `palette_png.py` read too: it keeps palette indices (OpenCV and
+torchvision turn them into colours) and refuses a truncated file instead of returning a half-grey image. The stored
+pixel grid counts: EXIF orientation is not applied. A file is opened once and read from its beginning to its end, which
+is what network file systems and SageMaker's FastFile mode are quick at; decoders seek in memory.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pspnet.data.jpeg import decode_rgb
+from pspnet.data.palette_png import decode_indices
 from pspnet.errors import AnnotationModeError, DataError
 from pspnet.files import replacing
 
@@ -25,7 +30,11 @@ def read_image(path: Path) -> np.ndarray:
     Raises DataError for a file that is missing, unreadable or truncated.
     """
     try:
-        with Image.open(path) as image:
+        body = path.read_bytes()
+        pixels = decode_rgb(body)
+        if pixels is not None:
+            return pixels
+        with Image.open(io.BytesIO(body)) as image:
             return to_rgb(image)
     except _READ_ERRORS as error:
         raise DataError(f"{path}: not a readable image ({_reason(error)}). Replace or remove the file.") from error
@@ -49,7 +58,11 @@ def read_annotation(path: Path) -> np.ndarray:
     Raises DataError for an unreadable file, AnnotationModeError for modes whose values are no class ids.
     """
     try:
-        with Image.open(path) as image:
+        body = path.read_bytes()
+        indices = decode_indices(body)
+        if indices is not None:
+            return indices
+        with Image.open(io.BytesIO(body)) as image:
             problem = _annotation_problem(image)
             if problem is None:
                 return np.asarray(image)

@@ -20,6 +20,8 @@ from pspnet.errors import ConfigError
 # One core a worker: OpenCV's own threads would fight with the loader's processes.
 cv2.setNumThreads(0)
 
+_FOUR_CHANNELS = int(cv2.__version__.split(".")[0]) >= 5
+
 _MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB: zero once the model has normalised it
 
 
@@ -86,14 +88,19 @@ class TrainTransform:
     def _warp(self, image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = (self.crop_size, self.crop_size)
         flags = cv2.WARP_INVERSE_MAP
+        # The same pixels either way, but OpenCV 5 vectorises four channels and not three. Images much larger than the
+        # crop would cost more to convert than is saved.
+        padded = _FOUR_CHANNELS and image.size < 8 * 3 * self.crop_size**2
         warped = cv2.warpAffine(
-            image,
+            cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if padded else image,
             matrix,
             size,
             flags=flags | cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=_MEAN_COLOUR,
         )
+        if padded:
+            warped = cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
         warped_mask = cv2.warpAffine(
             mask,
             matrix,

@@ -13,6 +13,7 @@ Shape letters:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from pspnet.models.pspnet import PSPNet, check_images
 from pspnet.models.pyramid import PSPHead, PyramidBranch
+from pspnet.models.resampling import average_grids
 from pspnet.models.resnet import Bottleneck, ResNet
 from pspnet.models.spread import convolve_upsampled
 from pspnet.models.winograd import WinogradConv2d
@@ -30,18 +32,23 @@ from pspnet.models.winograd import WinogradConv2d
 _WINOGRAD_CHANNELS = 128
 
 
-def fold(model: PSPNet, dtype: torch.dtype = torch.float32, winograd: bool | None = None) -> FoldedPSPNet:
+def fold(
+    model: PSPNet, dtype: torch.dtype = torch.float32, winograd: bool | None = None, portable: bool = False
+) -> FoldedPSPNet:
     """The inference form of a network, on the network's device; the network itself stays as it is.
 
     Args:
         dtype: of weights and activations. The logits are float32 all the same.
-        winograd: whether to use Winograd's algorithm where it is faster; by default on CPUs in float32.
+        winograd: whether to use Winograd's algorithm where it is faster; by default on CPUs in float32, if not
+            portable.
+        portable: only PyTorch's public operations, which can be compiled and exported: other programs fuse and lay out
+            memory by themselves.
     """
     device = next(model.parameters()).device
     if winograd is None:
-        winograd = device.type == "cpu" and dtype == torch.float32
+        winograd = device.type == "cpu" and dtype == torch.float32 and not portable
     with torch.no_grad():
-        return FoldedPSPNet(model, dtype, winograd).eval()
+        return FoldedPSPNet(model, _Form(dtype, winograd, portable)).eval()
 
 
 def inference_form(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -67,20 +74,47 @@ class _Autocast(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class _Form:
+    """How convolutions are computed."""
+
+    dtype: torch.dtype
+    winograd: bool
+    portable: bool
+
+    def fold(self, conv: nn.Module, bn: nn.Module, relu: bool = True) -> nn.Module:
+        """One module for a convolution and the batch norm after it."""
+        assert isinstance(conv, nn.Conv2d)
+        weight, bias = _folded_weights(conv, bn)
+        return self.convolution(weight, bias, conv, relu)
+
+    def convolution(self, weight: Tensor, bias: Tensor, conv: nn.Conv2d, relu: bool = True) -> nn.Module:
+        """The convolution `conv` with another weight and bias."""
+        weight, bias = weight.to(self.dtype), bias.to(self.dtype)
+        many = weight.shape[1] >= _WINOGRAD_CHANNELS
+        if self.winograd and many and conv.kernel_size == (3, 3) and conv.stride == (1, 1):
+            assert conv.padding == conv.dilation
+            return WinogradConv2d(weight, bias, conv.dilation[0], relu)
+        kind: type[FusedConv2d] = FusedConv2d
+        if not self.portable and _has_onednn(weight):
+            kind = OneDnnConv2d
+        return kind(weight, bias, conv.stride, conv.padding, conv.dilation, relu)
+
+
 class FoldedPSPNet(nn.Module):
     """See `fold`."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, model: PSPNet, dtype: torch.dtype, winograd: bool) -> None:
+    def __init__(self, model: PSPNet, form: _Form) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype = form.dtype
         self.align_corners = model.align_corners
         self.register_buffer("mean", model.mean.float())
         self.register_buffer("scale", 1 / model.std.float())
-        self.backbone = _FoldedResNet(model.backbone, dtype, winograd)
-        self.head = _FoldedHead(model.head, dtype, winograd)
+        self.backbone = _FoldedResNet(model.backbone, form)
+        self.head = _FoldedHead(model.head, form)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) RGB, uint8 or floating point 0..255 -> logits (N, K, H, W), float32. Errors as PSPNet's."""
@@ -92,7 +126,7 @@ class FoldedPSPNet(nn.Module):
 
 
 class _FoldedResNet(nn.Module):
-    def __init__(self, backbone: ResNet, dtype: torch.dtype, winograd: bool) -> None:
+    def __init__(self, backbone: ResNet, form: _Form) -> None:
         super().__init__()
         stem = backbone.stem
         pairs = [
@@ -100,10 +134,10 @@ class _FoldedResNet(nn.Module):
             for n in (1, 2, 3)
             if hasattr(stem, f"conv{n}")
         ]
-        self.stem = nn.Sequential(*(_fold(conv, bn, dtype) for conv, bn in pairs), stem.maxpool)
+        self.stem = nn.Sequential(*(form.fold(conv, bn) for conv, bn in pairs), stem.maxpool)
         layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
         blocks = [block for layer in layers for block in layer if isinstance(block, Bottleneck)]
-        self.blocks = nn.Sequential(*(_FoldedBottleneck(block, dtype, winograd) for block in blocks))
+        self.blocks = nn.Sequential(*(_FoldedBottleneck(block, form) for block in blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalised -> layer4's (N, C, H/s, W/s)."""
@@ -113,14 +147,14 @@ class _FoldedResNet(nn.Module):
 
 
 class _FoldedBottleneck(nn.Module):
-    def __init__(self, block: Bottleneck, dtype: torch.dtype, winograd: bool) -> None:
+    def __init__(self, block: Bottleneck, form: _Form) -> None:
         super().__init__()
-        self.conv1 = _fold(block.conv1, block.bn1, dtype)
-        self.conv2 = _fold(block.conv2, block.bn2, dtype, winograd)
-        self.conv3 = _fold(block.conv3, block.bn3, dtype)
+        self.conv1 = form.fold(block.conv1, block.bn1)
+        self.conv2 = form.fold(block.conv2, block.bn2)
+        self.conv3 = form.fold(block.conv3, block.bn3)
         self.downsample: nn.Module | None = None
         if isinstance(block.downsample, nn.Sequential):
-            self.downsample = _fold(block.downsample[0], block.downsample[1], dtype, relu=False)
+            self.downsample = form.fold(block.downsample[0], block.downsample[1], relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, 4 * channels, h/stride, w/stride)."""
@@ -133,30 +167,29 @@ class _FoldedBottleneck(nn.Module):
 class _FoldedHead(nn.Module):
     taps: Tensor
 
-    def __init__(self, head: PSPHead, dtype: torch.dtype, winograd: bool) -> None:
+    def __init__(self, head: PSPHead, form: _Form) -> None:
         super().__init__()
         self.align_corners = head.align_corners
         branches = [branch for branch in head.pyramid.branches if isinstance(branch, PyramidBranch)]
         self.bins = [branch.bin_size for branch in branches]
-        self.branches = nn.ModuleList(_fold(branch.conv, branch.bn, dtype) for branch in branches)
+        self.branches = nn.ModuleList(form.fold(branch.conv, branch.bn) for branch in branches)
         weight, bias = _folded_weights(head.conv, head.bn)  # (C/4, 2C, 3, 3), (C/4,)
         own = head.conv.in_channels - head.pyramid.out_channels
-        self.conv = _convolution(weight[:, :own], bias, head.conv, dtype, winograd, relu=True)
-        self.register_buffer("taps", weight[:, own:].to(dtype).contiguous(memory_format=torch.channels_last))
+        self.conv = form.convolution(weight[:, :own], bias, head.conv)
+        self.register_buffer("taps", weight[:, own:].to(form.dtype).contiguous(memory_format=torch.channels_last))
         assert head.classifier.bias is not None
-        weight, bias = head.classifier.weight, head.classifier.bias
-        self.classifier = _convolution(weight, bias, head.classifier, dtype, winograd=False, relu=False)
+        self.classifier = form.convolution(head.classifier.weight, head.classifier.bias, head.classifier, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> logits (N, K, h, w)."""
-        grids = [branch(F.adaptive_avg_pool2d(x, bins)) for branch, bins in zip(self.branches, self.bins)]
+        grids = [branch(grid) for branch, grid in zip(self.branches, average_grids(x, self.bins))]
         spread = convolve_upsampled(grids, self.taps, x.shape[-2:], self.align_corners)  # (N, C/4, h, w)
         logits: Tensor = self.classifier(self.conv(x, spread))  # (N, K, h, w)
         return logits
 
 
 class FusedConv2d(nn.Module):
-    """A convolution with its bias, an optional addition and an optional ReLU: one oneDNN operation where there is one.
+    """A convolution with its bias, an optional addition and an optional ReLU.
 
     Args:
         weight: (O, C, kernel, kernel).
@@ -180,12 +213,27 @@ class FusedConv2d(nn.Module):
 
         `added` may be overwritten.
         """
-        if not _has_fused_convolution(x):
-            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
-            if added is not None:
-                y += added
-            return y.relu_() if self.relu else y
-        places = (self.weight, self.bias, self.padding, self.stride, self.dilation, 1)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        if added is not None:
+            y = y + added
+        return F.relu(y) if self.relu else y
+
+
+class OneDnnConv2d(FusedConv2d):
+    """All of it as one oneDNN operation, on CPUs.
+
+    oneDNN has memory layouts of its own for the weight, and the best one depends on the map's size. A size that comes
+    twice in a row gets its weight laid out once and for all; others pay for it in every call.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._last_size: torch.Size | None = None
+        self._packed: tuple[torch.Size, Tensor] | None = None  # replaced as a whole: several threads may be here
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """As FusedConv2d's."""
+        places = (self._weight_for(x), self.bias, self.padding, self.stride, self.dilation, 1)
         relu = "relu" if self.relu else None
         if added is None:
             y = torch.ops.mkldnn._convolution_pointwise(x, *places, relu or "none", [], "")
@@ -194,11 +242,24 @@ class FusedConv2d(nn.Module):
         result: Tensor = y
         return result
 
+    def _weight_for(self, x: Tensor) -> Tensor:
+        packed, last_size = self._packed, self._last_size
+        self._last_size = x.shape
+        if packed is not None and packed[0] == x.shape:
+            return packed[1]
+        if x.shape != last_size:
+            return self.weight
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        weight: Tensor = reorder(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, 1, tuple(x.shape))
+        self._packed = (x.shape, weight)
+        return weight
 
-def _has_fused_convolution(x: Tensor) -> bool:
-    if x.device.type != "cpu" or not _has_onednn_operations():
+
+def _has_onednn(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not _has_onednn_operations():
         return False
-    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    is_bfloat16 = weight.dtype == torch.bfloat16
+    return weight.dtype == torch.float32 or (is_bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @lru_cache(maxsize=1)
@@ -210,15 +271,10 @@ def _has_onednn_operations() -> bool:
         torch.ops.mkldnn._convolution_pointwise_.binary  # noqa: B018
         torch.ops.mkldnn._convolution_pointwise  # noqa: B018
         torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: B018
+        torch._C._nn.mkldnn_reorder_conv2d_weight  # noqa: B018
     except (AttributeError, RuntimeError):  # newer and older versions' word for an operation that is not there
         return False
     return True
-
-
-def _fold(conv: nn.Module, bn: nn.Module, dtype: torch.dtype, winograd: bool = False, relu: bool = True) -> nn.Module:
-    assert isinstance(conv, nn.Conv2d)
-    weight, bias = _folded_weights(conv, bn)
-    return _convolution(weight, bias, conv, dtype, winograd, relu)
 
 
 def _folded_weights(conv: nn.Conv2d, bn: nn.Module) -> tuple[Tensor, Tensor]:
@@ -230,13 +286,3 @@ def _folded_weights(conv: nn.Conv2d, bn: nn.Module) -> tuple[Tensor, Tensor]:
     weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
     bias = bn.bias.double() - bn.running_mean.double() * scale
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
-
-
-def _convolution(
-    weight: Tensor, bias: Tensor, conv: nn.Conv2d, dtype: torch.dtype, winograd: bool, relu: bool
-) -> nn.Module:
-    suits = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and weight.shape[1] >= _WINOGRAD_CHANNELS
-    if winograd and suits:
-        assert conv.padding == conv.dilation
-        return WinogradConv2d(weight.to(dtype), bias.to(dtype), conv.dilation[0], relu)
-    return FusedConv2d(weight.to(dtype), bias.to(dtype), conv.stride, conv.padding, conv.dilation, relu)

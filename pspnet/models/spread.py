@@ -19,12 +19,11 @@ Shape letters:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from pspnet.models.resampling import shifted_interpolation
 
 
 def convolve_upsampled(grids: Sequence[Tensor], weight: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
@@ -65,47 +64,3 @@ def _mix(grid: Tensor, taps: Tensor) -> Tensor:
     mixed = torch.matmul(cells, taps.reshape(-1, channels).t())  # (N * b * b, O * 9)
     mixed = mixed.view(images, bins, bins, outputs, 3, 3).permute(0, 4, 1, 5, 2, 3)  # (N, 3, b, 3, b, O)
     return mixed.reshape(images, 3 * bins, 3 * bins, outputs)
-
-
-def shifted_interpolation(size: int, bins: int, align_corners: bool, like: Tensor) -> Tensor:
-    """(size, 3 * bins): the weight of each cell at the position before, at and after every position of one axis.
-
-    Of the type and on the device of `like`. Kept for the sizes last used, except while PyTorch traces the network,
-    which has to see how the weights follow from the size.
-    """
-    if _is_traced():
-        return _shifted_interpolation(size, bins, align_corners, like.dtype, like.device)
-    return _cached(size, bins, align_corners, like.dtype, like.device)
-
-
-def _shifted_interpolation(
-    size: int, bins: int, align_corners: bool, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    cells = torch.eye(bins, dtype=torch.float64, device=device).unsqueeze(0)  # (1, b, b): cell, position
-    plain = F.interpolate(cells, size, mode="linear", align_corners=align_corners)[0]  # (b, size)
-    before, after = F.pad(plain, (1, 0))[:, :-1], F.pad(plain, (0, 1))[:, 1:]  # zero outside the map
-    return torch.cat([before, plain, after]).t().to(dtype).contiguous()  # (size, 3 * b)
-
-
-@lru_cache(maxsize=128)
-def _cached(size: int, bins: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # A tensor that is born in inference mode could not be used in training later on.
-    with torch.inference_mode(False), torch.no_grad():
-        return _shifted_interpolation(size, bins, align_corners, dtype, device)
-
-
-def _find_is_compiling() -> Callable[[], bool]:
-    """PyTorch's own word for "torch.compile or torch.export is at work": public from 2.3 on, private in 2.1 and 2.2."""
-    for place in (getattr(torch, "compiler", None), torch._utils):
-        found: Callable[[], bool] | None = getattr(place, "is_compiling", None)
-        if found is not None:
-            return found
-    return lambda: False
-
-
-_is_compiling = _find_is_compiling()
-
-
-def _is_traced() -> bool:
-    """Whether PyTorch is recording the network, for torch.compile, torch.export, TorchScript or ONNX."""
-    return _is_compiling() or torch._C._get_tracing_state() is not None

@@ -7,18 +7,25 @@ pixels gives 4 x 4 results with 36 multiplications a channel pair in place of 14
 The sum is the convolution's in another order with other roundings: in float32 the results differ by about 1e-5 of
 their size. A dilated convolution is one over the d x d sub-grids of every d-th row and column.
 
+The transforms move far more bytes than they compute, so they work strip by strip, in memory that stays: a strip's tiles
+fit the processor's cache, and memory that is new in every call would cost more than the products (each of its pages has
+to be mapped and cleared).
+
 Shape letters:
     N  images in the batch             C  input channels            O  output channels
     H  rows of the map                 W  columns of the map        d  dilation
-    T  tiles: N * d * d * t * u        t  tile rows of a sub-grid   u  tile columns of a sub-grid
+    T  tiles of a chunk                t  tile rows of a sub-grid   u  tile columns of a sub-grid
+    P  pixels of a tile: 36
 """
 
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE = 6
@@ -33,9 +40,20 @@ _KERNEL = (
     (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1),
 )  # fmt: skip
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
-# The output transform gives 1 at all 16 places for a tile that is 1 here and 0 elsewhere: a bias put here is added to
-# every result, at no cost.
-_BIAS_PLACE = TILE + 1
+# Bytes of a strip's tiles, about what a core's second cache holds.
+_STRIP_BYTES = 2**21
+# Bytes of a chunk's transformed tiles: as many as keep the products large, and no more for a large image.
+_CHUNK_BYTES = 2**26
+
+
+class _Strip(NamedTuple):
+    """Some tile rows of one sub-grid."""
+
+    image: int
+    row: int  # of the sub-grid, below d
+    column: int
+    start: int  # tile rows
+    stop: int
 
 
 class WinogradConv2d(nn.Module):
@@ -58,47 +76,119 @@ class WinogradConv2d(nn.Module):
         kernel, double = torch.tensor(_KERNEL, dtype=torch.float64), torch.float64
         outputs, inputs = weight.shape[:2]
         transformed = torch.einsum("ai,ocij,bj->abco", kernel, weight.to("cpu", double), kernel)  # (6, 6, C, O)
-        bias_tile = torch.zeros(TILE * TILE, 1, outputs, dtype=double)
-        bias_tile[_BIAS_PLACE, 0] = bias.to("cpu", double)
         input_matrix, output_matrix = (torch.tensor(matrix, dtype=double) for matrix in (_INPUT, _OUTPUT))
         buffers = {
-            "weight": transformed.reshape(TILE * TILE, inputs, outputs),  # (36, C, O)
-            "bias": bias_tile,  # (36, 1, O)
-            "input_transform": torch.kron(input_matrix, input_matrix),  # (36, 36)
-            "output_transform": torch.kron(output_matrix, output_matrix),  # (16, 36)
+            "weight": transformed.reshape(TILE * TILE, inputs, outputs),  # (P, C, O)
+            "bias": bias,  # (O,)
+            "input_transform": torch.kron(input_matrix, input_matrix),  # (P, P)
+            "output_transform": torch.kron(output_matrix, output_matrix),  # (16, P)
         }
         for name, value in buffers.items():
             self.register_buffer(name, value.to(weight.device, weight.dtype).contiguous())
         self.dilation = dilation
         self.relu = relu
 
+    @torch.no_grad()
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(N, C, H, W), and what is added before ReLU (N, O, H, W) or None -> (N, O, H, W) in channels_last memory."""
-        images, channels, height, width = x.shape
-        d = self.dilation
+        images, _, height, width = x.shape
+        d, outputs = self.dilation, self.weight.shape[2]
         rows, columns = (math.ceil(side / (STEP * d)) for side in (height, width))  # t, u
-        tiles = _tiles(x, d, rows, columns)  # (36, T * C)
-        tiles = torch.mm(self.input_transform, tiles).view(TILE * TILE, -1, channels)  # (36, T, C)
-        products = torch.baddbmm(self.bias, tiles, self.weight)  # (36, T, O)
-        results = torch.mm(self.output_transform, products.flatten(1))  # (16, T * O)
-        results = results.view(STEP, STEP, images, d, d, rows, columns, -1)
-        y = results.permute(2, 5, 0, 3, 6, 1, 4, 7)  # (N, t, 4, d, u, 4, d, O): rows and columns in their order
-        y = y.reshape(images, STEP * rows * d, STEP * columns * d, -1)[:, :height, :width]  # (N, H, W, O)
+        tiles = _tiles(x, d, rows, columns)  # (6, 6, N, d, d, t, u, C)
+        result = _kept.take("result", (images, rows, STEP, d, columns, STEP, d, outputs), x)
+        for chunk in self._chunks(images, rows, columns, x.element_size()):
+            self._convolve(tiles, chunk, result)
+        y = result.view(images, STEP * rows * d, STEP * columns * d, -1)[:, :height, :width]  # (N, H, W, O)
         y = y.permute(0, 3, 1, 2)  # (N, O, H, W)
         if added is not None:
             y = y + added
-        return y.relu() if self.relu else y.contiguous(memory_format=torch.channels_last)
+            return y.relu_() if self.relu else y
+        return y.relu() if self.relu else y.clone(memory_format=torch.channels_last)
+
+    def _chunks(self, images: int, rows: int, columns: int, item: int) -> Iterator[list[_Strip]]:
+        """All strips in order, so many at a time that their transformed tiles take `_CHUNK_BYTES` or little more."""
+        channels = self.weight.shape[1]
+        line = TILE * TILE * columns * item  # bytes of a row of tiles for each channel
+        step = max(1, _STRIP_BYTES // (line * channels))
+        limit = max(1, _CHUNK_BYTES // (line * max(self.weight.shape[1:])))  # rows of tiles
+        chunk: list[_Strip] = []
+        lines = 0
+        places = [(n, i, j) for n in range(images) for i in range(self.dilation) for j in range(self.dilation)]
+        for place in places:
+            for start in range(0, rows, step):
+                strip = _Strip(*place, start, min(rows, start + step))
+                if chunk and lines + strip.stop - strip.start > limit:
+                    yield chunk
+                    chunk, lines = [], 0
+                chunk.append(strip)
+                lines += strip.stop - strip.start
+        yield chunk
+
+    def _convolve(self, tiles: Tensor, strips: list[_Strip], result: Tensor) -> None:
+        """The results of some strips, with the bias, written to their places."""
+        columns, channels = tiles.shape[6:]
+        outputs = self.weight.shape[2]
+        lines = [strip.stop - strip.start for strip in strips]
+        count = sum(lines) * columns  # T
+        transformed = _kept.take("transformed", (TILE * TILE, count * channels), tiles)
+        start = 0
+        for strip, line in zip(strips, lines):
+            image, row, column, top, bottom = strip
+            part = _kept.take("part", (TILE, TILE, line, columns, channels), tiles)
+            part.copy_(tiles[:, :, image, row, column, top:bottom])
+            stop = start + line * columns * channels
+            torch.mm(self.input_transform, part.view(TILE * TILE, -1), out=transformed[:, start:stop])
+            start = stop
+        products = _kept.take("products", (TILE * TILE, count, outputs), tiles)
+        torch.bmm(transformed.view(TILE * TILE, count, channels), self.weight, out=products)
+        results = _kept.take("results", (STEP * STEP, count * outputs), tiles)
+        torch.mm(self.output_transform, products.view(TILE * TILE, -1), out=results)
+        by_line = results.view(STEP, STEP, sum(lines), columns, outputs).permute(2, 0, 3, 1, 4)  # (lines, 4, u, 4, O)
+        for (image, row, column, top, bottom), part in zip(strips, by_line.split(lines)):
+            torch.add(part, self.bias, out=result[image, top:bottom, :, row, :, :, column])
+
+
+class _Workspace(threading.local):
+    """Memory that stays from call to call, for each thread its own: all convolutions of a thread use the same.
+
+    What is larger than a chunk is not kept.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory of this shape, with anything in it, of `like`'s type and on its device."""
+        size = math.prod(shape)
+        key = (name, like.dtype, like.device)
+        kept = self.buffers.get(key)
+        if kept is None or kept.numel() < size:
+            # A tensor that is born in inference mode could not be written outside of it later on.
+            with torch.inference_mode(False):
+                kept = torch.empty(size, dtype=like.dtype, device=like.device)
+            if size * like.element_size() <= _CHUNK_BYTES:
+                self.buffers[key] = kept
+        return kept[:size].view(shape)
+
+
+_kept = _Workspace()
 
 
 def _tiles(x: Tensor, d: int, rows: int, columns: int) -> Tensor:
-    """(N, C, H, W) -> (36, T * C): the 6 x 6 pixels, each d apart, of every tile; tiles overlap by two."""
+    """(N, C, H, W) -> (6, 6, N, d, d, t, u, C): the pixels, each d apart, of every tile; tiles overlap by two.
+
+    A view of the map with its padding, in memory that is used again in the next call.
+    """
     images, channels, height, width = x.shape
     padded_height, padded_width = (STEP * rows + 2) * d, (STEP * columns + 2) * d
-    pad = (0, 0, d, padded_width - width - d, d, padded_height - height - d)
-    padded = F.pad(x.permute(0, 2, 3, 1), pad)  # (N, padded_height, padded_width, C)
-    image, row, column, _ = padded.contiguous().stride()
-    tiles = padded.contiguous().as_strided(
+    padded = _kept.take("padded", (images, padded_height, padded_width, channels), x)
+    padded[:, :d].zero_()
+    padded[:, d + height :].zero_()
+    padded[:, d : d + height, :d].zero_()
+    padded[:, d : d + height, d + width :].zero_()
+    padded[:, d : d + height, d : d + width].copy_(x.permute(0, 2, 3, 1))
+    image, row, column, _ = padded.stride()
+    return padded.as_strided(
         (TILE, TILE, images, d, d, rows, columns, channels),
         (row * d, column * d, image, row, column, STEP * d * row, STEP * d * column, 1),
     )
-    return tiles.reshape(TILE * TILE, -1)

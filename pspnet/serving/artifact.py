@@ -152,11 +152,21 @@ def load_artifact(directory: Path) -> Artifact:
         found = "is missing" if not weights_path.is_file() else f"is damaged or truncated ({error})"
         raise WeightsError(f"{weights_path}: the weights file {found}. Copy the model directory again.") from error
     load_state_strict(model, state, str(weights_path))
+    class_names, palette = _labels(content)
+    training, scores, source = (content.get(key, {}) for key in ("training", "scores", "source"))
+    return Artifact(model.eval(), class_names, palette, architecture, training, scores, algorithm, source)
+
+
+def read_labels(directory: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names and (256, 3) uint8 palette of a model directory, without loading it; WeightsError as above."""
+    return _labels(_read_config(directory))
+
+
+def _labels(content: dict[str, Any]) -> tuple[tuple[str, ...], np.ndarray]:
     class_names = tuple(content["classes"])
     palette = palette_for(class_names)
     palette[: len(content["palette"])] = np.array(content["palette"], dtype=np.uint8)
-    training, scores, source = (content.get(key, {}) for key in ("training", "scores", "source"))
-    return Artifact(model.eval(), class_names, palette, architecture, training, scores, algorithm, source)
+    return class_names, palette
 
 
 def read_algorithm(directory: Path) -> str:

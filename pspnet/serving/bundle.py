@@ -20,8 +20,8 @@ ARCHIVE_NAME = "model.tar.gz"
 
 # What predicting needs of the package: no settings, no training, no evaluation, no reading of data sets.
 _SERVED = (
-    "__init__.py", "classes.py", "errors.py", "files.py", "locations.py", "data/__init__.py", "data/images.py",
-    "models/*.py", "serving/*.py",
+    "__init__.py", "classes.py", "cores.py", "errors.py", "files.py", "locations.py", "data/__init__.py",
+    "data/images.py", "data/jpeg.py", "data/palette_png.py", "models/*.py", "runtimes/*.py", "serving/*.py",
 )  # fmt: skip
 # What the packages of _SERVED import and the inference images lack.
 _REQUIREMENTS = """\

@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image
 
 from pspnet.data.images import to_rgb
+from pspnet.data.jpeg import decode_rgb
 from pspnet.errors import PspnetError
 from pspnet.serving.limits import DEFAULT_LIMITS, MAX_SIDE, Limits
 from pspnet.serving.npy import MAGIC, NpyError, read_pixels, read_shape
 from pspnet.serving.tiling import padded_pixels
 
-__all__ = ["Limits", "RequestError", "as_request_error", "decode_image"]
+__all__ = ["Limits", "RequestError", "as_request_error", "decode_image", "is_out_of_memory", "known_answer"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,21 +43,31 @@ class RequestError(PspnetError):
 
 def as_request_error(error: BaseException) -> RequestError:
     """What to answer where `error` was raised. One that no request should cause is logged with its traceback."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, PspnetError):
-        return RequestError(400, " ".join(str(error).split()))
-    if _is_out_of_memory(error):
-        _log.error("out of memory: %s", error)
-        return RequestError(503, "The endpoint ran out of memory for this request; try again or send a smaller image.")
+    answer = known_answer(error)
+    if answer is not None:
+        return answer
     _log.error("a request failed", exc_info=error)
     return RequestError(500, "The endpoint failed to answer this request; its log says why.")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # PyTorch has a class of its own on CUDA only, and since 1.13 only.
+def known_answer(error: BaseException) -> RequestError | None:
+    """What to answer to an error of the request itself or for want of memory; None for a defect."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, PspnetError):
+        return RequestError(400, " ".join(str(error).split()))
+    if is_out_of_memory(error):
+        _log.error("out of memory: %s", error)
+        return RequestError(503, "The endpoint ran out of memory for this request; try again or send a smaller image.")
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a GPU's or the machine's memory did not suffice."""
+    # PyTorch has a class of its own on CUDA only, and since 1.13 only; its CPU allocator raises a bare RuntimeError.
     text = str(error).lower() if isinstance(error, RuntimeError) else ""
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
@@ -98,6 +109,9 @@ def _decode_npy(body: bytes, limits: Limits) -> np.ndarray:
 
 def _decode_picture(body: bytes, limits: Limits) -> np.ndarray:
     try:
+        pixels = decode_rgb(body, lambda height, width: _check_size(height, width, limits))
+        if pixels is not None:
+            return pixels
         with Image.open(io.BytesIO(body), formats=_FORMATS) as image:
             _check_size(image.height, image.width, limits)
             return to_rgb(image)

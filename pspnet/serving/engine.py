@@ -180,6 +180,7 @@ class Engine:
         if self._max_batch == AUTO and predictor.device.type == "cuda":
             self._batch_limit = GPU_BATCH
         width, height = self._warmup_size
+        predictor.prepare([(height, width)], self._batch_limit)
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         for kind in ("PNG", "JPEG"):
             buffer = io.BytesIO()

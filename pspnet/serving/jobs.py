@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
-from pspnet.errors import PspnetError
 from pspnet.serving.answers import AnswerForm, check_answer, encode
-from pspnet.serving.codec import RequestError, decode_image
+from pspnet.serving.codec import decode_image, is_out_of_memory, known_answer
 from pspnet.serving.limits import Limits
 from pspnet.serving.predictor import Prediction, Predictor
 
@@ -49,7 +47,7 @@ class Job:
         try:
             self.image = decode_image(self.body, self.content_type, limits)
         except Exception as error:
-            self.error = as_answer(error)
+            self.error = known_answer(error) or error
         self.seconds["decode"] = time.perf_counter() - started
 
     def encode(self, prediction: Prediction, limits: Limits) -> None:
@@ -58,7 +56,7 @@ class Job:
         try:
             self.answer = encode(prediction, self.form, limits)
         except Exception as error:
-            self.error = as_answer(error)
+            self.error = known_answer(error) or error
         self.seconds["encode"] = time.perf_counter() - started
 
     def check(self, classes: int, limits: Limits) -> None:
@@ -68,7 +66,7 @@ class Job:
         try:
             check_answer(self.form, self.image.shape[0], self.image.shape[1], classes, limits)
         except Exception as error:
-            self.error = as_answer(error)
+            self.error = known_answer(error) or error
 
     def finish(self) -> None:
         """Let go of the bytes that nobody needs any more, and tell the caller."""
@@ -93,29 +91,9 @@ def predict_jobs(predictor: Predictor, jobs: list[Job]) -> list[Prediction | Non
             torch.cuda.empty_cache()
         if len(jobs) > 1:
             return [predict_jobs(predictor, [job])[0] for job in jobs]
-        jobs[0].error = as_answer(error)
+        jobs[0].error = known_answer(error) or error
         found = [None]
     seconds = time.perf_counter() - started
     for job in jobs:
         job.seconds["predict"] = seconds
     return found
-
-
-def as_answer(error: Exception) -> Exception:
-    """What a caller may be told: a RequestError, or for a defect the exception itself (a 500 without its text)."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, PspnetError):
-        return RequestError(400, str(error))
-    if is_out_of_memory(error):
-        return RequestError(503, "The endpoint has too little free memory for this image now; send a smaller one.")
-    return error
-
-
-def is_out_of_memory(error: Any) -> bool:
-    """Whether an exception says that a GPU's or the machine's memory did not suffice."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    # PyTorch's allocator for CPU memory raises a bare RuntimeError.
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)

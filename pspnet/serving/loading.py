@@ -15,13 +15,14 @@ from pspnet.serving.settings import AUTO, ServeSettings
 def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predictor:
     """The predictor of a worker, in the thread that will run it: thread counts belong to the thread that sets them.
 
-    Raises WeightsError for a model that cannot be read and ConfigError for a device or precision that is not there.
+    Raises WeightsError for a model that cannot be read and ConfigError for a device, a precision or a runtime that is
+    not there.
     """
     torch.set_num_threads(settings.threads_per_worker())
     device = choose_serving_device(settings.device, slot)
-    precision = choose_precision(settings.precision, device)
+    dtype = None if settings.precision == AUTO else choose_precision(settings.precision, device).dtype
     with unpacked(settings.model_dir) as directory:
-        return Predictor.load(directory, str(device), limits, precision.dtype)
+        return Predictor.load(directory, str(device), limits, dtype, settings.runtime)
 
 
 def choose_serving_device(name: str, slot: int) -> torch.device:

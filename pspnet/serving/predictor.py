@@ -5,7 +5,7 @@ Legend: N images in a batch, H, W image height and width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Optional, Tuple, Union
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from pspnet.data.images import read_image, to_rgb
 from pspnet.errors import ConfigError, DataError
-from pspnet.models.folded import inference_form
-from pspnet.models.pspnet import SegmentationNetwork
-from pspnet.serving.artifact import load_artifact
+from pspnet.models.pspnet import MIN_SIZE
+from pspnet.runtimes.base import AUTO, Runtime, check_name
+from pspnet.runtimes.opening import Source, open_runtime
+from pspnet.serving.artifact import load_artifact, read_labels
 from pspnet.serving.codec import RequestError
 from pspnet.serving.limits import DEFAULT_LIMITS, Limits
 from pspnet.serving.tiling import enlarge, pad, padded_pixels, scaled_size, shrink, windows
@@ -51,29 +53,41 @@ class Prediction:
 class Predictor:
     """A model ready to turn images into masks. Several threads may call one predictor at the same time.
 
-    `model` is the inference form of the network that the predictor was made of (see pspnet.models.folded).
-
     >>> predictor = Predictor.load("runs/quickstart/model")
     >>> mask = predictor("frame.jpg")  # (H, W) uint8 class ids, the size of the frame
 
     Images above `limits.pass_pixels` are handled as `limits.large_images` says, those with a side below 32 px with
     their last row and column repeated up to it. Everything else runs in one pass at its own size.
+
+    Args:
+        model: a network, or a runtime that is ready.
+        class_names: in the order of the ids.
+        palette: (256, 3) uint8.
+        device: where a network runs.
+        dtype: number format of a network; None for the fastest of the device (float32 on CPUs).
+        limits: sizes and what happens beyond them.
+        runtime: what runs a network: auto, eager or compile.
     """
 
     def __init__(
         self,
-        model: SegmentationNetwork,
+        model: nn.Module | Runtime,
         class_names: tuple[str, ...],
         palette: np.ndarray,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        runtime: str = AUTO,
     ) -> None:
         self.device = torch.device(device)
         self.class_names = class_names
         self.palette = palette
         self.limits = limits
-        self.model = inference_form(model.to(self.device), dtype)
+        if isinstance(model, nn.Module):
+            network = model.eval()
+            self.runtime = open_runtime(runtime, Source(lambda: network, self.device, dtype))
+        else:
+            self.runtime = model
 
     @classmethod
     def load(
@@ -81,21 +95,63 @@ class Predictor:
         directory: str | PathLike[str],
         device: str = "auto",
         limits: Limits = DEFAULT_LIMITS,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        runtime: str = AUTO,
     ) -> Predictor:
-        """Read a model directory. `device` is auto, cpu, cuda or what torch.device takes, `dtype` the number format.
+        """Read a model directory.
 
-        Raises WeightsError for a directory that is missing, damaged or of another program, and ConfigError for a
-        device that is none.
+        Args:
+            device: auto, cpu, cuda or what torch.device takes.
+            dtype: as for Predictor.
+            runtime: auto, eager, compile, onnxruntime, openvino, tensorrt, onnxruntime:int8 or openvino:int8. Exported
+                graphs are found in the directory; where one is asked for, the network itself is not read.
+
+        Raises WeightsError for a directory or an export that is missing, damaged or of another program, and ConfigError
+        for a device or a runtime that is none or is missing here.
         """
+        check_name(runtime)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            torch.device(device)
+            chosen = torch.device(device)
         except RuntimeError as error:
             raise ConfigError(f"device = {device!r} is none that PyTorch knows; use auto, cpu or cuda.") from error
-        artifact = load_artifact(Path(directory))
-        return cls(artifact.model, artifact.class_names, artifact.palette, device, dtype, limits)
+        folder = Path(directory)
+        class_names, palette = read_labels(folder)
+        source = Source(lambda: load_artifact(folder).model, chosen, dtype, folder)
+        return cls(open_runtime(runtime, source), class_names, palette, chosen, limits=limits)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network's inference form, where PyTorch runs it; AttributeError for exported graphs."""
+        runtime = getattr(self.runtime, "eager", self.runtime)
+        model: nn.Module | None = getattr(runtime, "model", None)
+        if model is None:
+            raise AttributeError(f"the runtime {self.runtime.name} holds no PyTorch module.")
+        return model
+
+    def prepare(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
+        """Do ahead of the first frame what images of these sizes need: choose a runtime, compile, warm up.
+
+        Args:
+            sizes: (height, width) of images.
+            batch: how many of a size are given to `predict` at once.
+        """
+        for height, width in dict.fromkeys(self._pass_size(*size) for size in sizes):
+            self.runtime.prepare(height, width)
+            together = min(batch, self.limits.pass_pixels // (height * width))
+            if together > 1:
+                self.runtime.prepare(height, width, together)
+
+    def _pass_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the passes that an image of some size takes."""
+        if padded_pixels(height, width) > self.limits.pass_pixels:
+            if self.limits.large_images == "scale":
+                height, width = scaled_size(height, width, self.limits.pass_pixels)
+            elif self.limits.large_images != "refuse":
+                window = windows(height, width, self.limits.pass_pixels)[0]
+                height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
+        return max(height, MIN_SIZE), max(width, MIN_SIZE)
 
     def __call__(self, image: ImageLike) -> np.ndarray:
         """Class ids of every pixel.
@@ -143,16 +199,15 @@ class Predictor:
             for start in range(0, len(indices), count):
                 yield indices[start : start + count]
 
-    @torch.no_grad()
     def _predict_batch(self, images: list[np.ndarray], probabilities: bool) -> list[_MaskAndShares]:
         """One pass over images of one size."""
         height, width = images[0].shape[:2]
-        pixels = torch.from_numpy(np.stack([pad(image) for image in images])).to(self.device)  # (N, H, W, 3), a copy
-        logits = self.model(pixels.permute(0, 3, 1, 2))  # (N, C, H, W); channels_last as it lies
-        logits = logits[..., :height, :width]
-        masks = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()  # (N, H, W)
+        padded = [pad(image) for image in images]
+        pixels = padded[0][np.newaxis] if len(padded) == 1 else np.stack(padded)  # (N, H, W, 3)
         if not probabilities:
-            return [(mask, None) for mask in masks]
+            return [(mask, None) for mask in self.runtime.masks(pixels)[:, :height, :width]]
+        logits = self.runtime.logits(pixels)[..., :height, :width]  # (N, C, H, W)
+        masks = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()  # (N, H, W)
         return list(zip(masks, logits.softmax(dim=1).cpu().numpy()))  # (N, C, H, W)
 
     def _predict_large(self, image: np.ndarray, probabilities: bool) -> _MaskAndShares:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pspnet.cores import available_cores
 from pspnet.errors import ConfigError
+from pspnet.runtimes.base import NAMES
 
 AUTO = "auto"
 DEFAULT_MODEL_DIR = Path("/opt/ml/model")
@@ -99,9 +101,10 @@ SETTINGS = (
     Setting("threads", AUTO, _whole(1, 1024, auto=True), "N", "CPU threads of each worker; auto: cores / workers"),
     Setting("device", AUTO, _device, "NAME", "auto, cpu, cuda or cuda:N; with auto and cuda, workers share the GPUs"),
     Setting(
-        "precision", "float32", _one_of("auto", "float32", "bfloat16", "float16"), "NAME",
-        "number format of the network: auto (by device), float32, bfloat16 or float16",
+        "precision", AUTO, _one_of("auto", "float32", "bfloat16", "float16"), "NAME",
+        "number format of the network: auto (float32 on CPUs, by device on GPUs), float32, bfloat16 or float16",
     ),
+    Setting("runtime", AUTO, _one_of(*NAMES), "NAME", f"what runs the network: {', '.join(NAMES)}"),
     Setting("queue", "32", _whole(1, 10000), "N", "requests that may wait at a worker; one more is answered with 503"),
     Setting(
         "max_batch", AUTO, _whole(1, 256, auto=True), "N",
@@ -126,6 +129,7 @@ class ServeSettings:
     threads: int | str
     device: str
     precision: str
+    runtime: str
     queue: int
     max_batch: int | str
     warmup_size: tuple[int, int]
@@ -164,23 +168,3 @@ def read_settings(
     found = model_dir or Path(env.get("PSPNET_MODEL_DIR") or env.get("SM_MODEL_DIR") or DEFAULT_MODEL_DIR)
     assert set(values) == {field.name for field in fields(ServeSettings)} - {"model_dir"}
     return ServeSettings(model_dir=found, **values)
-
-
-def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may use: its affinity, cut down to the container's quota (cgroup 2 or 1)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return cores if quota is None else max(1, min(cores, math.floor(quota + 0.5)))
-
-
-def _quota(cgroup: Path) -> float | None:
-    """Cores' worth of time that the container gets; None for no limit or none that can be read."""
-    try:
-        if (cgroup / "cpu.max").is_file():
-            limit, period = (cgroup / "cpu.max").read_text().split()
-        else:
-            limit = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
-        return float(limit) / float(period) if float(limit) > 0 and float(period) > 0 else None
-    except (OSError, ValueError):  # no such file, or "max"
-        return None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from pspnet.cores import available_cores
 from pspnet.errors import ConfigError
 from pspnet.models.precision import Precision, choose_precision
 
 __all__ = [
     "Precision", "choose_device", "choose_precision", "choose_workers", "describe", "has_fast_bfloat16",
-    "make_deterministic",
+    "make_deterministic", "memory_in_words", "set_tf32", "tuned_convolutions",
 ]  # fmt: skip
 
 
@@ -35,11 +38,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def choose_workers(setting: str | int, device: torch.device, local_processes: int = 1) -> int:
-    """`auto` -> loader processes by cores: on a CPU that trains itself two cores are left to the training."""
+    """`auto` -> loader processes by cores, which the processes of a machine share and a container's quota bounds.
+
+    A CPU that trains itself keeps two cores for the training; a GPU's host keeps none, since its main process waits.
+    """
     if isinstance(setting, int):
         return setting
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= max(1, local_processes)
+    cores = available_cores() // max(1, local_processes)
     return min(16, cores) if device.type == "cuda" else max(0, min(4, cores - 2))
 
 
@@ -48,6 +53,36 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether GPUs from Ampere on may round the factors of float32 convolutions and matrix products to TF32."""
+    backends: Any = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision") and hasattr(backends.cudnn, "conv"):  # torch 2.9 and newer
+        for place in (backends.cuda.matmul, backends.cudnn.conv):
+            place.fp32_precision = "tf32" if allowed else "ieee"
+    else:
+        backends.cuda.matmul.allow_tf32 = allowed
+        backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def tuned_convolutions(wanted: bool) -> Iterator[None]:
+    """Have cuDNN try its algorithms for every new size, inside this context: worth it where sizes repeat."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def memory_in_words(device: torch.device) -> str:
+    """The device's memory, for a message: "the 14.6 GiB of Tesla T4"."""
+    if device.type != "cuda":
+        return "the memory"
+    properties = torch.cuda.get_device_properties(device)
+    return f"the {properties.total_memory / 2**30:.1f} GiB of {properties.name}"
 
 
 def describe(device: torch.device) -> str:

@@ -19,7 +19,7 @@ _FIXED_KEYS = (
 _FREE_KEYS = (
     "name", "model_dir", "output_dir", "checkpoint_dir", "workers", "log_every", "tensorboard", "progress", "resume",
     "sample_images", "data", "train", "train_annotation", "validation", "validation_annotation", "label_map", "model",
-    "checkpoint_every", "validation_mini_batch_size",
+    "checkpoint_every", "validation_mini_batch_size", "cache_images", "cache_limit_gb", "cache_dir",
 )  # fmt: skip
 
 

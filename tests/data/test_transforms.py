@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pspnet.data import transforms
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError
 
@@ -296,3 +297,18 @@ def test_albumentations_is_imported_only_when_asked() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("size", [(375, 500), (90, 60), (64, 64), (33, 300)])
+def test_four_channels_give_the_pixels_of_three(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    mask = image[..., 0]
+    crops = {}
+    for wide in (True, False):
+        monkeypatch.setattr(transforms, "_FOUR_CHANNELS", wide)
+        transform = TrainTransform(160, 200, rotation=10.0)
+        crops[wide] = [transform(image, mask, np.random.default_rng(number)) for number in range(5)]
+    for (first, first_mask), (second, second_mask) in zip(crops[True], crops[False]):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(first_mask, second_mask)

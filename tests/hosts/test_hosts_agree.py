@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.hosts import Host
-from benchmarks.machine import versions
+from pspnet.benchmarking.record import versions
 from pspnet.cli import dispatch
 from pspnet.data.images import read_image
 from pspnet.data.shapes import draw_scene

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pspnet.errors import PspnetError
 from pspnet.models import folded
-from pspnet.models.folded import FusedConv2d, fold
+from pspnet.models.folded import FusedConv2d, OneDnnConv2d, fold
 from pspnet.models.pspnet import PSPNet, build_model
 from pspnet.models.winograd import WinogradConv2d
 
@@ -57,11 +58,35 @@ def test_equals_the_network(options: dict[str, object]) -> None:
 
 
 def test_equals_the_network_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folded, "_has_fused_convolution", lambda x: False)
+    monkeypatch.setattr(folded, "_has_onednn", lambda weight: False)
     model = network()
     images = frames(64, 48)
     with torch.no_grad():
         assert difference(fold(model, winograd=False)(images), model(images)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_portable_form_takes_any_size_in_one_graph() -> None:
+    model = network()
+    form = fold(model, portable=True)
+    assert not any(isinstance(module, (OneDnnConv2d, WinogradConv2d)) for module in form.modules())
+    graph = torch.jit.trace(form, frames(64, 64), check_trace=False)
+    with torch.no_grad():
+        for images in (frames(71, 93), frames(64, 64), frames(32, 50)[:1]):
+            assert difference(form(images), model(images)) < 1e-5
+            assert difference(graph(images), model(images)) < 1e-5
+
+
+@pytest.mark.skipif(not folded._has_onednn_operations(), reason="this PyTorch has no oneDNN operations")
+def test_weights_are_laid_out_for_a_size_that_stays() -> None:
+    torch.manual_seed(0)
+    conv = OneDnnConv2d(torch.randn(8, 4, 1, 1), torch.randn(8), (1, 1), (0, 0), (1, 1))
+    small, large = torch.randn(1, 4, 5, 6), torch.randn(1, 4, 9, 8)
+    sizes = []
+    for x in (small, large, large, small, large, small, small):
+        torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias).relu())
+        sizes.append(None if conv._packed is None else conv._packed[0])
+    assert sizes == [None, None, *[large.shape] * 4, small.shape]
 
 
 def test_bfloat16_is_near() -> None:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pspnet.benchmarking.plain import PlainPSPHead, make_plain
 from pspnet.models.pspnet import build_model
 from pspnet.models.pyramid import PSPHead
-from pspnet.models.spread import _cached, convolve_upsampled, shifted_interpolation
-from tests.models.plain import PlainPSPHead, make_plain
+from pspnet.models.resampling import _cached, shifted_interpolation
+from pspnet.models.spread import convolve_upsampled
 
 SIZES = [(30, 30), (9, 13), (6, 6), (4, 5), (2, 3), (1, 1), (1, 7), (45, 60)]
 

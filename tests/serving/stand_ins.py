@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ class StandIn:
         self.go.set()
         self.before = before
         self.batches: list[list[tuple[int, ...]]] = []
+        self.prepared: list[tuple[list[tuple[int, int]], int]] = []
+
+    def prepare(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
+        self.prepared.append((list(sizes), batch))
 
     def predict(self, images: list[np.ndarray], probabilities: bool = False) -> list[Prediction]:
         self.entered.set()

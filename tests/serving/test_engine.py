@@ -90,6 +90,7 @@ def test_the_model_answers_once_it_is_warm(make: Make) -> None:
     assert caught.value.status == 503
     predictor.go.set()
     until(lambda: engine.problem() is None)
+    assert predictor.prepared == [([(32, 32)], 1)]
     image = noise(40, 33)
     asked = Asked(image)
     engine.submit(asked.job)

@@ -17,7 +17,15 @@ def test_defaults() -> None:
     assert (settings.host, settings.port, settings.workers, settings.queue) == ("127.0.0.1", 8080, 1, 32)
     assert (settings.threads, settings.max_batch, settings.device) == ("auto", "auto", "auto")
     assert settings.warmup_size == (480, 360)
+    assert (settings.precision, settings.runtime) == ("auto", "auto")
     assert settings.request_log is True
+
+
+def test_the_runtime_comes_from_a_flag_or_a_variable() -> None:
+    assert read_settings(env={"PSPNET_RUNTIME": "openvino:int8"}).runtime == "openvino:int8"
+    assert read_settings(None, {"runtime": "eager"}, {"PSPNET_RUNTIME": "compile"}).runtime == "eager"
+    with pytest.raises(ConfigError, match="PSPNET_RUNTIME: found 'fast'; expected auto or eager or compile or"):
+        read_settings(env={"PSPNET_RUNTIME": "fast"})
 
 
 def test_flags_win_over_variables_and_variables_over_defaults() -> None:

@@ -1,6 +1,11 @@
 """The head as it is published: grids up-sampled, concatenated with the map, one 3x3 convolution. For comparison only.
 
-Takes the weights of the project's own head, whose state dict has the same names and shapes.
+It is what every speed is compared with, and what the tests compare the project's own head with. It takes the weights
+of that head, whose state dict has the same names and shapes.
+
+Shape letters:
+    N  images in the batch             K  classes
+    C  channels of the backbone's map  h, w  its rows and columns
 """
 
 from __future__ import annotations
@@ -17,12 +22,13 @@ class PlainPSPHead(PSPHead):
     """The published form of the main head."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> logits (N, K, h, w)."""
         size = x.shape[-2:]
         maps = [
             F.interpolate(grid, size, mode="bilinear", align_corners=self.align_corners) for grid in self.pyramid(x)
         ]
-        y = self.relu(self.bn(self.conv(torch.cat([x, *maps], dim=1))))
-        logits: Tensor = self.classifier(self.dropout(y))
+        y = self.relu(self.bn(self.conv(torch.cat([x, *maps], dim=1))))  # (N, C/4, h, w)
+        logits: Tensor = self.classifier(self.dropout(y))  # (N, K, h, w)
         return logits
 
 

@@ -1,0 +1,281 @@
+"""How fast training samples are made: this project's pipeline, and the same operations by other libraries.
+
+    python benchmarks/data.py --output data.json
+
+One core. Every case reads the same JPEG images and palette PNG masks, scales the long side to base_size x U(0.5, 2),
+crops (padded where the image is smaller), mirrors half of them, and stacks 16 samples to a batch:
+
+    ours              SegmentationDataset and collate as training uses them: uint8 out, normalised on the device
+    ours, normalised  the same, then made float32 and normalised by torch on this core: what the other cases return
+    ours, Pillow      ours without simplejpeg
+    ours, cached      ours with the decoded pairs from `cache_images memory`
+    albumentations    cv2.imread, RandomScale, PadIfNeeded, RandomCrop, HorizontalFlip, Normalize, ToTensorV2
+    torchvision v2    decode_jpeg, resize, pad, crop, horizontal_flip, to_dtype and normalize of tv_tensors
+    Pillow            Image.open, resize, crop and transpose, then numpy
+
+Masks are read with Pillow everywhere: the other readers turn palette indices into colours. Cases take turns within each
+round, and their processor time counts, so that other programs disturb little; ratios are medians over the rounds.
+
+Stages: processor time of the parts of one sample of ours.
+
+Loader: images a second by the clock with 0, 1 and 2 workers, without a cache and with both kinds of it, filled.
+
+The images are drawn scenes of 500x375 px, as JPEG files of about 50 kB (VOC's size), or those of a data set:
+--data DIR, with train/, train_annotation/ and --num_classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# One thread for every library, as a loader's worker has.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import numpy as np
+import torch
+from PIL import Image
+
+# The project, from wherever the script is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.pipelines import PIPELINES, Sample, normalise
+from pspnet.benchmarking.interleave import OwnTime, Timing, measure, ratio_quartiles
+from pspnet.benchmarking.record import machine_text, run_record, write_record
+from pspnet.benchmarking.table import factor, markdown
+from pspnet.classes import SHAPES_CLASSES, palette_for
+from pspnet.data import jpeg
+from pspnet.data.cache_folder import open_cache
+from pspnet.data.channels import Pair, load_pairs
+from pspnet.data.dataset import (
+    Batch,
+    SegmentationDataset,
+    TrainBatchSampler,
+    build_loader,
+    collate,
+    load_batches,
+    to_class_ids,
+)
+from pspnet.data.images import encode_palette_png, read_annotation, read_image
+from pspnet.data.shapes import draw_scene
+from pspnet.data.transforms import TrainTransform
+from pspnet.entry import run_guarded
+
+BATCH = 16
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print the tables and write the record."""
+    args = parse(argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="pspnet-data-") as folder:
+        if args.data is None:
+            draw_channel(Path(folder), args.images)
+        source = Path(folder) if args.data is None else args.data
+        pairs = load_pairs(source / "train", source / "train_annotation")[: args.images]
+        record = run_record()
+        print(f"{machine_text(record['machine'])}\n{len(pairs)} images, crop {args.crop_size}, base {args.base_size}\n")
+        record["chains"] = chains(pairs, args)
+        record["stages_ms"] = stages(pairs, args)
+        record["loader"] = loaders(pairs, args, Path(folder)) if args.loader_images else {}
+    if args.output is not None:
+        write_record(args.output, record)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set's folder; drawn scenes if not given")
+    parser.add_argument("--num_classes", type=int, default=len(SHAPES_CLASSES), metavar="N", help="of --data")
+    parser.add_argument("--images", type=int, default=48, metavar="N", help="different images (%(default)s)")
+    parser.add_argument("--crop_size", type=int, default=240, metavar="PX", help="side of the crop (%(default)s)")
+    parser.add_argument("--base_size", type=int, default=520, metavar="PX", help="long side (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="batches of each case (%(default)s)")
+    parser.add_argument("--cases", default="", metavar="A,B", help="only these cases; all that are installed otherwise")
+    parser.add_argument("--workers", default="0,1,2", metavar="N,N", help="for the loader (%(default)s)")
+    parser.add_argument(
+        "--loader_images",
+        type=int,
+        default=960,
+        metavar="N",
+        help="images an epoch of the loader; 0: skip (%(default)s)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write figures, command, machine and versions")
+    return parser.parse_args(argv)
+
+
+def draw_channel(folder: Path, count: int) -> None:
+    """Scenes of the built-in set at a VOC photograph's size, and compressed to about its bytes."""
+    for name in ("train", "train_annotation"):
+        (folder / name).mkdir()
+    for index in range(count):
+        image, mask = draw_scene(np.random.default_rng([7, index]), (500, 375))
+        Image.fromarray(image).save(folder / "train" / f"{index:04d}.jpg", quality=92)
+        encode_palette_png(mask, palette_for(SHAPES_CLASSES)).save(folder / "train_annotation" / f"{index:04d}.png")
+
+
+def dataset(pairs: list[Pair], args: argparse.Namespace, **options: Any) -> SegmentationDataset:
+    """Ours, with the default augmentation."""
+    return SegmentationDataset(pairs, args.num_classes, TrainTransform(args.crop_size, args.base_size), **options)
+
+
+# --- whole chains -----------------------------------------------------------------------------------------------------
+
+
+def chains(pairs: list[Pair], args: argparse.Namespace) -> dict[str, Any]:
+    """Processor time of a batch by each case; prints images a second and the ratio to albumentations."""
+    cache = open_cache("memory", 1.0, "", announce=False) if Path("/dev/shm").is_dir() else None
+    plain = dataset(pairs, args)
+    cases: dict[str, Callable[[int], object]] = {
+        "ours": lambda number: ours(plain, number),
+        "ours, normalised": lambda number: normalise(ours(plain, number).images),
+        "ours, Pillow": lambda number: without_simplejpeg(plain, number),
+    }
+    if cache is not None:
+        cached = dataset(pairs, args, cache=cache)
+        for index in range(len(pairs)):
+            cached[(0, index)]
+        cases["ours, cached"] = lambda number: ours(cached, number)
+    for name, build in PIPELINES.items():
+        sample = build(args.crop_size, args.base_size)
+        if sample is not None:
+            cases[name] = partial(theirs, sample, pairs)
+    if args.cases:
+        cases = {name: cases[name] for name in args.cases.split(",")}
+    timings = measure({name: by_number(case) for name, case in cases.items()}, args.rounds)
+    rows, found = [], {}
+    reference = timings.get("albumentations")
+    for name, timing in timings.items():
+        gain = ratio_quartiles(reference, timing) if reference is not None else None
+        rows.append([name, images_per_second(timing), factor(gain) if gain else ""])
+        found[name] = {"images_per_second": BATCH / timing.median, **timing.record()}
+        if gain is not None:
+            found[name]["gain"] = list(gain)
+    print(markdown(["one core", "images/s (quartiles)", "against albumentations"], rows) + "\n")
+    return found
+
+
+def counted(action: Callable[[], object]) -> Callable[[], OwnTime]:
+    """An action that measures its own processor time."""
+
+    def call() -> OwnTime:
+        start = time.process_time()
+        action()
+        return OwnTime(time.process_time() - start)
+
+    return call
+
+
+def by_number(case: Callable[[int], object]) -> Callable[[], OwnTime]:
+    """A case that measures its own processor time, with another batch at every call."""
+    numbers = itertools.count()
+    return counted(lambda: case(next(numbers)))
+
+
+def ours(data: SegmentationDataset, number: int) -> Batch:
+    """One batch; the samples differ from batch to batch, and are the same for all cases that are ours."""
+    first = number * BATCH
+    batch = collate([data[(first // len(data), index % len(data))] for index in range(first, first + BATCH)])
+    assert isinstance(batch, Batch), batch
+    return batch
+
+
+def without_simplejpeg(data: SegmentationDataset, number: int) -> Batch:
+    """The same where the package is not installed."""
+    with mock.patch.object(jpeg, "simplejpeg", None):
+        return ours(data, number)
+
+
+def theirs(sample: Sample, pairs: list[Pair], number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One batch of another library's chain."""
+    rng = np.random.default_rng([number])
+    samples = [sample(pairs[index % len(pairs)], rng) for index in range(number * BATCH, (number + 1) * BATCH)]
+    return torch.stack([image for image, _ in samples]), torch.stack([mask for _, mask in samples])
+
+
+def images_per_second(timing: Timing) -> str:
+    """`612 (598 to 630)` for the seconds of a batch."""
+    lower, median, upper = (BATCH / value for value in timing.quartiles)
+    return f"{median:.0f} ({upper:.0f} to {lower:.0f})"
+
+
+# --- parts of a sample ------------------------------------------------------------------------------------------------
+
+
+def stages(pairs: list[Pair], args: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of processor time of each part of a sample, mean over the images, median over the rounds."""
+    decoded = [(read_image(pair.image), read_annotation(pair.annotation)) for pair in pairs]
+    bodies = [pair.image.read_bytes() for pair in pairs]
+    plain = TrainTransform(args.crop_size, args.base_size)
+    full = TrainTransform(args.crop_size, args.base_size, rotation=10.0, blur=0.5, color_jitter=0.4)
+    rng = np.random.default_rng(0)
+    data = dataset(pairs, args)
+    samples = [data[(0, index % len(pairs))] for index in range(BATCH)]
+    parts: dict[str, Callable[[], object]] = {
+        "read the image's file": lambda: [pair.image.read_bytes() for pair in pairs],
+        "decode the image: simplejpeg": lambda: [jpeg.decode_rgb(body) for body in bodies],
+        "decode the image: Pillow": lambda: [
+            np.asarray(Image.open(io.BytesIO(body)).convert("RGB")) for body in bodies
+        ],
+        "read and decode the mask": lambda: [read_annotation(pair.annotation) for pair in pairs],
+        "check the class ids": lambda: [
+            to_class_ids(mask, pair.annotation, args.num_classes) for pair, (_, mask) in zip(pairs, decoded)
+        ],
+        "window: scale, crop, flip": lambda: [plain(image, mask, rng) for image, mask in decoded],
+        "window, rotation, blur, colour": lambda: [full(image, mask, rng) for image, mask in decoded],
+        "collate": lambda: collate(samples),
+    }
+    timings = measure({name: counted(part) for name, part in parts.items()}, rounds=10)
+    found = {name: 1000 * timing.median / len(pairs) for name, timing in timings.items()}
+    found["collate"] *= len(pairs) / BATCH
+    print(markdown(["part of a sample", "ms"], [[name, f"{value:.3f}"] for name, value in found.items()]) + "\n")
+    return found
+
+
+# --- the loader -------------------------------------------------------------------------------------------------------
+
+
+def loaders(pairs: list[Pair], args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """Images a second of whole epochs by the clock; workers are started and caches filled before."""
+    found: dict[str, dict[str, float]] = {}
+    many = (pairs * -(-args.loader_images // len(pairs)))[: args.loader_images]
+    workers = [int(text) for text in args.workers.split(",")]
+    for place in ("none", "memory", "disk"):
+        if place == "memory" and not Path("/dev/shm").is_dir():
+            continue
+        cache = open_cache(place, 2.0, str(folder / "cache"), announce=False)
+        found[place] = {str(count): epoch_rate(dataset(many, args, cache=cache), count) for count in workers}
+    rows = [[place, *(f"{rate:.0f}" for rate in rates.values())] for place, rates in found.items()]
+    print(markdown(["images/s, cache_images", *(f"{count} workers" for count in workers)], rows))
+    return found
+
+
+def epoch_rate(data: SegmentationDataset, workers: int, epochs: int = 3) -> float:
+    """The median rate of the epochs after a first one."""
+    sampler = TrainBatchSampler(len(data), BATCH, seed=0)
+    loader = build_loader(data, sampler, workers, persistent=True)
+    rates = []
+    for epoch in range(epochs + 1):
+        sampler.set_position(epoch, 0)
+        start = time.perf_counter()
+        images = sum(len(batch.names) for batch in load_batches(loader))
+        rates.append(images / (time.perf_counter() - start))
+    return float(np.median(rates[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(main, sys.argv[1:]))

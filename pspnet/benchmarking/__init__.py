@@ -1,0 +1,1 @@
+"""Measuring: interleaved timing, the machine's peak, operations, memory, and the record that goes with a figure."""

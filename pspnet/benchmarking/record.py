@@ -1,0 +1,104 @@
+"""What a figure was measured on: machine, versions, command. Part of every benchmark's output."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pspnet.files import replacing
+
+_PACKAGES = (
+    "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "albumentations", "torchmetrics",
+    "onnxruntime", "openvino", "nncf", "tensorrt", "segmentation-models-pytorch", "mxnet", "gluoncv", "fastapi",
+    "uvicorn", "sagemaker-pytorch-inference", "torchserve",
+)  # fmt: skip
+_READ_VERSIONS = """
+import importlib.metadata, json, platform, sys
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that may be used, memory, system, how busy it was; threads and GPU where torch is loaded."""
+    found = {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_average": load_average(),
+    }
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        found["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions(python: str | Path = sys.executable) -> dict[str, str]:
+    """Versions of Python and of the packages that count, in the environment of an interpreter (3.8 or newer)."""
+    result = subprocess.run(
+        [str(python), "-c", _READ_VERSIONS, *_PACKAGES], capture_output=True, text=True, check=True, timeout=60
+    )
+    found: dict[str, str] = json.loads(result.stdout)
+    return found
+
+
+def run_record(command: str | None = None) -> dict[str, Any]:
+    """Command, time, machine and versions of this run; `command` is this process's own if not given."""
+    return {
+        "command": command or shlex.join(["python", *sys.argv]),
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write a benchmark's JSON file, whole or not at all; OSError where that can't be done."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_average() -> list[float]:
+    """Processes that wanted to run in the last 1, 5 and 15 minutes; empty where the system doesn't say."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
+
+
+def machine_text(found: dict[str, Any]) -> str:
+    """One line on a record's `machine`."""
+    parts = [found["processor"], f"{found['cores']} cores", *([found["gpu"]] if "gpu" in found else [])]
+    parts += [f"{found['memory_gib']} GiB"] if found["memory_gib"] else []
+    parts += [f"load {found['load_average'][0]}"] if found["load_average"] else []
+    return ", ".join(parts)
+
+
+def _memory_gib() -> float | None:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE) if path.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()

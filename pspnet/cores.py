@@ -1,0 +1,27 @@
+"""How many CPU cores this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+
+def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may use: its affinity, cut down to the container's quota (cgroup 2 or 1)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return cores if quota is None else max(1, min(cores, math.floor(quota + 0.5)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Cores' worth of time that the container gets; None for no limit or none that can be read."""
+    try:
+        if (cgroup / "cpu.max").is_file():
+            limit, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            limit = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
+        return float(limit) / float(period) if float(limit) > 0 and float(period) > 0 else None
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

@@ -1,0 +1,1 @@
+"""A trained network as a graph for other runtimes: conversion, quantisation, and the check against PyTorch."""

@@ -1,0 +1,43 @@
+"""torch.export: PyTorch's own program format, for AOTInductor, ExecuTorch and torch.compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pspnet.errors import ConfigError
+from pspnet.export.graph import Run
+from pspnet.export.network import ExportNetwork, example_images
+
+PACKAGES: tuple[str, ...] = ()
+FILE_NAME = "model.pt2"
+
+
+def write(network: ExportNetwork, folder: Path) -> str:
+    """See pspnet.export.graph.Format. ConfigError for a version of PyTorch that cannot keep the sizes free."""
+    dimension: Any = getattr(torch.export, "Dim", None)
+    free = getattr(dimension, "AUTO", None)
+    if free is None:
+        raise ConfigError(
+            f"--format torch_export needs PyTorch 2.5 or newer to keep the sizes free; this is {torch.__version__}. "
+            "Use torchscript, or a newer PyTorch."
+        )
+    with torch.no_grad():
+        program = torch.export.export(network, (example_images(),), dynamic_shapes=({0: free, 2: free, 3: free},))
+    torch.export.save(program, str(folder / FILE_NAME))
+    return FILE_NAME
+
+
+def open_graph(path: Path) -> Run:
+    """See pspnet.export.graph.Format."""
+    program = torch.export.load(str(path)).module()
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            mask, logits = program(torch.from_numpy(images))
+        return mask.numpy(), logits.numpy()
+
+    return run

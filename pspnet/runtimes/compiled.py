@@ -1,0 +1,131 @@
+"""The inference form compiled by PyTorch's own compiler: inductor, with frozen weights on CPUs.
+
+Compiling takes a minute or more and happens at the first image, unless the size was prepared.
+
+Legend: N images in a batch, H, W image height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any, Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pspnet.models.folded import fold, inference_form
+from pspnet.models.pspnet import PSPNet
+from pspnet.runtimes.base import RuntimeMissingError
+from pspnet.runtimes.eager import EagerRuntime
+
+if TYPE_CHECKING:
+    from pspnet.runtimes.graphs import MaskGraph
+
+
+class CompiledRuntime(EagerRuntime):
+    """See EagerRuntime. `model` is the form that is compiled; `on_prepared` is called when it was compiled for a size.
+
+    Raises RuntimeMissingError where there is no compiler or PyTorch cannot compile the network here; what shows only
+    at the first image is raised there.
+    """
+
+    name = "compile"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        on_prepared: Callable[[], None] = lambda: None,
+    ) -> None:
+        check_compiler(device)
+        self._on_prepared = on_prepared
+        super().__init__(network, device, dtype)
+
+    def _form(self, network: nn.Module) -> nn.Module:
+        if isinstance(network, PSPNet):
+            form: nn.Module = fold(network, self.dtype, portable=True)
+        else:
+            form = inference_form(network, self.dtype)
+        self._compiled_classes = self._compile(_Classes(form))
+        self._compiled_logits = self._compile(form)
+        return form
+
+    def _compile(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        # Freezing lays the weights out once, as the convolutions want them.
+        options: dict[str, Any] = {"freezing": True} if self.device.type == "cpu" else {}
+        try:
+            return torch.compile(module, options=options)
+        except RuntimeError as error:  # this Python is too new for this PyTorch's compiler
+            raise _unavailable(error) from error
+
+    def masks(self, images: np.ndarray) -> np.ndarray:
+        """See Runtime."""
+        try:
+            return super().masks(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise _unavailable(error) from error
+
+    def logits(self, images: np.ndarray) -> Tensor:
+        """See Runtime."""
+        try:
+            return super().logits(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise _unavailable(error) from error
+
+    def prepare(self, height: int, width: int, batch: int = 1) -> None:
+        """Compile for this size, or for all sizes where others were compiled before."""
+        try:
+            super().prepare(height, width, batch)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise _unavailable(error) from error
+        self._on_prepared()
+
+    def _capture(self, size: tuple[int, ...]) -> MaskGraph:
+        from pspnet.runtimes.graphs import MaskGraph
+
+        return MaskGraph(self._classes, size, self.device, held=[])  # compiled code keeps nothing for a size
+
+    def _classes(self, pixels: Tensor) -> Tensor:
+        return self._compiled_classes(pixels)
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        return self._compiled_logits(pixels.permute(0, 3, 1, 2))
+
+
+class _Classes(nn.Module):
+    """(N, H, W, 3) uint8 -> (N, H, W) uint8: as one piece, so that the logits' up-sampling and arg-max are too."""
+
+    def __init__(self, form: nn.Module) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        classes: Tensor = self.form(pixels.permute(0, 3, 1, 2)).argmax(dim=1).to(torch.uint8)
+        return classes
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise RuntimeMissingError where the compiler that PyTorch's code generator calls is not installed."""
+    if device.type == "cpu":
+        default = "clang++" if sys.platform == "darwin" else "g++"
+        names, kind = [os.environ.get("CXX") or default], "C++"
+    else:
+        names, kind = [os.environ.get("CC") or "gcc", "clang"], "C"
+    if not any(shutil.which(name) for name in names):
+        raise RuntimeMissingError(
+            f"runtime compile needs a {kind} compiler, and {names[0]} is not installed; install it (Debian, Ubuntu: "
+            "apt install g++), or use the runtime eager."
+        )
+
+
+def _unavailable(error: Exception) -> RuntimeMissingError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0][:300] if lines else type(error).__name__
+    return RuntimeMissingError(
+        f"runtime compile: PyTorch {torch.__version__} cannot compile this network here ({reason}); use the runtime "
+        "eager."
+    )

@@ -1,0 +1,138 @@
+"""The network's inference form in PyTorch, as it is.
+
+On a CPU in float32. On a GPU in the fastest number format that its units have: pixels cross as bytes from pinned
+memory, the arg-max is taken there, only class ids come back, and sizes that return are captured as CUDA graphs.
+
+Legend: N images in a batch, H, W image height and width, K classes.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pspnet.models.folded import inference_form
+
+if TYPE_CHECKING:
+    from pspnet.runtimes.graphs import GraphCache, MaskGraph
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """float32 on CPUs and on GPUs before Volta, float16 on newer ones.
+
+    GPUs with fast bfloat16 units have float16 ones of the same speed, and three more bits of the logits survive in it.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    return torch.float16 if torch.cuda.get_device_capability(device)[0] >= 7 else torch.float32
+
+
+class EagerRuntime:
+    """A network's inference form. `model` is that form: (N, 3, H, W) uint8 -> logits (N, K, H, W) float32.
+
+    Args:
+        network: a network in float32, or an inference form of one.
+        device: where it runs; the network is moved there.
+        dtype: of weights and activations; None for the fastest of the device. A network whose values leave float16's
+            range then goes on in a wider format.
+    """
+
+    name = "eager"
+
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self.device = device
+        self.dtype = dtype or fastest_dtype(device)
+        network = network.to(device)
+        self.model = self._form(network)
+        self._spare = network if dtype is None and self.dtype == torch.float16 else None
+        self._lock = threading.Lock()
+        self._graphs: GraphCache[MaskGraph] | None = None
+        if device.type == "cuda":
+            from pspnet.runtimes.graphs import GraphCache
+
+            self._graphs = GraphCache(self._capture)
+
+    def _form(self, network: nn.Module) -> nn.Module:
+        return inference_form(network, self.dtype)
+
+    def masks(self, images: np.ndarray) -> np.ndarray:
+        """See Runtime."""
+        with torch.no_grad():
+            if self._graphs is None:
+                return self._plain_masks(images)
+            with self._lock:
+                graph = self._graphs.find(images.shape[:3])
+                return self._plain_masks(images) if graph is None else graph(images)
+
+    def logits(self, images: np.ndarray) -> Tensor:
+        """See Runtime."""
+        with torch.no_grad():
+            if self._graphs is None:
+                return self._checked_logits(self.to_device(images))
+            with self._lock:
+                return self._checked_logits(self.to_device(images))
+
+    def prepare(self, height: int, width: int, batch: int = 1) -> None:
+        """A pass, which chooses algorithms and takes memory for this size, and on a GPU its graph."""
+        noise = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+        with torch.no_grad(), self._lock:
+            self._plain_masks(noise)
+            if self._graphs is not None:
+                self._graphs.prepare((batch, height, width))
+
+    def to_device(self, images: np.ndarray) -> Tensor:
+        """(N, H, W, 3) uint8 of any layout -> the same on the device."""
+        if images.shape[0] == 1:
+            # numpy may give one image any batch stride, and PyTorch 1.12 computes a deep stem wrongly with some.
+            pixels = torch.from_numpy(np.require(images[0], requirements=["C", "W"])).unsqueeze(0)
+        else:
+            pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        return pixels.to(self.device, non_blocking=True)
+
+    def _capture(self, size: tuple[int, ...]) -> MaskGraph:
+        from pspnet.runtimes.graphs import MaskGraph, lasting_tensors
+
+        held = lasting_tensors(self._classes, torch.zeros((*size, 3), dtype=torch.uint8, device=self.device))
+        return MaskGraph(self._classes, size, self.device, held)
+
+    def _plain_masks(self, images: np.ndarray) -> np.ndarray:
+        pixels = self.to_device(images)
+        if self._spare is None:
+            classes = self._classes(pixels)
+        else:
+            classes = self._checked_logits(pixels).argmax(dim=1).to(torch.uint8)
+        result: np.ndarray = classes.cpu().numpy()
+        return result
+
+    def _classes(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, H, W) uint8, both on the device."""
+        classes: Tensor = self._forward(pixels).argmax(dim=1).to(torch.uint8)
+        return classes
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> logits (N, K, H, W) float32, both on the device."""
+        logits: Tensor = self.model(pixels.permute(0, 3, 1, 2))  # channels_last as it lies
+        return logits
+
+    def _checked_logits(self, pixels: Tensor) -> Tensor:
+        """The logits, in a wider format where float16 was too narrow."""
+        logits = self._forward(pixels)  # (N, K, H, W)
+        if self._spare is not None and not bool(torch.isfinite(logits).all()):
+            self._widen(self._spare)
+            logits = self._forward(pixels)
+        return logits
+
+    def _widen(self, network: nn.Module) -> None:
+        has_bfloat16 = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 8
+        self.dtype = torch.bfloat16 if has_bfloat16 else torch.float32
+        warnings.warn(f"this network's values leave float16's range; it runs in {self.dtype} from here.", stacklevel=3)
+        self.model, self._spare = self._form(network), None
+        if self._graphs is not None:
+            self._graphs.clear()

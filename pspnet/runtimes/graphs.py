@@ -1,0 +1,135 @@
+"""CUDA graphs of a network, one for each size of images: a whole forward pass started by one call.
+
+A batch of one image leaves a GPU idle between its hundred small kernels; a graph starts them all at once. It is tied
+to the memory that it was captured with, so every graph keeps its own input and output, and their number is bounded.
+
+Legend: N images in a batch, H, W image height and width.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+GRAPHS = 8
+"""Sizes whose graphs are kept; each costs its activations in GPU memory."""
+SIGHTINGS = 3
+"""A size is captured when it is seen so often, unless it was prepared: capturing costs several passes."""
+
+_WARMUPS = 3
+_REMEMBERED = 1024
+
+_Graph = TypeVar("_Graph")
+
+
+class GraphCache(Generic[_Graph]):
+    """The graphs of the sizes last used. For use by one thread at a time.
+
+    Args:
+        capture: makes the graph for a size (N, H, W).
+        limit: how many are kept.
+        sightings: how often a size must be asked for before it is captured.
+    """
+
+    def __init__(
+        self, capture: Callable[[tuple[int, ...]], _Graph], limit: int = GRAPHS, sightings: int = SIGHTINGS
+    ) -> None:
+        self._capture, self._limit, self._sightings = capture, limit, sightings
+        self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
+        self._seen: OrderedDict[tuple[int, ...], int] = OrderedDict()
+
+    def find(self, size: tuple[int, ...]) -> _Graph | None:
+        """The graph of a size, captured now if the size has been seen often enough; None where it has not."""
+        if size in self._graphs:
+            self._graphs.move_to_end(size)
+            return self._graphs[size]
+        self._seen[size] = self._seen.get(size, 0) + 1
+        self._seen.move_to_end(size)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return self.prepare(size) if self._seen[size] >= self._sightings else None
+
+    def prepare(self, size: tuple[int, ...]) -> _Graph:
+        """The graph of a size, captured now if it is not there; the one unused for longest makes room."""
+        if size not in self._graphs:
+            while len(self._graphs) >= self._limit:
+                self._graphs.popitem(last=False)
+            self._graphs[size] = self._capture(size)
+            self._seen.pop(size, None)
+        self._graphs.move_to_end(size)
+        return self._graphs[size]
+
+    def clear(self) -> None:
+        """Let go of all graphs and their memory."""
+        self._graphs.clear()
+        self._seen.clear()
+
+
+class MaskGraph:
+    """A captured pass from pixels to class ids, with its memory on both sides. For use by one thread at a time.
+
+    Args:
+        forward: (N, H, W, 3) uint8 on the device -> (N, H, W) uint8 on the device.
+        size: (N, H, W).
+        device: a CUDA device.
+        held: tensors that the pass reads and that must live as long as the graph; see `lasting_tensors`.
+    """
+
+    def __init__(
+        self, forward: Callable[[Tensor], Tensor], size: tuple[int, ...], device: torch.device, held: list[Tensor]
+    ) -> None:
+        self._device, self._held = device, held
+        self._pinned_input = torch.zeros((*size, 3), dtype=torch.uint8, pin_memory=True)
+        self._pinned_output = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self._input = torch.zeros((*size, 3), dtype=torch.uint8, device=device)
+        self._graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.device(device):
+            # Libraries choose algorithms and take workspace on the first passes, which must not be captured.
+            stream: Any = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARMUPS):
+                    forward(self._input)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._output = forward(self._input)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """(N, H, W, 3) uint8 -> (N, H, W) uint8, an array of its own."""
+        np.copyto(self._pinned_input.numpy(), images)
+        with torch.cuda.device(self._device):
+            self._input.copy_(self._pinned_input, non_blocking=True)
+            self._graph.replay()
+            self._pinned_output.copy_(self._output, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+        classes: np.ndarray = self._pinned_output.numpy().copy()
+        return classes
+
+
+def lasting_tensors(forward: Callable[[Tensor], Tensor], images: Tensor) -> list[Tensor]:
+    """The tensors that a pass reads and that outlive it: weights, and what modules keep for a size.
+
+    A graph reads them where they lay when it was captured. Whoever holds the graph has to hold them as well, since a
+    module may let go of what it keeps for a size.
+    """
+    seen: dict[int, weakref.ReferenceType[Tensor]] = {}
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            for value in tree_flatten((args, kwargs or {}))[0]:
+                if isinstance(value, Tensor):
+                    seen[id(value)] = weakref.ref(value)
+            return function(*args, **(kwargs or {}))
+
+    with Recorder():
+        forward(images)
+    found = (reference() for reference in seen.values())
+    return [tensor for tensor in found if tensor is not None]

@@ -1,0 +1,85 @@
+"""Pictures of both benchmarks, and one sentence for files that are none of theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import plot
+from pspnet.entry import run_guarded
+
+
+def timing(milliseconds: float, **more: Any) -> dict[str, Any]:
+    return {"median_ms": milliseconds, "quartiles_ms": [0.9 * milliseconds, 1.2 * milliseconds], **more}
+
+
+def point(value: int) -> dict[str, Any]:
+    forms = {"plain": timing(400.0 * value), "ours": timing(200.0 * value)}
+    return {"pixels": 57600 * value, "batch": value, "num_classes": 21 * value, **forms}
+
+
+INFERENCE = {
+    "benchmark": "inference",
+    "settings": {"batch": 1},
+    "sizes": {
+        "240x240": {
+            "plain": timing(460.0, gain=None),
+            "openvino:int8": timing(77.0, gain=[5.9, 6.0, 6.1]),
+            "smp-pspnet": timing(50.0, gain=[9.0, 9.1, 9.2]),
+        },
+        "360x480": {"plain": timing(1400.0, gain=None)},
+    },
+}
+SCALING = {
+    "benchmark": "scaling",
+    **{part: [point(1), point(2)] for part in ("size", "batch", "classes")},
+    "workers": [{"workers": 0, "images_per_second": 1234.5}, {"workers": 2, "images_per_second": 99.5}],
+    "processes": [{"processes": 1, "threads": 2, "masks_per_second": 5.125}],
+}
+
+
+def run(record: object, folder: Path, name: str) -> int:
+    pytest.importorskip("matplotlib")
+    (folder / "record.json").write_text(record if isinstance(record, str) else json.dumps(record))
+    return run_guarded(plot.main, [str(folder / "record.json"), str(folder / name)])
+
+
+def test_the_inference_plot_names_cases_sizes_and_gains(tmp_path: Path) -> None:
+    assert run(INFERENCE, tmp_path, "inference.svg") == 0
+    text = (tmp_path / "inference.svg").read_text()
+    for wanted in ("240x240 pixels", "360x480 pixels", "openvino:int8", "77 (6.00x)", ">460<", "ms for an image"):
+        assert wanted in text
+    assert len(text) < 100_000
+    assert run(INFERENCE, tmp_path, "again.svg") == 0
+    assert (tmp_path / "again.svg").read_text() == text
+
+
+def test_the_scaling_plot_has_a_panel_for_each_part(tmp_path: Path) -> None:
+    assert run(SCALING, tmp_path, "scaling.svg") == 0
+    text = (tmp_path / "scaling.svg").read_text()
+    for wanted in ("Image size", "Batch, 240x240", "classes", "Loader", "1234", "99.5", "1 x 2", "5.12", "ours"):
+        assert wanted in text
+    assert run({"benchmark": "scaling", "workers": SCALING["workers"]}, tmp_path, "one.png") == 0
+    with Image.open(tmp_path / "one.png") as picture:
+        assert min(picture.size) > 200
+
+
+@pytest.mark.parametrize(
+    ("record", "name", "code", "text"),
+    [
+        ("{", "a.svg", 1, "record.json: not readable as JSON"),
+        ({"benchmark": "other"}, "a.svg", 1, "record.json: expected what inference.py or scaling.py writes"),
+        ([], "a.svg", 1, "record.json: expected what inference.py or scaling.py writes"),
+        (INFERENCE, "a.gif", 2, "a.gif: expected a name that ends with .svg or .png."),
+    ],
+)
+def test_wrong_files(
+    record: object, name: str, code: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(record, tmp_path, name) == code
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
