@@ -14,7 +14,8 @@ FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
     "pspnet.cli", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_import", "pspnet.cli_model",
-    "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch", "train", "inference", "sagemaker_entry",
+    "pspnet.cli_report", "pspnet.cli_serve", "pspnet.cli_stream", "pspnet.entry", "pspnet.launch", "train",
+    "inference", "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
@@ -28,6 +29,7 @@ ALLOWED = {
     "evaluation": BASE | {"pspnet.classes", "pspnet.data", "pspnet.models"},
     "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
     "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation"},
+    "stream": BASE | {"pspnet.classes", "pspnet.data", "pspnet.serving"},
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
 # The only modules that may see a Config; everything else takes plain arguments.
