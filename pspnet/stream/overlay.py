@@ -71,7 +71,9 @@ class OverlayVideoSink:
     def _open(self, height: int, width: int) -> None:
         import av
 
-        settings = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if self.path.suffix == ".mp4" else {}
+        settings = {"flush_packets": "1"}
+        if self.path.suffix.lower() == ".mp4":
+            settings["movflags"] = "frag_keyframe+empty_moov+default_base_moof"
         self._container = av.open(str(self.path), "w", options=settings)
         self._stream = self._container.add_stream("libx264", rate=round(self._context.rate or _FALLBACK_RATE))
         self._stream.width, self._stream.height = width, height
