@@ -141,6 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, "text/html; charset=utf-8", page(self.server.context).encode())
         elif path in _FILES:
             self._answer(200, _FILES[path], _resource(path[1:]).encode())
+        elif path == "/favicon.ico":  # every browser asks for it
+            self._answer(204, "image/x-icon", b"")
         elif path == "/status.json":
             self._answer(200, "application/json", json.dumps(self.server.context.status()).encode())
         elif path == "/frame.jpg":
