@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sagemaker_entry import lambda_handler
+from pspnet.stream import kinesis_client, mask_sinks
+from sagemaker_entry import lambda_handler, transports
 from sagemaker_entry.lambda_settings import read_settings
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "sagemaker_entry" / "pipeline_template.yaml"
@@ -88,12 +89,16 @@ def test_the_function_may_do_what_its_code_calls_and_no_more(template: dict[str,
 
 
 def test_the_machine_of_the_stream_may_do_what_its_code_calls_and_no_more(template: dict[str, Any]) -> None:
-    assert actions(template["Resources"]["StreamPolicy"]) == {
-        "kinesisvideo:GetDataEndpoint",
-        "kinesisvideo:GetMedia",
-        "s3:PutObject",
-        "sagemaker:InvokeEndpoint",
+    calls = {
+        "kinesisvideo:GetDataEndpoint": (kinesis_client, ".get_data_endpoint("),
+        "kinesisvideo:GetMedia": (kinesis_client, ".get_media("),
+        "s3:PutObject": (mask_sinks, ".put_object("),
+        "s3:GetObject": (mask_sinks, ".head_object("),
+        "sagemaker:InvokeEndpoint": (transports, ".invoke_endpoint("),
     }
+    for module, call in calls.values():
+        assert call in Path(module.__file__ or "").read_text(), call
+    assert actions(template["Resources"]["StreamPolicy"]) == set(calls)
 
 
 def test_the_camera_may_only_send(template: dict[str, Any]) -> None:
