@@ -77,7 +77,7 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add(
         group, "give_up", type=_number(0), default=300.0, metavar="SECONDS",
-        help="without a connection, after which a live source is given up (default: 300)",
+        help="without a connection, after which a live source or an endpoint is given up (default: 300)",
     )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def run_stream(arguments: argparse.Namespace) -> int:
         latest = arguments.policy == "latest" or (arguments.policy == "auto" and source.live)
         deliveries = [_delivery(arguments, sink, latest, statistics, console) for sink in sinks]
         opened.pop_all()  # from here on the pipeline closes what is open
-        settings = PipelineSettings(latest, arguments.max_frames, arguments.grace)
+        settings = PipelineSettings(latest, arguments.max_frames, arguments.grace, arguments.give_up)
         pipeline = Pipeline(source, model, deliveries, statistics, settings, console.say)
         failure = _run_pipeline(pipeline, lambda: console.tick(statistics.line), signals)
     summary = statistics.summary()

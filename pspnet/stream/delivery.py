@@ -55,6 +55,7 @@ class Delivery:
         self.sink = sink
         self._spill, self._statistics, self._report, self._limits = spill, statistics, report, limits
         self._depth = limits.depth if sink.durable else 1
+        self._patience = limits.patience
         self._memory: deque[MaskedFrame] = deque()
         self._leftovers = 0 if spill is None else len(spill)
         self._changed = threading.Condition()
@@ -90,16 +91,22 @@ class Delivery:
                     self._statistics.count("skipped")
                 self._push(item)
                 return
-            if not self._dead and not self._spilled() and not self._has_room():
-                self._changed.wait_for(
-                    lambda: self._has_room() or self._failing_since is not None or self._dead, self._limits.patience
-                )
+            if not self._spilled():
+                self._wait_for_room()
             if self._dead and self._spill is None:
                 return
             if not self._spilled() and self._has_room() and not self._dead:
                 self._push(item)
             else:
                 self._to_disk(item)
+
+    def _wait_for_room(self) -> None:
+        """Until there is room, the sink fails, or patience ends."""
+        started = time.monotonic()
+        while not self._has_room() and self._failing_since is None and not self._dead:
+            if self._patience is not None and time.monotonic() - started >= self._patience:
+                return
+            self._changed.wait(None if self._patience is None else started + self._patience - time.monotonic())
 
     def _has_room(self) -> bool:
         return len(self._memory) < self._depth
@@ -131,7 +138,7 @@ class Delivery:
                 self._report(f"{self.sink.name}: the spill folder {self._spill.folder} takes no more: {reason}.")
                 self._lost_told = True
             # Without patience nothing may be lost: the whole stream waits until the sink has taken something.
-            if self._limits.patience is not None or self._dead or self._ending:
+            if self._patience is not None or self._dead:
                 self._statistics.count("lost")
                 return
             self._changed.wait(1.0)
@@ -299,6 +306,12 @@ class Delivery:
             self._statistics.count("lost")
 
     # --- the end ------------------------------------------------------------------------------------------------------
+
+    def hurry(self) -> None:
+        """The stream is to stop: wait for a sink that hangs no longer than the grace, then put its items on disk."""
+        with self._changed:
+            self._patience = self._limits.grace if self._patience is None else self._patience
+            self._changed.notify_all()
 
     def finish(self) -> None:
         """No more items come: what is there is delivered, or given up after the grace."""

@@ -33,13 +33,14 @@ _SOURCE_SECONDS = 10.0  # that a source has to end after close()
 class PipelineSettings:
     """latest: the policy. max_frames: frames to take from the source, None for all of them.
 
-    grace: seconds after the wish to stop in which a model that cannot be reached is still asked.
-    first_pause, longest_pause: between two tries to reach it.
+    grace: seconds after the wish to stop in which a model that cannot be reached is still asked for frames of a file.
+    give_up: seconds without an answer after which the stream ends. first_pause, longest_pause: between two tries.
     """
 
     latest: bool
     max_frames: int | None = None
     grace: float = 30.0
+    give_up: float = 300.0
     first_pause: float = 0.2
     longest_pause: float = 5.0
 
@@ -101,6 +102,8 @@ class Pipeline:
             self._stopping.set()
             self._handover.close()
             self._source.close()
+            for delivery in self._deliveries:
+                delivery.hurry()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -135,6 +138,8 @@ class Pipeline:
                     delivery.put(item)
         finally:
             self._handover.close()
+            while self._handover.take() is not None:  # only after an error: frames that were taken and get no mask
+                self._statistics.count("failed")
             self._model.close()
 
     def _prepared(self, frame: Frame) -> Frame:
@@ -160,6 +165,9 @@ class Pipeline:
                 if self._expired():
                     self._failed(frame, error)
                     return frame, None
+                if time.monotonic() - lost_since > self._settings.give_up:
+                    self._failed(frame, error)
+                    raise
                 if self._stopping.is_set():
                     time.sleep(backoff.next())
                 else:

@@ -78,10 +78,11 @@ class SinkStatistics:
             self._recent.append((time.monotonic(), latency))
 
     def recent(self) -> list[float]:
-        """The latencies of the last seconds, sorted."""
+        """The latencies of the last seconds, sorted; the last one where there was none."""
         since = time.monotonic() - _RECENT_SECONDS
         with self._lock:
-            return sorted(latency for when, latency in self._recent if when >= since)
+            last = [latency for when, latency in self._recent if when >= since]
+            return sorted(last or [latency for _, latency in list(self._recent)[-1:]])
 
     def __getitem__(self, what: str) -> int:
         with self._lock:
@@ -163,7 +164,9 @@ class Statistics:
     def _recent_rate(self) -> float:
         now = time.monotonic()
         with self._lock:
+            # At least the last two: a mask may take longer than that.
             recent = [when for when in self._recent if when >= now - _RECENT_SECONDS]
+            recent = recent if len(recent) >= 2 else list(self._recent)[-2:]
         if len(recent) < 2:
             return 0.0
         # Up to now, so that a stream that stands still is seen to become slower.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -136,6 +137,20 @@ def test_live_frames_are_dropped_while_the_model_is_away(tmp_path: Path) -> None
     assert counts["masks"] + counts["late"] + counts["failed"] == 60
 
 
+def test_a_model_that_never_answers_ends_the_stream_and_no_frame_is_left_uncounted(tmp_path: Path) -> None:
+    def away(value: int) -> None:
+        if value >= 3:
+            raise ModelUnavailable("gone.")
+
+    sink = ListSink()
+    stream = Stream(tmp_path, CountingSource(10**9), InstantModel(away), sink)
+    stream.pipeline._settings = dataclasses.replace(stream.pipeline._settings, give_up=0.05)
+    with pytest.raises(ModelUnavailable):
+        stream.run()
+    assert sink.numbers == [0, 1, 2]
+    assert stream.statistics["failed"] == stream.statistics["read"] - 3 > 0
+
+
 def test_a_stop_does_not_wait_for_a_model_that_stays_away(tmp_path: Path) -> None:
     def away(_value: int) -> None:
         raise ModelUnavailable("gone.")
@@ -197,6 +212,27 @@ def test_one_failing_sink_does_not_hold_up_the_other(tmp_path: Path) -> None:
     hanging.released.set()
     runner.join(60)
     assert hanging.numbers == good.numbers
+
+
+def test_a_stop_does_not_wait_for_a_sink_that_hangs_and_its_items_are_on_disk(tmp_path: Path) -> None:
+    class Hanging(ListSink):
+        def write(self, item: MaskedFrame) -> None:
+            time.sleep(3600)
+
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("pspnet.stream.delivery._HANGING", 0.2)
+    sink = Hanging("hanging")
+    stream = Stream(tmp_path, CountingSource(10**9), InstantModel(), sink, grace=0.5)
+    runner = threading.Thread(target=stream.run, daemon=True)
+    runner.start()
+    wait_until(lambda: stream.statistics["masks"] >= 9)
+    stream.stop.set()
+    runner.join(60)
+    monkey.undo()
+    assert not runner.is_alive()
+    kept = len(list((tmp_path / "hanging").glob("item-*.zip")))
+    assert kept == stream.statistics["masks"] == stream.statistics["read"]
+    assert stream.said[-1].startswith(f"hanging: {kept} items were not delivered; they are in")
 
 
 def resident_bytes() -> int:
