@@ -70,7 +70,7 @@ class _Fragment:
     number: int | None = None
     seen: int = 0  # frames decoded
     had: int = 0  # frames of it that an earlier connection gave
-    base: float = 0.0  # its clock at its beginning
+    base: float | None = None  # its clock at its beginning, which is the producer's time
     passed_over: bool = False  # it was read before, or is broken
 
 
@@ -193,7 +193,8 @@ class KinesisSource:
         fragment = self._fragment
         if fragment.passed_over or fragment.decoder is None or block.track != fragment.decoder.track:
             return
-        fragment.base = block.base
+        # Muxers other than the producer SDK's may write several clusters.
+        fragment.base = block.base if fragment.base is None else fragment.base
         try:
             for seconds, image in fragment.decoder.decode(block):
                 yield from self._frame(seconds, image)
@@ -208,7 +209,7 @@ class KinesisSource:
         if fragment.number is not None:
             self._position.given = fragment.seen
         produced = _seconds(fragment.tags.get("PRODUCER_TIMESTAMP"))
-        captured = time.time() if produced is None else produced + seconds - fragment.base
+        captured = time.time() if produced is None else produced + seconds - (fragment.base or 0.0)
         self._began = captured if self._began is None else self._began
         labels = {label: fragment.tags[name] for name, label in _LABELS.items() if name in fragment.tags}
         index, self._index, self._heard = self._index, self._index + 1, time.monotonic()

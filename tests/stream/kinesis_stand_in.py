@@ -68,10 +68,11 @@ class _Pipe(io.RawIOBase):
         return len(data)
 
 
-def matroska(first: int, count: int = FRAMES, codec: str = "libx264", b_frames: int = 0) -> bytes:
-    """A Matroska file of the pictures from `first` on, with the stream's own clock."""
-    pipe = _Pipe()
-    with av.open(pipe, "w", format="matroska", options={"live": "1"}) as container:
+def matroska(first: int, codec: str = "libx264", b_frames: int = 0, cluster: int = 5000) -> bytes:
+    """A Matroska file of the pictures from `first` on, with the stream's own clock; clusters of so many ms."""
+    pipe, count = _Pipe(), FRAMES
+    options = {"live": "1", "cluster_time_limit": str(cluster)}
+    with av.open(pipe, "w", format="matroska", options=options) as container:
         stream: Any = container.add_stream(codec, rate=RATE)
         stream.width, stream.height = WIDTH, HEIGHT
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

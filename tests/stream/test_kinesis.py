@@ -113,6 +113,14 @@ def test_frames_out_of_order_in_the_stream_come_in_order_of_time() -> None:
     assert [frame.timestamp for frame in frames] == pytest.approx([index / 10 for index in range(8)], abs=1e-6)
 
 
+def test_several_clusters_in_a_fragment_are_one_clock() -> None:
+    data = fragment(1, cluster=50)
+    assert data.count(CLUSTER) == 4
+    with serving(StandIn([[data]])) as stand_in:
+        frames = read(stand_in, 4)
+    assert [frame.captured for frame in frames] == pytest.approx([PRODUCER_TIME + index / 10 for index in range(4, 8)])
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mjpeg", "libvpx"])
 def test_codecs(codec: str) -> None:
     try:
