@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace, runtime: str, video: _Video, folder: Pat
     masks, pipe, summary = folder / "masks", folder / "pipe.png", folder / "summary.json"
     command = [sys.executable, "-m", "pspnet.cli", "stream", str(video.path), "--model", str(arguments.model.resolve())]
     command += ["--rate", f"{arguments.rate:g}", "--policy", "latest", "--summary", str(summary), "--quiet"]
-    command += ["--spill", str(folder / "spill"), "--to", f"{masks}/", "-:png"]
+    command += ["--spill", str(folder / "spill"), "--to", f"{masks}/", "png:-"]
     if arguments.overlay is not None:
         arguments.overlay.mkdir(parents=True, exist_ok=True)
         command.append(str(arguments.overlay.resolve() / f"{runtime.replace(':', '-')}.mkv"))

@@ -27,7 +27,7 @@ _SINKS = """Sinks:
   DIR, s3://BUCKET/PREFIX   the masks, compact, with an index
   FILE.mp4, FILE.mkv        a video of the frames under their masks' colours
   window, web[:PORT]        the same, live: in a window; in a browser on this machine
-  -, -:png                  masks to standard output: with a line of JSON before each; PNG files alone
+  -, png:-                  masks to standard output: with a line of JSON before each; PNG files alone
   http(s)://...             a request for every mask
 docs/stream.md says more."""
 
@@ -148,14 +148,36 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
 def run_stream(arguments: argparse.Namespace) -> int:
     """Run until the source ends, or until Ctrl-C or SIGTERM; then deliver what was accepted."""
     from pspnet.stream.console import Console
-    from pspnet.stream.pipeline import Pipeline, PipelineSettings
     from pspnet.stream.statistics import Statistics, final_report
     from pspnet.stream.stopping import StopSignals
 
     console, statistics = Console(arguments.quiet), Statistics()
     rate, sink_settings = _read_rate(arguments.rate), _read_settings(arguments.sink_setting)
     _check_sinks(arguments.to)
-    with StopSignals() as signals, contextlib.ExitStack() as opened:
+    with StopSignals() as signals:
+        pipeline = _build(arguments, rate, sink_settings, console, statistics)
+        failure = _run_pipeline(pipeline, lambda: console.tick(statistics.line), signals)
+        summary = statistics.summary()
+        console.say(final_report(summary))
+        if arguments.summary is not None:
+            with replacing(arguments.summary) as temporary:
+                temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    if failure is not None:
+        raise failure
+    return signals.exit_code or _incomplete(summary)
+
+
+def _build(
+    arguments: argparse.Namespace,
+    rate: float | str | None,
+    sink_settings: dict[str, str],
+    console: Console,
+    statistics: Statistics,
+) -> Pipeline:
+    """Open everything; where one part cannot be opened, the others are closed again."""
+    from pspnet.stream.pipeline import Pipeline, PipelineSettings
+
+    with contextlib.ExitStack() as opened:
         local = Path(arguments.source).exists() and not arguments.source.startswith("/dev/")
         # A file that is missing is said before the model is loaded, but a camera is not opened before it is wanted.
         source = _open_source(arguments, rate, console, statistics, opened) if local else None
@@ -168,22 +190,13 @@ def run_stream(arguments: argparse.Namespace) -> int:
         latest = arguments.policy == "latest" or (arguments.policy == "auto" and source.live)
         deliveries = [_delivery(arguments, sink, latest, statistics, console) for sink in sinks]
         opened.pop_all()  # from here on the pipeline closes what is open
-        settings = PipelineSettings(latest, arguments.max_frames, arguments.grace, arguments.give_up)
-        pipeline = Pipeline(source, model, deliveries, statistics, settings, console.say)
-        failure = _run_pipeline(pipeline, lambda: console.tick(statistics.line), signals)
-    summary = statistics.summary()
-    console.say(final_report(summary))
-    if arguments.summary is not None:
-        with replacing(arguments.summary) as temporary:
-            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    if failure is not None:
-        raise failure
-    return signals.exit_code or _incomplete(summary)
+    settings = PipelineSettings(latest, arguments.max_frames, arguments.grace, arguments.give_up)
+    return Pipeline(source, model, deliveries, statistics, settings, console.say)
 
 
 def _incomplete(summary: dict[str, Any]) -> int:
     """1 where a frame that was taken has no mask, or a mask was not delivered."""
-    missing = any(sink["lost"] or sink["on_disk"] for sink in summary["sinks"].values())
+    missing = any(sink["lost"] or sink["on_disk"] or sink["unfinished"] for sink in summary["sinks"].values())
     return 1 if missing or summary["failed"] else 0
 
 
@@ -323,5 +336,5 @@ def _check_sinks(texts: Sequence[str]) -> None:
     doubled = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
     if doubled:
         raise ConfigError(f"--to: {doubled[0]} is named twice; name every sink once.")
-    if "-" in texts and "-:png" in texts:
-        raise ConfigError("--to: - and -:png both write to standard output; choose one of them.")
+    if "-" in texts and "png:-" in texts:
+        raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")

@@ -214,18 +214,22 @@ class Delivery:
             try:
                 action()
             except SinkClosed as error:
-                self._forget(str(error))
+                self._forget(self._reason(error))
                 return False
             except SinkError as error:
                 if not error.temporary:
-                    self._stop_for_good(str(error))
+                    self._stop_for_good(self._reason(error))
                     return False
-                if not self._pause(str(error)):
+                if not self._pause(self._reason(error)):
                     return False
                 continue
             self._worked()
             return True
         return False
+
+    def _reason(self, error: SinkError) -> str:
+        """A sink's words, without its name if they begin with it."""
+        return str(error).removeprefix(f"{self.sink.name}: ")
 
     def _pause(self, reason: str) -> bool:
         """Wait until the next try; False where there is to be none."""
@@ -302,8 +306,8 @@ class Delivery:
         try:
             self.sink.close()
         except SinkError as error:
-            self._report(str(error))
-            self._statistics.count("lost")
+            self._report(f"{self.sink.name}: {self._reason(error)}")
+            self._statistics.count("unfinished")
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

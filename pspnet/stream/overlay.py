@@ -1,7 +1,8 @@
 """A video of the frames under their masks' colours, H.264 in Matroska or MP4.
 
 Each frame keeps its time stamp, so where frames were dropped the picture stands still and the video lasts as long as
-the stream. An MP4 file is written in fragments: it can be played up to its last one however the process ended.
+the stream. The file is written in pieces, of a second in Matroska, of up to 50 frames in MP4: it can be played up to
+the last one however the process ended.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class OverlayVideoSink:
     def _open(self, height: int, width: int) -> None:
         import av
 
-        settings = {"flush_packets": "1"}
+        settings = {"flush_packets": "1", "cluster_time_limit": "1000"}
         if self.path.suffix.lower() == ".mp4":
             settings["movflags"] = "frag_keyframe+empty_moov+default_base_moof"
         self._container = av.open(str(self.path), "w", options=settings)

@@ -115,10 +115,10 @@ def open_sink(text: str, context: SinkContext) -> Sink:
         from pspnet.stream.webhook import WebhookSink
 
         return WebhookSink(text, context)
-    if text in ("-", "-:png"):
+    if text in ("-", "png:-"):
         from pspnet.stream.stdout import StdoutSink
 
-        return StdoutSink(context, bare=text == "-:png")
+        return StdoutSink(context, bare=text == "png:-")
     if text == "window":
         from pspnet.stream.window import WindowSink
 

@@ -65,7 +65,10 @@ class SinkStatistics:
         self.on_disk = 0
 
     def count(self, what: str, number: int = 1) -> None:
-        """Add to `delivered`, `recovered` (kept by an earlier run), `retries`, `spilled`, `skipped` or `lost`."""
+        """Add to `delivered`, `recovered` (kept by an earlier run), `retries`, `spilled`, `skipped`, `lost`.
+
+        `unfinished`: the sink could not be closed as it should.
+        """
         with self._lock:
             self._counts[what] += number
 
@@ -90,7 +93,7 @@ class SinkStatistics:
 
     def summary(self) -> dict[str, Any]:
         """Counts, and the latency from capture to delivery."""
-        names = ("delivered", "recovered", "retries", "spilled", "skipped", "lost")
+        names = ("delivered", "recovered", "retries", "spilled", "skipped", "lost", "unfinished")
         with self._lock:
             counts = {name: self._counts[name] for name in names}
             latency = self._latency.summary()

@@ -4,7 +4,7 @@
 
     {"index": 12, "captured": 1763.5, "timestamp": 1.2, "height": 360, "width": 480, "labels": {}, "bytes": 1834}
 
-`-:png`: the PNG files alone, one behind the other, as `ffmpeg -f image2pipe -c:v png -i -` reads them.
+`png:-`: the PNG files alone, one behind the other, as `ffmpeg -f image2pipe -c:v png -i -` reads them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def frames(count: int, height: int = 48, width: int = 64) -> Iterator[np.ndarray
     """(H, W, 3) uint8 pictures; a synthetic one's number can be read from its left upper corner by `number_of`."""
     folder = os.environ.get("PSPNET_CAMVID")
     if folder:
-        paths = sorted(Path(folder, "validation").glob("*.png"))
+        paths = sorted(path for path in Path(folder, "validation").iterdir() if path.suffix in (".jpg", ".png"))
         for index in range(count):
             with Image.open(paths[index % len(paths)]) as picture:
                 yield np.asarray(picture.convert("RGB").resize((width, height)))

@@ -14,7 +14,7 @@ from pspnet.stream.spill import Spill
 from pspnet.stream.statistics import SinkStatistics
 from tests.stream.players import ListSink, masked, wait_until
 
-TEMPORARY = SinkError("away.", temporary=True)
+TEMPORARY = SinkError("list: away.", temporary=True)
 FATAL = SinkError("forbidden.", temporary=False)
 QUICK = DeliveryLimits(depth=3, patience=0.2, grace=0.5, first_pause=0.01, longest_pause=0.05)
 
@@ -205,3 +205,16 @@ def test_a_defect_of_a_sink_keeps_its_items_and_is_raised(tmp_path: Path) -> Non
     with pytest.raises(ZeroDivisionError, match="oops"):
         played.end()
     assert len(list((tmp_path / "s").glob("item-*.zip"))) == 4
+
+
+def test_a_sink_that_cannot_be_closed_is_told_and_counted(tmp_path: Path) -> None:
+    class Unclosed(ListSink):
+        def close(self) -> None:
+            raise SinkError("list: two segments wait in spool.", temporary=True)
+
+    played = Played(Unclosed(), tmp_path / "s")
+    played.put(range(3))
+    played.end()
+    assert played.said == ["list: two segments wait in spool."]
+    assert played.statistics.summary()["unfinished"] == 1
+    assert played.statistics["delivered"] == 3
