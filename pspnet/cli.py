@@ -8,7 +8,17 @@ import sys
 from collections.abc import Sequence
 
 import pspnet
-from pspnet import cli_benchmark, cli_data, cli_evaluate, cli_export, cli_import, cli_model, cli_report, cli_serve
+from pspnet import (
+    cli_benchmark,
+    cli_data,
+    cli_evaluate,
+    cli_export,
+    cli_import,
+    cli_model,
+    cli_report,
+    cli_serve,
+    cli_stream,
+)
 from pspnet.entry import run_guarded, train_command
 
 
@@ -26,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_export.register(subparsers)
     cli_serve.register(subparsers)
     cli_benchmark.register(subparsers)
+    cli_stream.register(subparsers)
     cli_data.register(subparsers)
     return parser
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sagemaker_entry import cli_hosting, rehearse
+from sagemaker_entry import cli_hosting, lambda_package, rehearse
 from sagemaker_entry.packages import require_packages
 from sagemaker_entry.settings import add_account_arguments, add_flag, add_job_arguments
 
@@ -30,6 +30,7 @@ def build_parser(program: str = "python -m sagemaker_entry") -> argparse.Argumen
     train.set_defaults(run=run_train)
     rehearse.register(subparsers)
     cli_hosting.register(subparsers)
+    lambda_package.register(subparsers)
     return parser
 
 

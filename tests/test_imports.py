@@ -14,8 +14,8 @@ FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
     "pspnet.cli", "pspnet.cli_benchmark", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_export",
-    "pspnet.cli_import", "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.entry", "pspnet.launch",
-    "train", "inference", "sagemaker_entry",
+    "pspnet.cli_import", "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.cli_stream", "pspnet.entry",
+    "pspnet.launch", "train", "inference", "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.cores", "pspnet.errors", "pspnet.files"}
 SETTINGS = {
@@ -33,6 +33,7 @@ ALLOWED = {
     "reporting": BASE | {"pspnet.classes", "pspnet.data", "pspnet.evaluation"},
     "runtimes": BASE | {"pspnet.models"},
     "serving": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.runtimes"},
+    "stream": BASE | {"pspnet.classes", "pspnet.data", "pspnet.serving"},
     "training": BASE | SETTINGS | {"pspnet.data", "pspnet.models", "pspnet.evaluation", "pspnet.serving"},
 }
 # The only modules that may see a Config; everything else takes plain arguments.

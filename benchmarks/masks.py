@@ -1,0 +1,215 @@
+"""Bytes of a mask in every form, against the JPEG file of its frame.
+
+    python benchmarks/masks.py --masks MASKS --frames FRAMES --output masks.json
+    python benchmarks/masks.py --model MODEL_DIR --frames FRAMES --output masks.json
+
+MASKS holds PNG files of class ids, in the order of time; FRAMES the JPEG files of the same names. With --model the
+masks are what the model says of the frames. `--every N` takes every N-th frame only, which is a slower camera.
+
+Forms that stand alone come first, those that need the mask before it then: their first mask, and every 30th, stands
+alone, as in a segment. The last rows are whole segments: records, header and index, all of their bytes divided by the
+masks. Everything is decoded again and compared with the mask.
+
+Times are those of the thread's processor, in milliseconds, and mean something on an idle machine only; --no_times
+leaves them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# The project, from wherever the script is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import run_record, versions
+from pspnet.entry import run_guarded
+from pspnet.errors import DataError
+from pspnet.stream import encodings
+from pspnet.stream.encodings import ENCODINGS, Form, decode
+from pspnet.stream.mask_format import RecordHead, SegmentHeader
+from pspnet.stream.mask_reader import MaskSegment
+from pspnet.stream.mask_writer import SegmentSettings, SegmentWriter
+
+FILTERS = {"none": encodings.NONE, "sub": encodings.SUB, "up": encodings.UP, "average": 3, "paeth": encodings.PAETH}
+STRATEGIES = {"": zlib.Z_DEFAULT_STRATEGY, ", run lengths": zlib.Z_RLE}
+
+Encode = Callable[[np.ndarray, "np.ndarray | None"], "tuple[Form, bytes]"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One form: mean bytes of a mask, and mean milliseconds."""
+
+    name: str
+    bytes: float
+    encode_ms: float | None
+    decode_ms: float | None
+
+
+def forms(bits: int) -> dict[str, Encode]:
+    """Every form that is compared, by its name; PNG at `bits` and at 8."""
+    found: dict[str, Encode] = {}
+    for depth in dict.fromkeys((bits, 8)):
+        for filter_name, filter_type in FILTERS.items():
+            for strategy_name, strategy in STRATEGIES.items():
+                name = f"PNG, {depth} bit, {filter_name}{strategy_name}"
+                found[name] = partial(_png, bits=depth, filter_type=filter_type, strategy=strategy)
+    found["PNG, the smallest of 4"] = lambda mask, _: (Form.PNG, encodings.encode_png(mask))
+    found["PNG, 8 bit, Pillow optimize"] = lambda mask, _: (Form.PNG, _pillow(mask))
+    for method, quality in ((0, 0), (2, 75), (4, 75), (6, 75), (6, 100)):
+        name = f"WebP lossless, method {method}, quality {quality}"
+        found[name] = partial(_webp, method=method, quality=quality)
+    found["runs"] = lambda mask, _: (Form.RUNS, encodings.encode_runs(mask))
+    found["runs, like the last mask's"] = _runs_like_last
+    found["changes since the last mask"] = _changes
+    found["temporal: the smallest of the last three"] = _temporal
+    return found
+
+
+def _png(mask: np.ndarray, _: np.ndarray | None, **options: int) -> tuple[Form, bytes]:
+    return Form.PNG, encodings.encode_png(mask, **options)  # type: ignore[arg-type]
+
+
+def _webp(mask: np.ndarray, _: np.ndarray | None, **options: int) -> tuple[Form, bytes]:
+    return Form.WEBP, encodings.encode_webp(mask, **options)
+
+
+def _pillow(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _runs_like_last(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, bytes]:
+    form = Form.RUNS if previous is None else Form.RUNS_LIKE_LAST
+    return form, encodings.encode_runs(mask, previous)
+
+
+def _changes(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, bytes]:
+    data = None if previous is None else encodings.encode_changes(mask, previous)
+    return (Form.RUNS, encodings.encode_runs(mask)) if data is None else (Form.CHANGES, data)
+
+
+def _temporal(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, bytes]:
+    encoded = encodings.encode(mask, "temporal", previous)
+    return encoded.form, encoded.data
+
+
+def measure(name: str, encode: Encode, masks: Sequence[np.ndarray], times: bool) -> Row:
+    """One form over all masks, decoded again. Raises AssertionError where a mask does not come back."""
+    sizes, encoding, decoding = [], [], []
+    for index, mask in enumerate(masks):
+        alone = index % SegmentSettings.key_every == 0 or masks[index - 1].shape != mask.shape
+        previous = None if alone else masks[index - 1]
+        started = time.thread_time()
+        form, data = encode(mask, previous)
+        between = time.thread_time()
+        back = decode(form, data, mask.shape[0], mask.shape[1], previous)
+        ended = time.thread_time()
+        assert np.array_equal(back, mask), f"{name}: mask {index} came back changed"
+        sizes.append(len(data))
+        encoding.append(1e3 * (between - started))
+        decoding.append(1e3 * (ended - between))
+    if not times:
+        return Row(name, statistics.mean(sizes), None, None)
+    return Row(name, statistics.mean(sizes), statistics.mean(encoding), statistics.mean(decoding))
+
+
+def segment_row(encoding: str, masks: Sequence[np.ndarray]) -> Row:
+    """The bytes of a whole segment a mask; read back and compared."""
+    height, width = masks[0].shape
+    file = io.BytesIO()
+    writer = SegmentWriter(file, SegmentHeader(height, width, encoding=encoding))
+    for index, mask in enumerate(masks):
+        writer.append(RecordHead(index, 1.7e9 + index / 15, index / 15), mask)
+    writer.finish()
+    for record, mask in zip(MaskSegment(file.getvalue()).records(), masks):
+        assert np.array_equal(record.mask, mask), f"{encoding}: a mask came back changed"
+    return Row(f"segment, {encoding}", len(file.getvalue()) / len(masks), None, None)
+
+
+def read_inputs(args: argparse.Namespace) -> tuple[list[np.ndarray], float | None, float]:
+    """Masks, the mean bytes of the frames' JPEG files if there are any, and the mean share of changed pixels."""
+    frames = sorted(args.frames.glob("*.jpg"))[:: args.every] if args.frames else []
+    if args.model is not None:
+        from pspnet.serving.predictor import Predictor
+
+        predictor = Predictor.load(args.model)
+        masks = [predictor(path) for path in frames]
+    else:
+        files = sorted(args.masks.glob("*.png"))[:: args.every]
+        masks = [np.array(Image.open(path)) for path in files]
+        stems = {path.stem for path in files}
+        frames = [path for path in frames if path.stem in stems]
+    if len(masks) < 2 or any(mask.ndim != 2 or mask.dtype != np.uint8 for mask in masks):
+        raise DataError("There must be at least two masks, each a PNG file with one channel of up to 8 bits.")
+    if any(mask.shape != masks[0].shape for mask in masks):
+        raise DataError("The masks have several sizes; a video has one.")
+    jpeg = statistics.mean(path.stat().st_size for path in frames) if frames else None
+    changed = statistics.mean(float(np.mean(a != b)) for a, b in zip(masks, masks[1:]))
+    return masks, jpeg, changed
+
+
+def table(rows: Sequence[Row], jpeg: float | None) -> str:
+    """The rows in Markdown."""
+    lines = ["| form | bytes | JPEG / mask | encode ms | decode ms |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        ratio = "-" if jpeg is None else f"{jpeg / row.bytes:.1f}"
+        spent = ["not measured" if value is None else f"{value:.2f}" for value in (row.encode_ms, row.decode_ms)]
+        lines.append(f"| {row.name} | {row.bytes:,.0f} | {ratio} | {spent[0]} | {spent[1]} |")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description="Bytes of masks in every form against their frames' JPEG files.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--masks", type=Path, metavar="DIR", help="PNG files of class ids, sorted by time")
+    source.add_argument("--model", type=Path, metavar="MODEL_DIR", help="make the masks of --frames with this model")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="the frames' JPEG files")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th frame (default: 1)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only forms whose name holds this")
+    parser.add_argument("--no_times", action="store_true", help="bytes only")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything there as JSON")
+    args = parser.parse_args(argv)
+    if args.every < 1 or (args.model is not None and args.frames is None):
+        parser.error("--every must be at least 1, and --model needs --frames")
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, write."""
+    args = parse(argv)
+    record: dict[str, Any] = {**run_record(), "versions": versions()}
+    masks, jpeg, changed = read_inputs(args)
+    height, width = masks[0].shape
+    bits = max(encodings.bits_for(mask) for mask in masks)
+    wanted = {name: encode for name, encode in forms(bits).items() if args.only in name}
+    rows = [measure(name, encode, masks, not args.no_times) for name, encode in wanted.items()]
+    rows += [segment_row(encoding, masks) for encoding in ENCODINGS if args.only in f"segment, {encoding}"]
+    print(f"{len(masks)} masks of {width}x{height}; {100 * changed:.1f} % of the pixels change from mask to mask")
+    if jpeg is not None:
+        print(f"JPEG file of a frame: {jpeg:,.0f} bytes")
+    print(table(rows, jpeg))
+    if args.output is not None:
+        about = {"masks": len(masks), "height": height, "width": width, "changed": changed, "jpeg_bytes": jpeg}
+        args.output.write_text(json.dumps({**record, **about, "rows": [vars(row) for row in rows]}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(main, sys.argv[1:]))

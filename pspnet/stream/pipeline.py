@@ -1,0 +1,195 @@
+"""Decode -> infer -> deliver, each in its own thread, with a bounded number of frames between them.
+
+    source.frames() -> Handover -> model.mask -> Delivery -> sink.write
+    one thread         1 or 4      one thread    8 each      one thread each
+
+The policy `latest` keeps one frame before the model, the newest; `all` keeps every frame and lets the source wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pspnet.errors import PspnetError
+from pspnet.stream.backoff import Backoff
+from pspnet.stream.delivery import Delivery
+from pspnet.stream.frames import Frame, MaskedFrame
+from pspnet.stream.handover import Handover
+from pspnet.stream.model import Model, ModelUnavailable
+from pspnet.stream.source import Source
+from pspnet.stream.statistics import Statistics
+
+_WAITING_FRAMES = 4  # between decoder and model, where every frame counts
+_TOLD_FAILURES = 5  # frames without a mask that are told one by one
+_SOURCE_SECONDS = 10.0  # that a source has to end after close()
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """latest: the policy. max_frames: frames to take from the source, None for all of them.
+
+    grace: seconds after the wish to stop in which a model that cannot be reached is still asked for frames of a file.
+    give_up: seconds without an answer after which the stream ends. first_pause, longest_pause: between two tries.
+    """
+
+    latest: bool
+    max_frames: int | None = None
+    grace: float = 30.0
+    give_up: float = 300.0
+    first_pause: float = 0.2
+    longest_pause: float = 5.0
+
+
+class Pipeline:
+    """One stream, from its first frame to its last delivery."""
+
+    def __init__(
+        self,
+        source: Source,
+        model: Model,
+        deliveries: Sequence[Delivery],
+        statistics: Statistics,
+        settings: PipelineSettings,
+        report: Callable[[str], None],
+    ) -> None:
+        self._source, self._model, self._deliveries = source, model, deliveries
+        self._statistics, self._settings, self._report = statistics, settings, report
+        self._handover = Handover(_WAITING_FRAMES, settings.latest, lambda: statistics.count("late"))
+        self._stopped_at: float | None = None
+        self._stopping = threading.Event()
+        self._errors: list[BaseException] = []
+        self._size: tuple[int, int] | None = None
+
+    def run(self, wants_stop: Callable[[], bool], tick: Callable[[], None]) -> None:
+        """Run to the source's end, or until `wants_stop`; then deliver what was accepted.
+
+        `tick` is called a few times a second, from this thread. Raises what ended the source or the model: SourceError,
+        or a defect, after everything that was accepted has been delivered.
+        """
+        decoder = threading.Thread(target=self._guarded, args=(self._decode,), name="decode", daemon=True)
+        worker = threading.Thread(target=self._guarded, args=(self._infer,), name="infer", daemon=True)
+        for delivery in self._deliveries:
+            delivery.start()
+        decoder.start()
+        worker.start()
+        while worker.is_alive():
+            worker.join(0.1)
+            tick()
+            if not self._stopping.is_set() and (wants_stop() or all(delivery.dead for delivery in self._deliveries)):
+                self.stop()
+        self.stop()
+        for delivery in self._deliveries:
+            delivery.finish()
+        joiners = [threading.Thread(target=self._guarded, args=(one.join,), daemon=True) for one in self._deliveries]
+        for joiner in joiners:
+            joiner.start()
+        while any(joiner.is_alive() for joiner in joiners):
+            next(joiner for joiner in joiners if joiner.is_alive()).join(0.1)
+            tick()
+        decoder.join(_SOURCE_SECONDS)
+        if self._errors:
+            raise self._errors[0]
+
+    def stop(self) -> None:
+        """Take no more frames; what was taken is still predicted and delivered."""
+        if not self._stopping.is_set():
+            self._stopped_at = time.monotonic()
+            self._stopping.set()
+            self._handover.close()
+            self._source.close()
+            for delivery in self._deliveries:
+                delivery.hurry()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._errors.append(error)
+
+    def _decode(self) -> None:
+        try:
+            for taken, frame in enumerate(self._source.frames(), 1):
+                if self._stopping.is_set() or not self._handover.put(frame):
+                    break
+                self._statistics.count("read")
+                if taken == self._settings.max_frames:
+                    break
+        finally:
+            self._handover.close()
+
+    def _infer(self) -> None:
+        try:
+            while (frame := self._handover.take()) is not None:
+                if frame.image.shape[:2] != self._size:
+                    frame = self._prepared(frame)
+                taken = time.monotonic()
+                frame, mask = self._mask(frame)
+                if mask is None:
+                    continue
+                inferred = time.monotonic()
+                self._statistics.inferred(frame.arrived, taken, inferred)
+                item = MaskedFrame(frame, mask, inferred)
+                for delivery in self._deliveries:
+                    delivery.put(item)
+        finally:
+            self._handover.close()
+            while self._handover.take() is not None:  # only after an error: frames that were taken and get no mask
+                self._statistics.count("failed")
+            self._model.close()
+
+    def _prepared(self, frame: Frame) -> Frame:
+        """Get the model ready for a new size; the frame to go on with, which may be a newer one."""
+        self._size = (frame.image.shape[0], frame.image.shape[1])
+        try:
+            self._model.prepare(*self._size)
+        except PspnetError:
+            return frame  # the frame itself will tell
+        return self._handover.newest(frame)
+
+    def _mask(self, frame: Frame) -> tuple[Frame, np.ndarray | None]:
+        """The mask of a frame, or of a newer one where the model could not be asked for a while; None for none."""
+        backoff = Backoff(self._settings.first_pause, self._settings.longest_pause)
+        lost_since: float | None = None
+        while True:
+            try:
+                mask = self._model.mask(frame.image)
+            except ModelUnavailable as error:
+                if lost_since is None:
+                    lost_since = time.monotonic()
+                    self._report(f"{error} Trying again, later each time.")
+                if self._expired():
+                    self._failed(frame, error)
+                    return frame, None
+                if time.monotonic() - lost_since > self._settings.give_up:
+                    self._failed(frame, error)
+                    raise
+                if self._stopping.is_set():
+                    time.sleep(backoff.next())
+                else:
+                    self._stopping.wait(backoff.next())
+                frame = self._handover.newest(frame)
+            except PspnetError as error:
+                self._failed(frame, error)
+                return frame, None
+            else:
+                if lost_since is not None:
+                    self._report(f"The model answers again after {time.monotonic() - lost_since:.1f} s.")
+                return frame, mask
+
+    def _expired(self) -> bool:
+        if self._stopped_at is None:
+            return False
+        grace = 0.0 if self._settings.latest else self._settings.grace
+        return time.monotonic() - self._stopped_at >= grace
+
+    def _failed(self, frame: Frame, error: PspnetError) -> None:
+        self._statistics.count("failed")
+        told = self._statistics["failed"]
+        if told <= _TOLD_FAILURES:
+            last = " Further ones are only counted." if told == _TOLD_FAILURES else ""
+            self._report(f"frame {frame.index} has no mask: {error}{last}")

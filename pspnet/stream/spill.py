@@ -1,0 +1,191 @@
+"""Items that a sink does not take now, on disk, one file each, in their order.
+
+A file appears whole or not at all, so what was spilled survives the end of the process, by a signal too. It is not
+forced onto the disk, so the last seconds may be lost with the machine's power.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from pspnet.errors import ConfigError
+from pspnet.files import replacing
+from pspnet.serving.png import encode_mask
+from pspnet.stream.frames import Frame, MaskedFrame
+
+# Far from 0, so that items that were older but still in memory can be put before the first one.
+_FIRST_NUMBER = 10**9
+_NAME = re.compile(r"item-(\d{12})\.zip")
+
+
+class DamagedItem(Exception):
+    """A file of the spill folder that cannot be read; it was renamed to `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(str(path))
+
+
+class Spill:
+    """A queue of items in a folder. Used under its owner's lock; one process at a time has a folder.
+
+    limit: bytes that the files may have together. images: whether frames are kept beside the masks.
+    """
+
+    def __init__(self, folder: Path, limit: int, images: bool) -> None:
+        """Finds what an earlier run left. Raises ConfigError where another process has the folder."""
+        self.folder, self.limit, self._images = folder, limit, images
+        self._lock: IO[str] | None = None
+        self._head, self._tail = _FIRST_NUMBER, _FIRST_NUMBER  # numbers of the first item and behind the last
+        self._count = 0
+        self.size = 0
+        if folder.is_dir():
+            self._claim()
+            self._read_folder()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _claim(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = open(self.folder / "lock", "a")  # noqa: SIM115 - held as long as the folder is used
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.close()
+            raise ConfigError(
+                f"--spill: {self.folder} is in use by another stream; give this one another folder."
+            ) from error
+        self._lock = handle
+
+    def _read_folder(self) -> None:
+        numbers = []
+        for entry in os.scandir(self.folder):
+            found = _NAME.fullmatch(entry.name)
+            if found:
+                numbers.append(int(found[1]))
+                self.size += entry.stat().st_size
+        if numbers:
+            self._head, self._tail, self._count = min(numbers), max(numbers) + 1, len(numbers)
+
+    def append(self, item: MaskedFrame) -> bool:
+        """Keep an item behind all others. False where the limit is reached; raises OSError where the disk is full."""
+        if self.size >= self.limit:
+            return False
+        self._write(self._tail, item)
+        self._tail += 1
+        return True
+
+    def prepend(self, items: list[MaskedFrame]) -> None:
+        """Put items before all others, whatever the limit. Raises OSError where the disk is full."""
+        for item in reversed(items):
+            self._write(self._head - 1, item)
+            self._head -= 1
+
+    def _write(self, number: int, item: MaskedFrame) -> None:
+        if self._lock is None:
+            self._claim()
+        content = _pack(item, self._images)
+        with replacing(self._path(number)) as temporary:
+            temporary.write_bytes(content)
+        self._count += 1
+        self.size += len(content)
+
+    def first(self) -> MaskedFrame | None:
+        """The oldest item; it stays. Raises DamagedItem where its file cannot be read, and OSError."""
+        while self._count and self._head < self._tail:
+            path = self._path(self._head)
+            try:
+                return _unpack(path.read_bytes())
+            except FileNotFoundError:
+                self._head += 1  # numbers of items that were damaged or removed by hand
+            except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
+                damaged = path.with_suffix(".damaged")
+                size = path.stat().st_size
+                path.rename(damaged)
+                self._gone(size)
+                raise DamagedItem(damaged) from error
+        self._count, self.size, self._head = 0, 0, self._tail
+        return None
+
+    def remove_first(self) -> None:
+        """The oldest item has been delivered."""
+        path = self._path(self._head)
+        with contextlib.suppress(FileNotFoundError):
+            size = path.stat().st_size
+            path.unlink()
+            self._gone(size)
+
+    def _gone(self, size: int) -> None:
+        self._head += 1
+        self._count -= 1
+        self.size -= size
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"item-{number:012d}.zip"
+
+    def close(self) -> None:
+        """Give the folder free, and remove it if nothing is left in it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+            if not self._count:
+                with contextlib.suppress(OSError):
+                    (self.folder / "lock").unlink()
+                    self.folder.rmdir()
+
+
+def folder_name(sink: str) -> str:
+    """A folder's name for a sink's: readable, and different for different sinks."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", sink).strip("-")[:60] or "sink"
+    return f"{readable}-{hashlib.sha256(sink.encode()).hexdigest()[:8]}"
+
+
+def _pack(item: MaskedFrame, images: bool) -> bytes:
+    frame = item.frame
+    about = {
+        "index": frame.index,
+        "captured": frame.captured,
+        "timestamp": frame.timestamp,
+        "labels": dict(frame.labels),
+        "size": list(frame.image.shape[:2]),
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("frame.json", json.dumps(about))
+        archive.writestr("mask.png", encode_mask(item.mask))
+        if images:
+            picture = io.BytesIO()
+            Image.fromarray(frame.image).save(picture, format="PNG", compress_level=1)
+            archive.writestr("frame.png", picture.getvalue())
+    return buffer.getvalue()
+
+
+def _unpack(content: bytes) -> MaskedFrame:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        about = json.loads(archive.read("frame.json"))
+        mask = _picture(archive.read("mask.png"))
+        if "frame.png" in archive.namelist():
+            image = _picture(archive.read("frame.png"))
+        else:
+            image = np.broadcast_to(np.uint8(0), (*about["size"], 3))
+    # The clock that `arrived` and `inferred` are read from may be another process's by now.
+    frame = Frame(int(about["index"]), image, float(about["captured"]), 0.0, float(about["timestamp"]), about["labels"])
+    return MaskedFrame(frame, mask, 0.0)
+
+
+def _picture(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.array(picture)

@@ -1,0 +1,106 @@
+"""Items on disk: their order, their bounds, and what survives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pspnet.errors import ConfigError
+from pspnet.stream.frames import MaskedFrame
+from pspnet.stream.spill import DamagedItem, Spill, folder_name
+from tests.stream.players import masked
+
+
+def drain(spill: Spill) -> list[int]:
+    numbers = []
+    while (item := spill.first()) is not None:
+        numbers.append(item.frame.index)
+        spill.remove_first()
+    return numbers
+
+
+def test_items_come_back_whole_and_in_order(tmp_path: Path) -> None:
+    spill = Spill(tmp_path / "s", 10**6, images=True)
+    item = masked(7)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 9, 3)).astype(np.uint8)
+    item = MaskedFrame(dataclasses.replace(item.frame, image=noise), noise[..., 1].copy(), 1.0)
+    assert spill.append(item)
+    back = spill.first()
+    assert back is not None
+    np.testing.assert_array_equal(back.frame.image, noise)
+    np.testing.assert_array_equal(back.mask, noise[..., 1])
+    assert (back.frame.index, back.frame.captured, back.frame.timestamp, back.frame.labels) == (
+        7, item.frame.captured, 0.7, {"n": "7"},
+    )  # fmt: skip
+    for number in (8, 9):
+        spill.append(masked(number))
+    spill.prepend([masked(5), masked(6)])
+    assert len(spill) == 5
+    assert drain(spill) == [5, 6, 7, 8, 9]
+    assert spill.size == 0
+    spill.close()
+    assert not (tmp_path / "s").exists()
+
+
+def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
+    Spill(tmp_path / "s", 10**6, images=False).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_run_finds_what_is_left_in_order(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, 10**6, images=False)
+    for number in range(12):
+        spill.append(masked(number))
+    spill.prepend([masked(100)])
+    size = spill.size
+    spill.close()
+    again = Spill(tmp_path, 10**6, images=False)
+    assert len(again) == 13
+    assert again.size == size
+    item = again.first()
+    assert item is not None
+    assert item.frame.image.shape == (4, 6, 3)
+    assert not item.frame.image.any()
+    again.append(masked(12))
+    assert drain(again) == [100, *range(13)]
+
+
+def test_the_limit_holds_for_appended_items(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, 1500, images=False)
+    kept = [spill.append(masked(number)) for number in range(20)]
+    assert 1 < sum(kept) < 20
+    assert kept == sorted(kept, reverse=True)
+    assert spill.size < 1500 + 1000
+    assert drain(spill) == list(range(sum(kept)))
+
+
+def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, 10**6, images=False)
+    for number in range(3):
+        spill.append(masked(number))
+    path = sorted(tmp_path.glob("item-*.zip"))[1]
+    path.write_bytes(path.read_bytes()[:40])
+    spill.remove_first()
+    with pytest.raises(DamagedItem) as caught:
+        spill.first()
+    assert caught.value.path.exists()
+    assert drain(spill) == [2]
+    assert len(spill) == 0
+
+
+def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
+    spill = Spill(tmp_path, 10**6, images=False)
+    spill.append(masked(0))
+    with pytest.raises(ConfigError, match=r"is in use by another stream; give this one another folder\."):
+        Spill(tmp_path, 10**6, images=False)
+    spill.close()
+    assert len(Spill(tmp_path, 10**6, images=False)) == 1
+
+
+def test_folders_of_sinks_differ_and_can_be_read() -> None:
+    names = {folder_name(name) for name in ("s3://bucket/a", "s3://bucket-a", "s3:/bucket/a")}
+    assert len(names) == 3
+    assert all(name.startswith("s3-bucket-a-") for name in names)
