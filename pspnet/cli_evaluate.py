@@ -99,14 +99,14 @@ def _score_model(arguments: argparse.Namespace, label_map: LabelMap | None, igno
     from pspnet.evaluation.resume import EvaluationState, pair_signature
     from pspnet.evaluation.runner import Scored
     from pspnet.evaluation.summary import Result
-    from pspnet.serving.artifact import load_artifact
+    from pspnet.serving.artifact import load_trained
     from pspnet.training.device import choose_device, choose_precision
     from pspnet.training.distributed import join_processes
 
     device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))
     precision = choose_precision(arguments.precision, device)
     pairs = load_pairs(arguments.images, arguments.annotations, "evaluation")
-    artifact = load_artifact(arguments.model_dir)
+    artifact = load_trained(arguments.model_dir)
     protocols = _choose(arguments, artifact)
     scored = Scored(pairs, {pair.stem: pair_signature(pair) for pair in pairs}, label_map, ignore)
     processes = join_processes(device.type)

@@ -19,11 +19,12 @@ from pspnet import cli_import
 from pspnet.classes import CAMVID_CLASSES, palette_for
 from pspnet.cli import dispatch
 from pspnet.entry import run_guarded
-from pspnet.errors import DataError
+from pspnet.errors import DataError, WeightsError
 from pspnet.models import imports
 from pspnet.models.imports import gluoncv, mmsegmentation
 from pspnet.models.pspnet import PSPNet, build_model
 from pspnet.serving.artifact import load_artifact
+from pspnet.serving.predictor import Predictor
 from tests.models.mxnet_files import file_of
 
 
@@ -110,6 +111,8 @@ def test_a_backbone_says_that_its_heads_are_random(tmp_path: Path, capsys: pytes
     assert "A backbone alone: the heads are random, so train it first" in capsys.readouterr().out
     artifact = load_artifact(tmp_path / "model")
     assert artifact.source["heads"] == "random"
+    with pytest.raises(WeightsError, match=r"its heads are random, so its masks would mean nothing. Train it first"):
+        Predictor.load(tmp_path / "model")(np.zeros((40, 40, 3), np.uint8))
     assert len(artifact.class_names) == 21
 
 

@@ -14,8 +14,8 @@ FILES = sorted((ROOT / "pspnet").rglob("*.py"))
 
 ENTRIES = {
     "pspnet.cli", "pspnet.cli_benchmark", "pspnet.cli_data", "pspnet.cli_evaluate", "pspnet.cli_export",
-    "pspnet.cli_import", "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.cli_stream", "pspnet.entry",
-    "pspnet.launch", "train", "inference", "sagemaker_entry",
+    "pspnet.cli_import", "pspnet.cli_model", "pspnet.cli_report", "pspnet.cli_serve", "pspnet.cli_stream",
+    "pspnet.entry", "pspnet.launch", "train", "inference", "sagemaker_entry",
 }  # fmt: skip
 BASE = {"pspnet", "pspnet.cores", "pspnet.errors", "pspnet.files"}
 SETTINGS = {

@@ -20,7 +20,7 @@ from pspnet.export.graph import Run, find_format, find_quantisable_format, versi
 from pspnet.export.int8 import quantise
 from pspnet.export.network import export_network
 from pspnet.runtimes.exports import EXPORTS_NAME, RECORD_NAME, Export, ExportRecord, folder_name, hash_weights
-from pspnet.serving.artifact import Artifact, load_artifact
+from pspnet.serving.artifact import Artifact, load_trained
 
 # PyTorch takes seconds for each image, so a few have to do.
 CHECKED_IMAGES = 4
@@ -74,7 +74,7 @@ def export_model(request: Request, say: Callable[[str], object] = print) -> Expo
         DataError: images that cannot be read, or an output that is something else than an export.
     """
     module = find_format(request.format) if request.calibration is None else find_quantisable_format(request.format)
-    artifact = load_artifact(request.model_dir)
+    artifact = load_trained(request.model_dir)
     weights = hash_weights(request.model_dir)
     calibration = _find_calibration(request, artifact)
     with _replacing_export(request.folder) as folder:

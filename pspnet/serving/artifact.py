@@ -169,6 +169,17 @@ def _labels(content: dict[str, Any]) -> tuple[tuple[str, ...], np.ndarray]:
     return class_names, palette
 
 
+def load_trained(directory: Path) -> Artifact:
+    """`load_artifact` for a model that is to predict; WeightsError too for an imported backbone with random heads."""
+    artifact = load_artifact(directory)
+    if artifact.source.get("heads") == "random":
+        raise WeightsError(
+            f"{directory}: holds an imported backbone; its heads are random, so its masks would mean nothing. Train it "
+            f"first: train.py --model {directory} with the settings that `pspnet import` printed."
+        )
+    return artifact
+
+
 def read_algorithm(directory: Path) -> str:
     """Which algorithm the model of a directory is, without loading it; WeightsError as `load_artifact`."""
     return str(_read_config(directory).get("algorithm", "psp"))

@@ -21,7 +21,7 @@ from pspnet.errors import ConfigError, DataError
 from pspnet.models.pspnet import MIN_SIZE
 from pspnet.runtimes.base import AUTO, Runtime, check_name
 from pspnet.runtimes.opening import Source, open_runtime
-from pspnet.serving.artifact import load_artifact, read_labels
+from pspnet.serving.artifact import load_trained, read_labels
 from pspnet.serving.codec import RequestError
 from pspnet.serving.limits import DEFAULT_LIMITS, Limits
 from pspnet.serving.tiling import enlarge, pad, padded_pixels, scaled_size, shrink, windows
@@ -118,7 +118,7 @@ class Predictor:
             raise ConfigError(f"device = {device!r} is none that PyTorch knows; use auto, cpu or cuda.") from error
         folder = Path(directory)
         class_names, palette = read_labels(folder)
-        source = Source(lambda: load_artifact(folder).model, chosen, dtype, folder)
+        source = Source(lambda: load_trained(folder).model, chosen, dtype, folder)
         return cls(open_runtime(runtime, source), class_names, palette, chosen, limits=limits)
 
     @property
