@@ -35,7 +35,7 @@ from PIL import Image
 # The project, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import run_record, versions
+from pspnet.benchmarking.record import run_record
 from pspnet.entry import run_guarded
 from pspnet.errors import DataError
 from pspnet.stream import encodings
@@ -194,7 +194,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Measure, print, write."""
     args = parse(argv)
-    record: dict[str, Any] = {**run_record(), "versions": versions()}
+    record: dict[str, Any] = run_record()
     masks, jpeg, changed = read_inputs(args)
     height, width = masks[0].shape
     bits = max(encodings.bits_for(mask) for mask in masks)

@@ -32,7 +32,7 @@ from PIL import Image
 # The project, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import machine
+from pspnet.benchmarking.record import run_record, write_record
 from pspnet.data.inputs import find_images
 from pspnet.entry import run_guarded
 from pspnet.errors import PspnetError
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     width, height = (int(part) for part in arguments.size.split("x"))
     count = round(arguments.seconds * arguments.rate)
-    record = machine.run_record()
+    record = run_record()
     with tempfile.TemporaryDirectory(prefix="pspnet-stream-") as text:
         folder = Path(text)
         video, jpeg = _make_video(folder / "film.mkv", arguments.images, count, arguments.rate, height, width)
@@ -57,12 +57,11 @@ def main(argv: Sequence[str]) -> int:
     if arguments.output:
         result = {
             **record,
-            "versions": machine.versions(),
             "frames": count,
             "bytes": bytes_of_frames,
             "runtimes": found,
         }
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_record(arguments.output, result)
     return 0
 
 

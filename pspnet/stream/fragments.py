@@ -24,6 +24,8 @@ _DECODERS = {
     "V_AV1": "av1",
 }
 _UNIT = Fraction(1, 1_000_000)
+_LONGEST = 1e12
+"""Seconds on a fragment's clock, which may count from 1970; more comes from damaged bytes, and fits into no packet."""
 _MOST_PIXELS = 8192 * 8192
 """A greater frame comes from damaged bytes, and would take gigabytes."""
 
@@ -55,13 +57,14 @@ class FragmentDecoder:
         # A frame that FFmpeg would guess at is worse than none.
         codec.options = {"err_detect": "explode", "max_pixels": str(_MOST_PIXELS)}
         self._codec = codec
-        self._seconds: float | None = None
 
     def decode(self, block: Block) -> Iterator[tuple[float, np.ndarray]]:
         """(seconds on the fragment's clock, (H, W, 3) uint8 RGB) of the frames that this block completes.
 
         Raises BrokenFrameError.
         """
+        if not abs(block.time) < _LONGEST:
+            raise BrokenFrameError(f"its time is {block.time:g} s")
         packet = self._av.Packet(block.data)
         packet.time_base = _UNIT
         packet.pts = round(block.time / _UNIT)
@@ -75,10 +78,8 @@ class FragmentDecoder:
         try:
             for frame in self._codec.decode(packet):
                 if frame.is_corrupt:
-                    raise BrokenFrameError("the decoder calls it corrupt")
+                    raise ValueError("the decoder calls it corrupt")
                 yield float((frame.pts or 0) * _UNIT), frame.to_ndarray(format="rgb24")
-        except self._av.FFmpegError as error:
-            # At the end of its input the decoder says so by an error of this kind too.
-            if packet is None and isinstance(error, EOFError):
-                return
+        except (self._av.FFmpegError, ValueError) as error:
+            # PyAV has ValueError for pictures in a form that it cannot convert.
             raise BrokenFrameError(str(error)) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,10 +44,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 class _Position:
     """How far the stream was read."""
 
-    done: int = -1  # number of the last fragment that was read whole
+    # Numbers of the last fragments that were read whole. What comes again is one of them; that numbers grow is not
+    # relied on: a single damaged one would then shut out all that follow.
+    done: deque[str] = field(default_factory=lambda: deque(maxlen=64))
     token: str | None = None
     producer_time: float | None = None  # of the fragment that was begun last
-    begun: int = -1  # its number
+    begun: str | None = None  # its number
     given: int = 0  # frames of it that were handed on
     gone: int = 0  # how often what was asked for was not there any more
 
@@ -67,7 +70,7 @@ class _Fragment:
 
     tags: dict[str, str] = field(default_factory=dict)
     decoder: FragmentDecoder | None = None
-    number: int | None = None
+    number: str | None = None
     seen: int = 0  # frames decoded
     had: int = 0  # frames of it that an earlier connection gave
     base: float | None = None  # its clock at its beginning, which is the producer's time
@@ -143,13 +146,22 @@ class KinesisSource:
             yield from self._finish()
             self._fragment = _Fragment()
         elif isinstance(event, Track):
-            self._fragment.decoder = FragmentDecoder(event)
+            self._open(event)
         elif isinstance(event, Tags):
             yield from self._tagged(event.values)
         elif isinstance(event, Block):
             yield from self._decoded(event)
         elif isinstance(event, Damage):
             self._broken(event.reason)
+
+    def _open(self, track: Track) -> None:
+        try:
+            self._fragment.decoder = FragmentDecoder(track)
+        except SourceError as error:
+            # After frames that could be decoded, it is not the stream that is foreign, but this fragment damaged.
+            if self._began is None:
+                raise
+            self._broken(str(error).rstrip("."))
 
     def _tagged(self, values: dict[str, str]) -> Iterator[Frame]:
         tags = {name[len(_TAG) :]: text for name, text in values.items() if name.startswith(_TAG)}
@@ -164,12 +176,9 @@ class KinesisSource:
 
     def _begin(self, tags: dict[str, str]) -> None:
         fragment, position = self._fragment, self._position
-        text = tags["FRAGMENT_NUMBER"]
         self._heard = time.monotonic()
-        if not (text.isascii() and text.isdigit() and len(text) <= 128):
-            return
-        fragment.number = int(text)
-        fragment.passed_over = fragment.passed_over or fragment.number <= position.done
+        fragment.number = tags["FRAGMENT_NUMBER"]
+        fragment.passed_over = fragment.passed_over or fragment.number in position.done
         if fragment.number == position.begun:
             fragment.had = position.given
         elif not fragment.passed_over:
@@ -186,7 +195,7 @@ class KinesisSource:
             except BrokenFrameError as error:
                 self._broken(str(error))
         if fragment.number is not None:
-            self._position.done = max(self._position.done, fragment.number)
+            self._position.done.append(fragment.number)
         fragment.passed_over = True
 
     def _decoded(self, block: Block) -> Iterator[Frame]:

@@ -356,6 +356,30 @@ def test_close_ends_a_source_that_waits(steps: list[Any]) -> None:
         assert not thread.is_alive()
 
 
+def test_a_damaged_fragment_number_shuts_out_nothing_that_follows() -> None:
+    number = str(FIRST_NUMBER + 1).encode()
+    damaged = fragment(1).replace(number, b"99" + number[2:])
+    with serving(StandIn([[fragment(0), damaged, fragment(2)]])) as stand_in:
+        assert pictures(read(stand_in, 12)) == list(range(12))
+
+
+def test_a_damaged_codec_costs_its_fragment_alone() -> None:
+    damaged = fragment(1).replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/AXC")
+    heard = Heard()
+    with serving(StandIn([[fragment(0), damaged, fragment(2)]])) as stand_in:
+        assert pictures(read(stand_in, 8, heard)) == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert heard.counts == ["broken"]
+
+
+def test_a_time_that_no_packet_holds_costs_its_fragment_alone() -> None:
+    damaged = fragment(1)
+    at = damaged.index(b"\xe7", damaged.index(CLUSTER) + 4)
+    size = damaged[at + 1] & 0x7F
+    huge = damaged[:at] + b"\xe7\x88" + b"\xff" * 8 + damaged[at + 2 + size :]
+    with serving(StandIn([[fragment(0), huge, fragment(2)]])) as stand_in:
+        assert pictures(read(stand_in, 8)) == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
 def test_a_codec_that_nobody_decodes_ends_the_source() -> None:
     data = fragment(0).replace(b"V_MPEG4/ISO/AVC", b"V_ODD/CODEC/NNN")
     with serving(StandIn([[data]])) as stand_in, pytest.raises(
