@@ -55,13 +55,16 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
 
 @contextlib.contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside still normalise with the batch's own statistics, but take nothing in."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    before = [norm.track_running_stats for norm in norms]
+    """Batch norms inside still normalise with the batch's own statistics, but take nothing in.
+
+    They keep what they keep for the backward pass: checkpointing compares that with the first pass.
+    """
+    norms: list[Any] = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, before):
-            norm.track_running_stats = tracked
+        for norm, (momentum, counted) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, counted
