@@ -57,22 +57,34 @@ def build_optimizer(
     if name not in kinds:
         raise ConfigError(f"optimizer = {name}: unknown; allowed are sgd, adam, adagrad, nag and rmsprop.")
     kind, settings = kinds[name]
-    return _fused_if_possible(kind, list(groups), {"lr": learning_rate, **settings})
+    return _fused_if_possible(kind, [dict(group) for group in groups], {"lr": learning_rate, **settings})
 
 
 def _fused_if_possible(
-    kind: type[torch.optim.Optimizer], groups: list[dict[str, object]], settings: dict[str, object]
+    kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], settings: dict[str, object]
 ) -> torch.optim.Optimizer:
     build: Any = kind
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if _can_fuse(build, parameters, settings):
+        settings = {**settings, "fused": True}
+    optimizer: torch.optim.Optimizer = build(groups, **settings)
+    return optimizer
+
+
+def _can_fuse(build: Any, parameters: Sequence[nn.Parameter], settings: dict[str, object]) -> bool:
+    """Whether this PyTorch has a fused form of the optimizer for every device and type among the parameters."""
     # From 2.3 on, as SGD's tells: earlier fused optimizers do not let a step be left out on the device.
-    known = all("fused" in inspect.signature(each).parameters for each in (kind, torch.optim.SGD))
-    if known:
-        # The constructor sets defaults in the dictionaries that it is given, also where it then fails.
-        with contextlib.suppress(RuntimeError):  # what it raises for parameters on a device that it cannot update
-            fused: torch.optim.Optimizer = build([dict(group) for group in groups], fused=True, **settings)
-            return fused
-    plain: torch.optim.Optimizer = build(groups, **settings)
-    return plain
+    if not all("fused" in inspect.signature(kind).parameters for kind in (build, torch.optim.SGD)):
+        return False
+    for device, dtype in {(parameter.device, parameter.dtype) for parameter in parameters}:
+        probe = nn.Parameter(torch.zeros(1, dtype=dtype, device=device))
+        probe.grad = torch.zeros_like(probe)
+        try:
+            # Some of the constructors accept what their first step then refuses.
+            build([probe], fused=True, **settings).step()
+        except RuntimeError:
+            return False
+    return True
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:

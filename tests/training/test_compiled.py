@@ -11,12 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from pspnet.errors import ConfigError
-from pspnet.models.pspnet import build_model
+from pspnet.models.pspnet import PSPNet
+from pspnet.models.pyramid import AuxiliaryHead, PSPHead
+from pspnet.models.resnet import ResNet
 from pspnet.training import compiled
 from pspnet.training.compiled import CompiledModel, compile_wanted, obstacle
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 needs_compile = pytest.mark.skipif(obstacle(CPU) is not None, reason="torch.compile needs PyTorch 2.1")
+
+
+def small_network() -> PSPNet:
+    """A PSPNet of one block a layer: compiling takes as long as the network is deep."""
+    torch.manual_seed(0)
+    backbone = ResNet((1, 1, 1, 1), width=4)
+    return PSPNet(backbone, PSPHead(128, 3, dropout=0.0), AuxiliaryHead(64, 3, dropout=0.0)).train()
 
 
 def test_auto_compiles_on_gpus_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +55,7 @@ def test_a_run_compiles_once_without_graph_breaks() -> None:
 
     torch._dynamo.reset()
     counters.clear()
-    torch.manual_seed(0)
-    network = build_model(3, width=4).train()
+    network = small_network()
     network.upsampled_in_training = False
     model = CompiledModel(network, 2)
     # Dynamo's part is what is counted here; generating code takes long and a compiler.
@@ -62,14 +70,12 @@ def test_a_run_compiles_once_without_graph_breaks() -> None:
         network.train()
     assert counters["stats"]["unique_graphs"] == 1
     assert sum(counters["graph_break"].values()) == 0
-    assert sum(counters["recompiles"].values()) == 0 if "recompiles" in counters else True
 
 
 @needs_compile
 def test_the_compiled_network_computes_what_the_network_computes() -> None:
     torch._dynamo.reset()
-    torch.manual_seed(0)
-    network = build_model(3, width=4, dropout=0.0).double().train()
+    network = small_network().double()
     other = copy.deepcopy(network)
     model = CompiledModel(other, 2)
     model._compiled = (torch.compile(other, dynamic=False, backend="aot_eager"),)
