@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in arguments.runtimes or ():
         if name not in _RUNTIMES:
             hint = "; which one auto uses is always told" if name == AUTO else ""
-            raise ConfigError(f"--runtimes: found {name!r}; expected of {', '.join(_RUNTIMES)}{hint}.")
+            raise ConfigError(f"--runtimes: found {name!r}; expected one of {', '.join(_RUNTIMES)}{hint}.")
 
 
 def _size_of(image: Path | None) -> tuple[int, int]:
@@ -180,6 +181,8 @@ def _open(
     left_out: dict[str, str] = {}
     wanted = names or [name for name in _RUNTIMES if name != "tensorrt" or source.device.type == "cuda"]
     for name in [_PLAIN, *wanted]:
+        if name == "compile":
+            print("Compiling, which takes a minute or more; --runtimes leaves it out ...", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:
             if name == _PLAIN:

@@ -142,7 +142,19 @@ class Config(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = _training("auto", "Where to train; auto takes a GPU if there is one.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = _training("auto", "Number format; auto by device.")
     channels_last: bool = _training(True, "Memory layout with channels last, usually faster.")
-    compile: bool = _training(False, "Compile the network with torch.compile (torch 2 or newer).")
+    tf32: bool = _training(True, "Let GPUs from Ampere on round the factors of float32 products to TF32.")
+    compile: Literal["auto"] | bool = _training(
+        False, "Compile the network (torch 2.1 or newer); auto on GPUs that can.", allowed="auto, True or False"
+    )
+    gradient_checkpointing: bool = _training(
+        False, "Compute layer3 and layer4 twice instead of keeping what they computed; saves memory."
+    )
+    micro_batch_size: Literal["auto"] | int | None = _training(
+        None,
+        "Images a device takes at once; larger mini-batches go in parts; auto: as many as fit.",
+        allowed="auto or a whole number, at least 1",
+        ge=1,
+    )
     workers: Literal["auto"] | int = _training(
         "auto",
         "Processes that load images; 0 loads in the main one.",

@@ -118,6 +118,12 @@ def cross_problems(config: Config) -> Iterator[Problem]:
         yield Problem("scale_min", found, "give scale_max at least", ("scale_max",))
     if config.device == "cpu" and config.precision == "float16":
         yield Problem("precision", "found 'float16' with device cpu", "float16 needs a GPU; use float32", ("device",))
+    if config.compile is not False and config.gradient_checkpointing:
+        fix = "torch.compile cannot follow it: use one of them"
+        yield Problem("gradient_checkpointing", f"found True with compile {config.compile}", fix, ("compile",))
+    if config.micro_batch_size is not None and config.syncbn:
+        fix = "syncbn shares the statistics of whole mini-batches: leave one of them out"
+        yield Problem("micro_batch_size", f"found {show(config.micro_batch_size)} with syncbn True", fix, ("syncbn",))
 
 
 def _channel_problems(config: Config) -> Iterator[Problem]:
@@ -205,7 +211,7 @@ def _schedule_warnings(config: Config) -> Iterator[str]:
         )
     if config.validate_every > config.epochs:
         yield f"validate_every {config.validate_every} is above epochs {config.epochs}: only the last epoch is scored."
-    if config.deterministic and config.compile:
+    if config.deterministic and config.compile is True:
         yield "compile may change results between runs; deterministic asks for none: use one of them."
 
 

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import yaml
 
@@ -176,7 +177,7 @@ def _read_flags(argv: Sequence[str]) -> tuple[Settings, dict[str, str]]:
 
 def _add_flag(settings: Settings, key: str, value: str | None, source: str) -> None:
     known = Config.model_fields.get(key)
-    if value is not None or (known is not None and known.annotation is bool):
+    if value is not None or (known is not None and bool in (known.annotation, *get_args(known.annotation))):
         settings.set(key, "True" if value is None else value, source)
     elif known is None:
         settings.set(key, "True", source)  # reported as an unknown key with the others

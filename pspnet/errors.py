@@ -28,4 +28,8 @@ class ProcessLostError(PspnetError):
 
 
 class NonFiniteLossError(PspnetError):
-    """The loss became NaN or infinite; raised before the optimizer could spoil the weights."""
+    """The loss became NaN or infinite; raised before a spoilt model could be saved or scored."""
+
+
+class DeviceMemoryError(PspnetError):
+    """The device's memory is full; the text says what fits, or which setting needs less."""

@@ -85,8 +85,8 @@ def test_random_weights_and_an_image_of_its_own_size(
     ("arguments", "code", "text"),
     [
         (["no/such/folder"], 1, "error: no/such/folder: not a model directory"),
-        (["--runtimes", "fastest"], 2, "error: --runtimes: found 'fastest'; expected of eager, compile"),
-        (["--runtimes", "auto"], 2, "error: --runtimes: found 'auto'; expected of eager, compile"),
+        (["--runtimes", "fastest"], 2, "error: --runtimes: found 'fastest'; expected one of eager, compile"),
+        (["--runtimes", "auto"], 2, "error: --runtimes: found 'auto'; expected one of eager, compile"),
         (["--rounds", "0"], 2, "error: --rounds: found 0; expected 1 or more."),
         (["--batch", "-1"], 2, "error: --batch: found -1; expected 1 or more."),
         (["--image", "missing.jpg"], 1, "error: missing.jpg: not a readable image"),

@@ -57,7 +57,7 @@ OWN_DEFAULTS = {
     "ohem_threshold": 0.7, "ohem_min_kept": 0.0625, "scale_min": 0.5, "scale_max": 2.0, "flip": 0.5, "rotation": 0.0,
     "blur": 0.0, "color_jitter": 0.0, "resume": "auto", "log_every": 10, "validate_every": 1, "checkpoint_every": 0,
     "max_steps_per_epoch": 0, "max_train_images": 0, "max_validation_images": 0, "tensorboard": True,
-    "progress": "auto", "sample_images": 4,
+    "progress": "auto", "sample_images": 4, "tf32": True, "gradient_checkpointing": False, "micro_batch_size": None,
 }  # fmt: skip
 GIVEN = {"num_classes": 3, "data": "x", "train": "x/train", "train_annotation": "x/train_annotation",
          "validation": "x/validation", "validation_annotation": "x/validation_annotation"}  # fmt: skip
@@ -89,6 +89,8 @@ BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
     ("seed", [0, 2**32 - 1], [-1, 2**32]),
     ("ignore", [0, 255], [-1, 256]),
     ("workers", [0, 8, "auto"], [-1, "many", 1.5, True]),
+    ("compile", [True, False, "auto"], ["maybe", 2]),
+    ("micro_batch_size", [1, 16, "auto"], [0, "many", 1.5, True]),
     ("aux_weight", [0, 2], [-0.1]),
     ("head_lr_multiplier", [0.1, 10], [0]),
     ("warmup_epochs", [0, 0.5], [-1]),

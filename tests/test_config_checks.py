@@ -46,6 +46,14 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"scale_min": 2.5}, "scale_min: found 2.5, above scale_max 2"),
     ({"optimizer": "nag", "momentum": 0}, "momentum: found 0; optimizer nag needs more than 0"),
     ({"device": "cpu", "precision": "float16"}, "precision: found 'float16' with device cpu; float16 needs a GPU"),
+    (
+        {"compile": "auto", "gradient_checkpointing": True},
+        "gradient_checkpointing: found True with compile auto; torch.compile cannot follow it: use one of them",
+    ),
+    (
+        {"micro_batch_size": "auto", "syncbn": True},
+        "micro_batch_size: found 'auto' with syncbn True; syncbn shares the statistics of whole mini-batches",
+    ),
     ({"class_names": "a, b, b"}, "class_names: found 'a, b, b'; allowed: different names"),
     ({"class_names": "a,,b"}, "class_names: found 'a,,b'; allowed: different names"),
     ({"class_weights": "1, 0, 2"}, "class_weights: found '1, 0, 2'; allowed: positive numbers"),

@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+# Codes of ignored pixels: the number of classes squared, and the predictions 0..255 on top of it.
+_CODES_BEHIND = 256
+_TABLES = 8
+
 
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over pixels, exact in int64, kept on the device that the masks are on."""
@@ -31,18 +35,50 @@ class ConfusionMatrix:
 def count_by_image(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
     """(N, ...) masks of one shape -> (N, C, C) int64, the confusion matrix of each image, on the masks' device.
 
-    Targets of num_classes or above (255 = ignore) are not scored; predictions must be below num_classes where they are.
+    Both hold 0..255. Targets of num_classes or above (255 = ignore) are not scored; predictions must be below
+    num_classes where they are.
     """
-    images, cells = len(targets), num_classes * num_classes
-    targets = targets.reshape(images, -1).to(torch.int64)  # (N, pixels)
-    predictions = predictions.reshape(images, -1).to(torch.int64)  # (N, pixels)
-    # One joint code a pixel; what is ignored falls into a bin of its own behind the matrix, which is cheaper than
-    # selecting the other pixels first. Each image has its own range of codes.
-    codes = torch.where(targets < num_classes, targets * num_classes + predictions, cells)
-    if images > 1:
-        codes += torch.arange(images, device=codes.device).unsqueeze(1) * (cells + 1)
-    counts = torch.bincount(codes.reshape(-1), minlength=images * (cells + 1)).reshape(images, cells + 1)
-    return counts[:, :cells].reshape(images, num_classes, num_classes)
+    images = len(targets)
+    predictions, targets = predictions.reshape(images, -1), targets.reshape(images, -1)  # (N, pixels)
+    count = _count_on_cpu if targets.device.type == "cpu" else _count_by_scattering
+    return count(predictions, targets, num_classes)
+
+
+def _joint_codes(
+    predictions: torch.Tensor, targets: torch.Tensor, num_classes: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """True class * C + predicted class of every pixel. What is ignored counts as class C: its codes lie behind the
+    matrix, which is cheaper than selecting the other pixels first."""
+    codes = targets.clamp(max=num_classes).to(dtype)
+    return codes.mul_(num_classes).add_(predictions)
+
+
+def _count_on_cpu(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(N, pixels) -> (N, C, C). Image by image, and in the smallest type that holds the codes."""
+    cells, codes = num_classes * num_classes, num_classes * num_classes + _CODES_BEHIND
+    dtype = torch.int16 if codes <= torch.iinfo(torch.int16).max else torch.int32
+    counts = [
+        torch.bincount(_joint_codes(prediction, target, num_classes, dtype), minlength=codes)[:cells]
+        for prediction, target in zip(predictions, targets)
+    ]
+    return torch.stack(counts).reshape(-1, num_classes, num_classes)
+
+
+def _count_by_scattering(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(N, pixels) -> (N, C, C) in one pass without waiting for the device, as bincount does to learn the largest code.
+
+    Neighbouring pixels mostly have one code, and threads that add to one number wait for each other: so every image
+    has several tables, which pixels use in turn.
+    """
+    images, pixels = targets.shape
+    length = num_classes * num_classes + _CODES_BEHIND
+    device = targets.device
+    codes = _joint_codes(predictions, targets, num_classes, torch.int64)
+    codes += length * (torch.arange(pixels, device=device) % _TABLES)
+    tables = torch.zeros(images, _TABLES * length, dtype=torch.int64, device=device)
+    tables.scatter_add_(1, codes, torch.ones((), dtype=torch.int64, device=device).expand_as(codes))
+    counts = tables.reshape(images, _TABLES, length).sum(dim=1)  # (N, length)
+    return counts[:, : num_classes * num_classes].reshape(images, num_classes, num_classes)
 
 
 @dataclass(frozen=True)

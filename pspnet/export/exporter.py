@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -21,6 +23,9 @@ from pspnet.export.int8 import quantise
 from pspnet.export.network import export_network
 from pspnet.runtimes.exports import EXPORTS_NAME, RECORD_NAME, Export, ExportRecord, folder_name, hash_weights
 from pspnet.serving.artifact import Artifact, load_trained
+
+# With less than this left, a library's error is put down to the full disk.
+_LITTLE_SPACE = 2**20
 
 # PyTorch takes seconds for each image, so a few have to do.
 CHECKED_IMAGES = 4
@@ -77,7 +82,7 @@ def export_model(request: Request, say: Callable[[str], object] = print) -> Expo
     artifact = load_trained(request.model_dir)
     weights = hash_weights(request.model_dir)
     calibration = _find_calibration(request, artifact)
-    with _replacing_export(request.folder) as folder:
+    with _replacing_export(request.folder) as folder, _full_disk_told(folder):
         file, int8 = _write(request, artifact, calibration, folder, say)
         agreement, check = _check(request, artifact, calibration, module.open_graph(folder / file))
         if calibration is None:
@@ -169,3 +174,14 @@ def _replacing_export(output: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Turn the RuntimeError by which PyTorch and OpenVINO report a full disk into the OSError that it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if shutil.disk_usage(folder).free < _LITTLE_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise

@@ -29,7 +29,7 @@ _FREE = {
 
 def write(network: ExportNetwork, folder: Path) -> str:
     """See pspnet.export.graph.Format."""
-    # Tracing, since all supported versions of PyTorch have it and it takes seconds where torch.export takes minutes.
+    # Tracing, since all supported versions of PyTorch have it and it takes a tenth of torch.export's time.
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of tracing in general; the check says whether the sizes are free

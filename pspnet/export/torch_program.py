@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def write(network: ExportNetwork, folder: Path) -> str:
         )
     with torch.no_grad():
         program = torch.export.export(network, (example_images(),), dynamic_shapes=({0: free, 2: free, 3: free},))
-    torch.export.save(program, str(folder / FILE_NAME))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that might lie on a GPU
+        torch.export.save(program, str(folder / FILE_NAME))
     return FILE_NAME
 
 

@@ -52,6 +52,8 @@ class SegmentationNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    upsampled_in_training = True
+    """False leaves logits at the heads' size in training mode, for a loss that scores them without up-sampling."""
 
     def __init__(
         self,
@@ -115,6 +117,8 @@ class SegmentationNetwork(nn.Module):
 
     def _upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """(N, K, H/s, W/s) in any precision -> (N, K, H, W) in float32 or better: losses and argmax need the digits."""
+        if self.training and not self.upsampled_in_training:
+            return logits
         # Not promote_types, which the compiler of PyTorch 2.1 cannot trace.
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()

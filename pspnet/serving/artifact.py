@@ -6,9 +6,10 @@ was trained, what it scored, and the versions that made it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,8 @@ def load_artifact(directory: Path) -> Artifact:
     content = _read_config(directory)
     algorithm, architecture = content.get("algorithm", "psp"), content["architecture"]
     try:
-        model = build_algorithm(algorithm, **architecture)
+        with _uninitialised():
+            model = build_algorithm(algorithm, **architecture)
     except (TypeError, ValueError, RuntimeError) as error:  # PspnetError, or what PyTorch says to a foreign value
         raise WeightsError(
             f"{directory / CONFIG_NAME}: describes an architecture that this version cannot build ({error})."
@@ -178,6 +180,31 @@ def load_trained(directory: Path) -> Artifact:
             f"first: train.py --model {directory} with the settings that `pspnet import` printed."
         )
     return artifact
+
+
+@contextlib.contextmanager
+def _uninitialised() -> Iterator[None]:
+    """Parameters of modules that are built meanwhile keep whatever lies in their memory: no random numbers are drawn.
+
+    The weights file then has to give every one of them, which the strict loading makes sure of.
+    """
+    try:
+        from torch.overrides import TorchFunctionMode
+    except ImportError:  # before PyTorch 1.13
+        yield
+        return
+
+    class Skip(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in _DRAWS or getattr(function, "__module__", "") == nn.init.__name__:
+                return args[0] if args else (kwargs or {})["tensor"]
+            return function(*args, **(kwargs or {}))
+
+    with Skip():
+        yield
+
+
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 def read_algorithm(directory: Path) -> str:

@@ -40,6 +40,15 @@ class Processes:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=device)).item() > 0)
 
+    def least(self, number: int, device: torch.device | None = None) -> int:
+        """The smallest of all processes' numbers."""
+        if self.world_size == 1:
+            return number
+        value = torch.tensor(number, device=device)
+        with _named_loss_of_a_process():
+            distributed.all_reduce(value, op=distributed.ReduceOp.MIN)
+        return int(value.item())
+
     def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite the tensors of all other processes with the main one's."""
         if self.world_size > 1:

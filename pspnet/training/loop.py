@@ -5,9 +5,10 @@ The stages stand in the order in which `train` calls them.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,19 @@ from pspnet.evaluation.metrics import ConfusionMatrix, Scores
 from pspnet.evaluation.protocols import evaluate_whole
 from pspnet.models.weights import load_state_strict
 from pspnet.training.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
+from pspnet.training.device import tuned_convolutions
 from pspnet.training.interrupt import StopRequest
 from pspnet.training.log import RunLog
+from pspnet.training.memory import memory_explained
 from pspnet.training.optim import ExponentialMovingAverage
+from pspnet.training.position import Outcome, Position
 from pspnet.training.results import write_results
 from pspnet.training.resume import check_same_run, find_checkpoint, load_run_state, take_best_along
 from pspnet.training.setup import Run, build_run, describe_run
+from pspnet.training.transfer import ahead_on_device
 
-
-@dataclass
-class Position:
-    """How far a run has come. `batch` counts the mini-batches of `epoch` (from 1) that were trained on."""
-
-    epoch: int = 1
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    seconds: float = 0.0
-    validated: bool = False
-
-
-@dataclass
-class Outcome:
-    """What `train` came to: exit code 0 for a finished run, 128 + signal number for one that was asked to stop."""
-
-    exit_code: int
-    scores: Scores | None = None
-    best_epoch: int | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
+_TRAINING_MEMORY = "Train with --micro_batch_size auto, a smaller --crop_size, or --gradient_checkpointing True."
+_VALIDATION_MEMORY = "Validate with a smaller --validation_mini_batch_size; images count at their full size there."
 
 
 class Trainer:
@@ -64,6 +49,7 @@ class Trainer:
         self.best_counts: torch.Tensor | None = None
         self.history: list[dict[str, float]] = []
         self._started = time.monotonic()
+        self._loss = math.nan  # of the last step that was taken in
 
     def fit(self) -> bool:
         """Train and validate until the last epoch or an early stop; False if a signal asked to stop before."""
@@ -89,25 +75,41 @@ class Trainer:
         run.sampler.set_position(position.epoch, position.batch)
         run.model.train()
         self.log.start_epoch(position.epoch, self.config.epochs, steps, position.batch // self.config.accumulate_steps)
-        started, first = time.monotonic(), position.step
-        for batches in self._step_batches():
-            rate = run.schedule.apply(run.step.optimizer, position.step)
-            loss = run.step(batches, position.step, run.network)
-            position.step += 1
-            position.batch += len(batches)
-            position.loss_sum += float(loss)
-            position.loss_steps += 1
-            images_per_second = (position.step - first) * run.images_per_step / (time.monotonic() - started)
-            self._log_step(float(loss), rate, images_per_second)
-            if self._stop_asked():
-                self.log.end_epoch()
-                return False
-            if self.config.checkpoint_every and position.step % self.config.checkpoint_every == 0:
-                self._save_last()
+        started, first, stopped = time.monotonic(), position.step, False
+        with tuned_convolutions(not self.config.deterministic), memory_explained(_TRAINING_MEMORY):
+            for batches in self._step_batches():
+                rate = run.schedule.apply(run.step.optimizer, position.step)
+                run.step(batches, position.step, run.network, self.stop)
+                position.step += 1
+                position.batch += len(batches)
+                logged = position.step % self.config.log_every == 0
+                due = bool(self.config.checkpoint_every) and position.step % self.config.checkpoint_every == 0
+                stopped = self._take_in(wait=logged or due)
+                images_per_second = (position.step - first) * run.images_per_step / (time.monotonic() - started)
+                self._log_step(rate, images_per_second)
+                if stopped:
+                    break
+                if due:
+                    self._save_last()
+            stopped = self._take_in(wait=True) or stopped
         self.log.end_epoch()
+        if stopped:
+            return False
         if position.loss_steps and not position.validated:
             self._log_epoch(rate_now=run.schedule.rate(max(0, position.step - 1)), started=started, first=first)
         return True
+
+    def _take_in(self, wait: bool) -> bool:
+        """Count what came of the steps before, see `TrainingStep.take_in`; True if a process wants to stop.
+
+        Nothing is saved or scored before every step is taken in: one of them may have spoilt the weights.
+        """
+        outcomes = self.run.step.take_in(wait)
+        for outcome in outcomes:
+            self.position.loss_sum += outcome.loss
+            self.position.loss_steps += 1
+            self._loss = outcome.loss
+        return any(outcome.stop for outcome in outcomes)
 
     def _step_batches(self) -> Iterator[list[Batch]]:
         """The mini-batches of each optimizer step; the last step of an epoch takes what is left."""
@@ -115,17 +117,16 @@ class Trainer:
         left = run.batches_per_epoch - self.position.batch
         if left <= 0:
             return
-        for batch in load_batches(run.train_loader):
+        batches = itertools.islice(load_batches(run.train_loader), left)
+        for batch in ahead_on_device(batches, run.device, self.config.channels_last):
             group.append(batch)
             left -= 1
             if len(group) == self.config.accumulate_steps or left == 0:
                 yield group
                 group = []
-            if left == 0:
-                return
 
-    def _log_step(self, loss: float, rate: float, images_per_second: float) -> None:
-        position, steps = self.position, self.run.steps_per_epoch
+    def _log_step(self, rate: float, images_per_second: float) -> None:
+        position, steps, loss = self.position, self.run.steps_per_epoch, self._loss
         number = -(-position.batch // self.config.accumulate_steps)
         self.log.step(loss=f"{loss:.4f}", rate=f"{rate:.2e}")
         if position.step % self.config.log_every:
@@ -159,7 +160,7 @@ class Trainer:
     def _validate(self) -> ConfusionMatrix | None:
         """The confusion matrix over the whole validation channel, all processes together; None if a signal came."""
         run = self.run
-        with run.averaged_weights():
+        with run.averaged_weights(), memory_explained(_VALIDATION_MEMORY):
             # Batch norm's statistics are each process's own; the ones that are saved must be the ones that are scored.
             run.processes.copy_from_main(run.network.buffers())
             confusion = evaluate_whole(

@@ -18,16 +18,19 @@ from torch import nn
 
 from pspnet.classes import IGNORE_INDEX
 from pspnet.errors import ConfigError
+from pspnet.training.upsampled import upsampled_cross_entropy
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def loss_weight(targets: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
     """How much a mini-batch counts in a mean over several: its scored pixels, each with its class's weight. Float64."""
-    counts = torch.bincount(targets.reshape(-1).to(torch.int64), minlength=256)[:IGNORE_INDEX].double()  # (255,)
+    # No bincount: on a GPU the host would have to wait for it.
     if class_weights is None:
-        return counts.sum()
-    return (counts[: len(class_weights)] * class_weights.double().to(counts.device)).sum()
+        return (targets != IGNORE_INDEX).sum(dtype=torch.float64)
+    weights = torch.zeros(256, dtype=torch.float64, device=targets.device)  # of the ignored ones too: 0
+    weights[: len(class_weights)] = class_weights.to(targets.device, torch.float64)
+    return weights[targets.long()].sum()
 
 
 class CrossEntropy(nn.Module):
@@ -42,8 +45,16 @@ class CrossEntropy(nn.Module):
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         weights = self.class_weights
         total = F.cross_entropy(logits, targets, _as_type(weights, logits), ignore_index=IGNORE_INDEX, reduction="sum")
+        return self._mean(total, targets)
+
+    def of_head_logits(self, logits: torch.Tensor, targets: torch.Tensor, align_corners: bool) -> torch.Tensor:
+        """The same for (N, C, h, w) logits, as if they were up-sampled to the targets' size first."""
+        weights = _as_type(self.class_weights, logits)
+        return self._mean(upsampled_cross_entropy(logits, targets, weights, align_corners), targets)
+
+    def _mean(self, total: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         # PyTorch's own mean is NaN for a crop that shows nothing but ignored pixels, which padding makes possible.
-        return total / loss_weight(targets, weights).clamp(min=1e-12).to(total.dtype)
+        return total / loss_weight(targets, self.class_weights).clamp(min=1e-12).to(total.dtype)
 
 
 class OhemCrossEntropy(nn.Module):
@@ -81,20 +92,33 @@ class OhemCrossEntropy(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """Main loss + aux_weight x the same loss on the auxiliary logits (PSPNet section 3.3: 0.4)."""
+    """Main loss + aux_weight x the same loss on the auxiliary logits (PSPNet section 3.3: 0.4).
 
-    def __init__(self, function: LossFunction, aux_weight: float = 0.4) -> None:
+    Logits smaller than the targets are a head's: they count as if they were up-sampled bilinearly.
+    """
+
+    def __init__(self, function: LossFunction, aux_weight: float = 0.4, align_corners: bool = False) -> None:
         super().__init__()
         self.function = function
         self.aux_weight = aux_weight
+        self.align_corners = align_corners
 
     def forward(self, outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
         """Outputs of PSPNet in training mode, targets (N, H, W) of any integer type -> scalar, float32 or better."""
         targets = targets.long()
         if isinstance(outputs, torch.Tensor):
-            return self.function(_at_least_float32(outputs), targets)
-        logits, auxiliary = (_at_least_float32(output) for output in outputs)
-        return self.function(logits, targets) + self.aux_weight * self.function(auxiliary, targets)
+            return self._score(outputs, targets)
+        logits, auxiliary = outputs
+        return self._score(logits, targets) + self.aux_weight * self._score(auxiliary, targets)
+
+    def _score(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = _at_least_float32(logits)
+        if logits.shape[-2:] != targets.shape[-2:]:
+            if isinstance(self.function, CrossEntropy):
+                return self.function.of_head_logits(logits, targets, self.align_corners)
+            size = list(targets.shape[-2:])
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)  # (N, C, H, W)
+        return self.function(logits, targets)
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
@@ -111,14 +135,15 @@ def build_loss(
     class_weights: Sequence[float] | None = None,
     ohem_threshold: float = 0.7,
     ohem_min_kept: float = 0.0625,
+    align_corners: bool = False,
 ) -> SegmentationLoss:
     """The loss called `name`: cross_entropy, ohem, dice, lovasz or focal."""
     weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
     if name == "cross_entropy":
-        return SegmentationLoss(CrossEntropy(weights), aux_weight)
+        return SegmentationLoss(CrossEntropy(weights), aux_weight, align_corners)
     if name == "ohem":
-        return SegmentationLoss(OhemCrossEntropy(ohem_threshold, ohem_min_kept, weights), aux_weight)
-    return SegmentationLoss(_library_loss(name), aux_weight)
+        return SegmentationLoss(OhemCrossEntropy(ohem_threshold, ohem_min_kept, weights), aux_weight, align_corners)
+    return SegmentationLoss(_library_loss(name), aux_weight, align_corners)
 
 
 def _library_loss(name: str) -> LossFunction:

@@ -19,7 +19,8 @@ _FIXED_KEYS = (
 _FREE_KEYS = (
     "name", "model_dir", "output_dir", "checkpoint_dir", "workers", "log_every", "tensorboard", "progress", "resume",
     "sample_images", "data", "train", "train_annotation", "validation", "validation_annotation", "label_map", "model",
-    "checkpoint_every", "validation_mini_batch_size", "cache_images", "cache_limit_gb", "cache_dir",
+    "checkpoint_every", "validation_mini_batch_size", "gradient_checkpointing", "cache_images", "cache_limit_gb",
+    "cache_dir",
 )  # fmt: skip
 
 
@@ -53,7 +54,8 @@ def check_same_run(
         before, now: the settings in the checkpoint and of this run, by key.
         images_before, images_now: the length of the train channel.
     """
-    before = {"contract_dilation": False, **before}  # checkpoints from before there was a choice
+    # Checkpoints from before there was a choice.
+    before = {"contract_dilation": False, "tf32": True, **before}
     differing = [key for key in now if key not in _FREE_KEYS and before.get(key) != now[key]]
     wrong = [f"{key} was {before.get(key)} and is now {now[key]}" for key in differing if key in _FIXED_KEYS]
     if images_before != images_now:

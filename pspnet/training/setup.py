@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from pspnet.classes import LabelMap
 from pspnet.config import Config
 from pspnet.config_checks import SHAPES
+from pspnet.data.cache_folder import open_cache
 from pspnet.data.channels import Pair, find_label_map, load_pairs
 from pspnet.data.dataset import (
     EvaluationBatchSampler,
@@ -28,11 +29,14 @@ from pspnet.data.dataset import (
 from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
+from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.serving.artifact import class_names_of
 from pspnet.training import device as devices
+from pspnet.training.compiled import CompiledModel, compile_wanted
 from pspnet.training.distributed import Processes, join_processes
 from pspnet.training.log import RunLog
 from pspnet.training.losses import build_loss
+from pspnet.training.memory import choose_micro_batch, fits_in_memory
 from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.optim import (
     EarlyStopping,
@@ -41,7 +45,9 @@ from pspnet.training.optim import (
     build_optimizer,
     parameter_groups,
 )
+from pspnet.training.recompute import recompute_blocks
 from pspnet.training.step import TrainingStep
+from pspnet.training.transfer import part_sizes
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
     precision = devices.choose_precision(config.precision, device)
     if config.deterministic:
         devices.make_deterministic()
+    if device.type == "cuda":
+        devices.set_tf32(config.tf32)
     processes = join_processes(device.type)
     try:
         return _assemble(config, device, precision, processes, build or build_network)
@@ -122,10 +130,19 @@ def _assemble(
     data = load_data(config, processes)
     _check_folders(config, processes)
     network = build(config, device)
+    if config.gradient_checkpointing:
+        recompute_blocks(network)
     class_weights = None if config.class_weights is None else torch.tensor(config.class_weights)
     criterion = build_loss(
-        config.loss, config.aux_weight, config.class_weights, config.ohem_threshold, config.ohem_min_kept
+        config.loss,
+        config.aux_weight,
+        config.class_weights,
+        config.ohem_threshold,
+        config.ohem_min_kept,
+        config.align_corners,
     ).to(device)
+    if isinstance(network, SegmentationNetwork):
+        network.upsampled_in_training = False  # the loss takes a head's logits as they are
     optimizer = build_optimizer(
         config.optimizer,
         parameter_groups(network, config.learning_rate, config.head_lr_multiplier),
@@ -135,9 +152,8 @@ def _assemble(
         config.gamma1,
         config.gamma2,
     )
-    model = _wrap(network, config, device, processes)
     step = TrainingStep(
-        model,
+        _for_all_processes(network, config, device, processes),
         criterion,
         optimizer,
         device,
@@ -149,6 +165,7 @@ def _assemble(
         channels_last=config.channels_last,
         seed=config.seed,
     )
+    _fit_to_device(step, network, config)
     sampler, train_loader, validation_loader = build_loaders(config, data, device, processes)
     batches = min(len(sampler), (config.max_steps_per_epoch or len(sampler)) * config.accumulate_steps)
     return Run(
@@ -158,7 +175,7 @@ def _assemble(
         processes=processes,
         data=data,
         network=network,
-        model=model,
+        model=step.model,
         step=step,
         schedule=_build_schedule(config, batches),
         early_stopping=EarlyStopping(
@@ -224,17 +241,32 @@ def _check_folders(config: Config, processes: Processes) -> None:
             ) from error
 
 
-def _wrap(network: nn.Module, config: Config, device: torch.device, processes: Processes) -> nn.Module:
-    model: nn.Module = network
-    if processes.world_size > 1:
-        if config.syncbn and device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    if config.compile:
-        if not hasattr(torch, "compile"):
-            raise ConfigError(f"compile = True needs PyTorch 2.0 or newer, this is {torch.__version__}.")
-        model = cast(nn.Module, torch.compile(model))
-    return model
+def _for_all_processes(network: nn.Module, config: Config, device: torch.device, processes: Processes) -> nn.Module:
+    if processes.world_size == 1:
+        return network
+    if config.syncbn and device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def _fit_to_device(step: TrainingStep, network: nn.Module, config: Config) -> None:
+    """See that a mini-batch fits the device's memory, cut it where that is wanted, and compile for what is left."""
+    device, processes = step.device, step.processes
+    share = -(-config.mini_batch_size // processes.world_size)
+
+    # A CPU does not say how much it could give; its system ends the process instead. And shared statistics would need
+    # every process to take part in every trial.
+    tried = device.type == "cuda" and not (config.syncbn and processes.world_size > 1)
+
+    def fits(images: int) -> bool:
+        return not tried or fits_in_memory(step, network, images, config.crop_size)
+
+    step.micro_batch_size = choose_micro_batch(
+        config.micro_batch_size, fits, share, config.crop_size, processes, device
+    )
+    if compile_wanted(config.compile, device, config.deterministic):
+        largest = part_sizes(share, step.micro_batch_size)[0]
+        step.model = CompiledModel(step.model, largest, required=config.compile is True)
 
 
 def build_loaders(
@@ -256,11 +288,13 @@ def build_loaders(
         config.blur,
         config.color_jitter,
     )
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    cache = open_cache(config.cache_images, config.cache_limit_gb, config.cache_dir, announce=first_here)
     train_set = SegmentationDataset(
-        data.train, config.num_classes, transform, data.train_map, config.ignore, config.seed
+        data.train, config.num_classes, transform, data.train_map, config.ignore, config.seed, cache=cache
     )
     validation_set = SegmentationDataset(
-        data.validation, config.num_classes, None, data.validation_map, config.ignore, channel="validation"
+        data.validation, config.num_classes, None, data.validation_map, config.ignore, channel="validation", cache=cache
     )
     rank, world = processes.rank, processes.world_size
     sampler = TrainBatchSampler(len(data.train), config.mini_batch_size, config.seed, rank, world)
@@ -307,6 +341,8 @@ def describe_run(run: Run, log: RunLog) -> None:
             f"Note: num_training_samples={config.num_training_samples}, but the train channel holds {len(data.train)} "
             "images; the schedule follows the channel."
         )
+    if run.step.micro_batch_size is not None:
+        log.line(f"Note: mini-batches are computed in parts of at most {run.step.micro_batch_size} images a device.")
     if run.precision.name == "float32" and devices.has_fast_bfloat16(run.device):
         log.line("Note: this CPU has AMX; --precision bfloat16 trains several times faster on it.")
     if run.precision.name == "bfloat16" and run.device.type == "cpu" and not devices.has_fast_bfloat16(run.device):

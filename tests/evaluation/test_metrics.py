@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pspnet.evaluation.metrics import ConfusionMatrix, Scores, constant_scores, count_by_image
+from pspnet.evaluation.metrics import ConfusionMatrix, Scores, _count_by_scattering, constant_scores, count_by_image
 
 
 def confusion_of(predictions: list[list[int]], targets: list[list[int]], classes: int) -> ConfusionMatrix:
@@ -153,6 +154,47 @@ def test_random_confusion_equals_torchmetrics_image_by_image(seed: int) -> None:
     for ours, prediction, target in zip(count_by_image(predictions, targets, 13), predictions, targets.long()):
         theirs = functional.multiclass_confusion_matrix(prediction, target, num_classes=13, ignore_index=255)
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind"), [(2, torch.uint8), (13, torch.int64), (180, torch.uint8), (254, torch.uint8)]
+)
+def test_the_form_for_gpus_counts_the_same(classes: int, kind: torch.dtype) -> None:
+    predictions, targets = (masks.reshape(4, -1) for masks in random_masks(classes, seed=classes))
+    ours = _count_by_scattering(predictions.to(kind), targets, classes)
+    assert ours.dtype == torch.int64
+    assert torch.equal(ours, count_by_image(predictions, targets, classes))
+
+
+@pytest.mark.parametrize("classes", [2, 180, 181, 254])
+@pytest.mark.parametrize("count", [count_by_image, _count_by_scattering])
+def test_what_is_predicted_on_ignored_pixels_does_not_matter(classes: int, count: Any) -> None:
+    # 180 classes are the most whose codes fit 16 bits; the largest code must not wrap around into the matrix.
+    targets = torch.tensor([[255, 254, classes - 1, 255]], dtype=torch.uint8)
+    predictions = torch.tensor([[255, 0, classes - 1, classes - 1]], dtype=torch.uint8)
+    counts = count(predictions, targets, classes)
+    expected = torch.zeros(1, classes, classes, dtype=torch.int64)
+    expected[0, classes - 1, classes - 1] = 1
+    assert torch.equal(counts, expected)
+
+
+def test_no_pixels_and_layouts_that_are_not_contiguous() -> None:
+    empty = torch.zeros(2, 0, 5, dtype=torch.uint8)
+    assert torch.equal(count_by_image(empty, empty, 3), torch.zeros(2, 3, 3, dtype=torch.int64))
+    predictions, targets = random_masks(7, seed=4)
+    turned = count_by_image(predictions.transpose(1, 2), targets.transpose(1, 2), 7)
+    assert torch.equal(turned, count_by_image(predictions, targets, 7))
+
+
+def test_the_masks_are_left_as_they_were() -> None:
+    for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        predictions, targets = random_masks(5, seed=6)
+        predictions, targets = predictions.to(kind), targets.to(kind)
+        before = predictions.clone(), targets.clone()
+        for count in (count_by_image, _count_by_scattering):
+            count(predictions.reshape(4, -1), targets.reshape(4, -1), 5)
+            assert torch.equal(predictions, before[0])
+            assert torch.equal(targets, before[1])
 
 
 def test_counts_stay_exact_beyond_float32() -> None:

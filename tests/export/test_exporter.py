@@ -92,6 +92,22 @@ def test_an_export_that_fails_its_check_leaves_the_older_one(
     assert json.loads((output / "export.json").read_text()) == before
 
 
+def test_a_full_disk_is_told_in_one_sentence(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pspnet.export import exporter
+
+    def fail(network: ExportNetwork, folder: Path) -> str:
+        (folder / "model.ts").write_bytes(b"half")
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch_script, "write", fail)
+    with pytest.raises(RuntimeError, match="unexpected pos"):  # the disk is not full: a defect keeps its traceback
+        export_model(Request(model_dir, "torchscript", tmp_path / "out"), quiet)
+    monkeypatch.setattr(exporter, "_LITTLE_SPACE", 2**70)
+    with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device: .* Free some space"):
+        export_model(Request(model_dir, "torchscript", tmp_path / "out"), quiet)
+    assert tree(tmp_path) == []
+
+
 def test_8_bits_that_cost_too_much_leave_nothing(model_dir: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")

@@ -63,6 +63,15 @@ def assert_equal_states(left: PSPNet, right: PSPNet) -> None:
 # --- round trip -------------------------------------------------------------------------------------------------------
 
 
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    model = save(tmp_path, algorithm="psp")
+    before = torch.get_rng_state()
+    loaded = load_artifact(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before) or not hasattr(torch.overrides, "TorchFunctionMode")
+    assert_equal_states(loaded.model, model)
+    torch.testing.assert_close(loaded.model.mean, model.mean)
+
+
 def test_a_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
     model = save(tmp_path / "deep" / "model")
     loaded = load_artifact(tmp_path / "deep" / "model")

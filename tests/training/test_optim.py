@@ -15,6 +15,8 @@ from pspnet.training.optim import (
     ExponentialMovingAverage,
     LearningRateSchedule,
     build_optimizer,
+    is_fused,
+    load_optimizer_state,
     parameter_groups,
 )
 
@@ -58,6 +60,27 @@ def test_optimizers_get_their_settings_only(name: str, kind: type, expected: dic
     for group in optimizer.param_groups:
         assert group["lr"] == 0.01
         assert {key: group[key] for key in expected} == expected
+
+
+def test_a_state_from_another_machine_keeps_this_ones_way_of_updating() -> None:
+    optimizer = optimizer_of("adam")
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["lr"] = 0.5
+        group.update({key: True for key in ("fused", "foreach", "capturable") if key in group})
+    before = [{key: group.get(key) for key in ("fused", "foreach", "capturable")} for group in optimizer.param_groups]
+    load_optimizer_state(optimizer, state)
+    after = [{key: group.get(key) for key in ("fused", "foreach", "capturable")} for group in optimizer.param_groups]
+    assert after == before
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert list(optimizer.state_dict()["param_groups"][0]) == list(state["param_groups"][0])
+
+
+def test_an_optimizer_that_cannot_be_fused_is_the_plain_one() -> None:
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.complex64))  # which no fused optimizer takes
+    groups: list[dict[str, object]] = [{"params": [parameter], "lr": 0.1}]
+    assert not is_fused(build_optimizer("adam", groups, 0.1))
+    assert not is_fused(optimizer_of("rmsprop"))
 
 
 def test_nag_without_momentum_is_plain_gradient_descent() -> None:

@@ -16,7 +16,7 @@ from pspnet.models.pspnet import build_model
 from pspnet.training.device import Precision
 from pspnet.training.distributed import Processes
 from pspnet.training.losses import build_loss, loss_weight
-from pspnet.training.optim import ExponentialMovingAverage, build_optimizer, parameter_groups
+from pspnet.training.optim import ExponentialMovingAverage, build_optimizer, is_fused, parameter_groups
 from pspnet.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -157,8 +157,9 @@ def test_two_processes_equal_one(class_weights: torch.Tensor | None) -> None:
         other = 1 - rank
         processes = OneOfTwo(rank, 2)
         share = counts[other] * 2 / sum(counts)
-        # What is summed in turn: the loss weights, whether the loss is not finite, and the weighted losses.
-        object.__setattr__(processes, "partner", [counts[other], torch.zeros(()), own_losses[other] * share])
+        # What is summed in turn: the loss weights, then loss, whether one is not finite, and wish to stop together.
+        figures = torch.tensor([float(own_losses[other] * share) / 2, 0.0, 0.0], dtype=torch.float64)
+        object.__setattr__(processes, "partner", [counts[other], figures])
         model = tiny()
         losses.append(step_of(model, class_weights=class_weights, processes=processes)([parts[rank]], 0, model))
         results.append(weights_after(model))
@@ -169,7 +170,7 @@ def test_two_processes_equal_one(class_weights: torch.Tensor | None) -> None:
 
 def test_a_loss_that_is_not_finite_elsewhere_stops_every_process() -> None:
     processes = OneOfTwo(0, 2)
-    object.__setattr__(processes, "partner", [torch.tensor(10.0), torch.ones(())])
+    object.__setattr__(processes, "partner", [torch.tensor(10.0), torch.tensor([0.0, 1.0, 0.0])])
     model = tiny()
     start = weights_after(model)
     with pytest.raises(NonFiniteLossError, match="in another process; training stopped there"):
@@ -257,6 +258,81 @@ def test_only_the_first_file_names_are_listed() -> None:
     with pytest.raises(NonFiniteLossError, match=r"image_7\.jpg\n  and 4 more\n") as caught:
         step_of(model)([batch], 0, model)
     assert "image_8.jpg" not in str(caught.value)
+
+
+# --- deferred steps ---------------------------------------------------------------------------------------------------
+
+
+def test_a_deferred_step_gives_what_an_immediate_one_gives() -> None:
+    now, later = tiny(), tiny()
+    one, other = step_of(now, max_norm=0.01), step_of(later, max_norm=0.01, deferred=True)
+    batches = [make_batch(seed=number) for number in range(3)]
+    losses = [float(one([batch], number, now)) for number, batch in enumerate(batches)]
+    read = []
+    for number, batch in enumerate(batches):
+        other([batch], number, later, stop=number == 1)
+        outcomes = other.take_in(wait=False)
+        assert len(outcomes) == min(number, 1), "the step that was just begun is not waited for"
+        read += outcomes
+    read += other.take_in()
+    assert [outcome.loss for outcome in read] == losses
+    assert [outcome.stop for outcome in read] == [False, True, False]
+    assert [outcome.loss for outcome in one.take_in(wait=False)] == losses
+    assert other.take_in() == []
+    assert torch.equal(weights_after(later), weights_after(now))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
+def test_a_deferred_step_with_a_bad_loss_and_those_after_it_are_left_out(optimizer: str) -> None:
+    torch.manual_seed(0)
+    model = Poisoned(math.nan)
+    step = step_of(model, optimizer, deferred=True)
+    if not is_fused(step.optimizer):
+        pytest.skip("this PyTorch has no fused optimizers here")
+    step([make_batch()], 0, model)
+    start, bad = weights_after(model), make_batch(seed=1)
+    bad.images[3] = 255
+    step([bad], 1, model)
+    step([make_batch(seed=2)], 2, model)
+    assert torch.equal(weights_after(model), start)
+    with pytest.raises(NonFiniteLossError, match=r"The loss is nan; training stopped before the optimizer step") as e:
+        step.take_in()
+    assert "image_3.jpg" in str(e.value)
+
+
+def test_a_deferred_step_of_an_optimizer_that_is_not_fused_says_that_nothing_was_saved() -> None:
+    torch.manual_seed(0)
+    model = Poisoned(math.nan)
+    step = step_of(model, "rmsprop", deferred=True)
+    bad = make_batch()
+    bad.images[0] = 255
+    step([bad], 0, model)
+    with pytest.raises(NonFiniteLossError, match=r"stopped after this step, and nothing of it was saved\. The mini"):
+        step.take_in()
+
+
+def test_a_deferred_step_tells_a_gradient_whose_norm_is_not_finite() -> None:
+    model = tiny()
+    start = weights_after(model)
+    model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    step = step_of(model, max_norm=1.0, deferred=True)
+    step([make_batch()], 0, model)
+    with pytest.raises(NonFiniteLossError, match=r"The norm of the gradient is (inf|nan) although the loss is finite"):
+        step.take_in()
+    if is_fused(step.optimizer):
+        assert torch.equal(weights_after(model), start)
+
+
+# --- parts of a mini-batch --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 4, 9])
+def test_parts_of_a_mini_batch_equal_the_whole(largest: int) -> None:
+    whole, parts = tiny(), tiny()
+    loss = step_of(whole)([make_batch()], 0, whole)
+    parts_loss = step_of(parts, micro_batch_size=largest)([make_batch()], 0, parts)
+    torch.testing.assert_close(weights_after(parts), weights_after(whole), rtol=0, atol=1e-14)
+    torch.testing.assert_close(parts_loss, loss, rtol=1e-13, atol=0)
 
 
 # --- formats and sizes ------------------------------------------------------------------------------------------------

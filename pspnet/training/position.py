@@ -1,0 +1,30 @@
+"""How far a run has come, and what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pspnet.evaluation.metrics import Scores
+
+
+@dataclass
+class Position:
+    """How far a run has come. `batch` counts the mini-batches of `epoch` (from 1) that were trained on."""
+
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
+    validated: bool = False
+
+
+@dataclass
+class Outcome:
+    """What `train` came to: exit code 0 for a finished run, 128 + signal number for one that was asked to stop."""
+
+    exit_code: int
+    scores: Scores | None = None
+    best_epoch: int | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
