@@ -87,9 +87,15 @@ def test_one_record_is_found_without_reading_all() -> None:
 
 def test_an_index_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pspnet.stream.mask_reader._TAIL", 64)
+    monkeypatch.setattr("pspnet.stream.mask_reader._START", 64)
     source = CountedBytes(segment(50))
     assert len(MaskSegment(source)) == 50
     assert sum(length for _, length in source.reads) < source.size / 2
+
+
+def test_a_header_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pspnet.stream.mask_reader._START", 40)
+    assert MaskSegment(segment(3)).header.class_names == ("a", "b")
 
 
 def test_records_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,7 @@ def test_s3_is_read_in_parts(client: Any, tmp_path: Path) -> None:
     assert np.array_equal(one.mask, scene(155))
     assert [name for name, _ in calls].count("ListObjectsV2") == 1
     ranges = [params["headers"]["Range"] for name, params in calls if name == "GetObject"]
+    assert len(ranges) == 3
     first, last = ranges[-1].removeprefix("bytes=").split("-")
     assert int(last) - int(first) < 1000
     (one,) = read_masks(f"s3://car/{keys(client)[0]}", frames=7, client=client)
