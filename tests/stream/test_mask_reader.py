@@ -15,7 +15,7 @@ from PIL import Image
 
 from pspnet.stream import MaskSegment, read_masks
 from pspnet.stream.encodings import ENCODINGS, MaskFileError
-from pspnet.stream.mask_format import SegmentHeader
+from pspnet.stream.mask_format import SegmentHeader, pack_index
 from pspnet.stream.mask_places import BytesInMemory
 from pspnet.stream.mask_sinks import FolderSink
 from pspnet.stream.mask_writer import SegmentSettings, SegmentWriter, head_of
@@ -131,8 +131,6 @@ def test_a_damaged_record_is_an_error_with_the_index_and_left_out_without() -> N
 
 
 def test_an_index_that_lies_is_not_followed() -> None:
-    from pspnet.stream.mask_format import pack_index
-
     data = segment(5)
     found = MaskSegment(data)
     end = int(found.entries["offset"][-1] + found.entries["length"][-1])
