@@ -20,7 +20,6 @@ from PIL import Image
 from pspnet.stream.encodings import MAX_PIXELS, Form, MaskFileError, decode
 from pspnet.stream.mask_format import (
     END_MAGIC,
-    HEADER,
     INDEX_ENTRY,
     PNG_SUFFIX,
     RECORD_MARKER,
@@ -38,6 +37,7 @@ from pspnet.stream.mask_places import ByteRanges, BytesInMemory, BytesOfFile, li
 PNG_KEYWORD = "pspnet"
 """Under it, a PNG file of a mask holds frame, captured, timestamp, latency and labels as JSON (tEXt)."""
 
+_START = 8_192  # read from a segment's beginning: holds the header of some hundred classes
 _TAIL = 65_536  # read from a segment's end first: holds the index of some thousands of records
 _BLOCK = 4_194_304  # read at a time when one record after another is wanted
 _MAX_PNG = 268_435_456
@@ -77,9 +77,11 @@ class MaskSegment:
             source = BytesInMemory(source)
         self._source: ByteRanges = BytesOfFile(source) if isinstance(source, Path) else source
         self.name = self._source.name
-        start = self._source.read(0, HEADER.size)
+        start = self._source.read(0, _START)
         self._data_start = header_size(start, self.name)
-        self.header = unpack_header(start + self._source.read(HEADER.size, self._data_start - HEADER.size), self.name)
+        if self._data_start > _START:
+            start += self._source.read(_START, self._data_start - _START)
+        self.header = unpack_header(start, self.name)
         entries = self._read_index()
         self.complete = entries is not None
         self.entries = self._scan() if entries is None else entries
@@ -267,7 +269,8 @@ def _read_places(places: list[tuple[str, Any]], wanted: _Wanted) -> Iterator[Mas
         if not wanted.may_be_in(said):
             continue
         source: ByteRanges = opened()
-        if source.read(0, len(_PNG_MAGIC)) == _PNG_MAGIC:
+        # The name tells what it is, which saves a request; bytes and files of other names have to be asked.
+        if said.suffix == PNG_SUFFIX if said else source.read(0, len(_PNG_MAGIC)) == _PNG_MAGIC:
             record = _read_png(source, said)
             if wanted.includes(record.frame, record.captured):
                 yield record

@@ -14,6 +14,7 @@ from pspnet.errors import ConfigError
 from pspnet.stream.encodings import DEFAULT_ENCODING, ENCODINGS, KEY_FORMS, MaskFileError, encode
 from pspnet.stream.frames import MaskedFrame
 from pspnet.stream.mask_format import INDEX_ENTRY, OPEN_SUFFIX, SUFFIX, RecordHead, SegmentHeader, mask_name, pack_index
+from pspnet.stream.mask_reader import MaskSegment
 
 try:
     import fcntl
@@ -219,8 +220,6 @@ def _settle(path: Path, first: RecordHead, last: RecordHead) -> Path:
 
 def _complete(path: Path) -> None:
     """Give a segment that a killed writer left its index and its name; one without a whole record goes."""
-    from pspnet.stream.mask_reader import MaskSegment
-
     with open(path, "r+b") as file:
         if not _lock(file):
             return

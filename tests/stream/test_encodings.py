@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -87,8 +88,6 @@ def test_run_lengths_are_written_as_documented() -> None:
     mask = np.array([[7] * 200 + [9]], dtype=np.uint8)
     data = encodings.encode_runs(mask)
     size = int.from_bytes(data[:4], "little")
-    import zlib
-
     assert zlib.decompress(data[4 : 4 + size], -15) == bytes([7, 9])
     assert zlib.decompress(data[4 + size :], -15) == bytes([200 & 127 | 128, 1, 1])
 
@@ -118,8 +117,6 @@ def test_damaged_bytes_are_refused_or_give_a_mask_of_the_size(encoding: str, pla
 
 
 def test_a_deflated_bomb_is_not_inflated() -> None:
-    import zlib
-
     bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = bomb.compress(bytes(50_000_000)) + bomb.flush()
     with pytest.raises(MaskFileError, match="too long"):

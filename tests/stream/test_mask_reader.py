@@ -15,7 +15,7 @@ from PIL import Image
 
 from pspnet.stream import MaskSegment, read_masks
 from pspnet.stream.encodings import ENCODINGS, MaskFileError
-from pspnet.stream.mask_format import SegmentHeader
+from pspnet.stream.mask_format import SegmentHeader, pack_index
 from pspnet.stream.mask_places import BytesInMemory
 from pspnet.stream.mask_sinks import FolderSink
 from pspnet.stream.mask_writer import SegmentSettings, SegmentWriter, head_of
@@ -87,9 +87,15 @@ def test_one_record_is_found_without_reading_all() -> None:
 
 def test_an_index_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pspnet.stream.mask_reader._TAIL", 64)
+    monkeypatch.setattr("pspnet.stream.mask_reader._START", 64)
     source = CountedBytes(segment(50))
     assert len(MaskSegment(source)) == 50
     assert sum(length for _, length in source.reads) < source.size / 2
+
+
+def test_a_header_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pspnet.stream.mask_reader._START", 40)
+    assert MaskSegment(segment(3)).header.class_names == ("a", "b")
 
 
 def test_records_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +131,6 @@ def test_a_damaged_record_is_an_error_with_the_index_and_left_out_without() -> N
 
 
 def test_an_index_that_lies_is_not_followed() -> None:
-    from pspnet.stream.mask_format import pack_index
-
     data = segment(5)
     found = MaskSegment(data)
     end = int(found.entries["offset"][-1] + found.entries["length"][-1])

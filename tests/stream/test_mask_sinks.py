@@ -14,6 +14,7 @@ from PIL import Image
 from pspnet.classes import CAMVID_CLASSES, palette_for
 from pspnet.errors import ConfigError, PspnetError
 from pspnet.stream import read_masks
+from pspnet.stream.encodings import MaskFileError
 from pspnet.stream.mask_sinks import CONTENT_TYPE, FolderSink, S3Sink
 from pspnet.stream.mask_writer import SegmentSettings
 from pspnet.stream.sink import SinkContext, SinkError, open_sink
@@ -136,6 +137,7 @@ def test_s3_is_read_in_parts(client: Any, tmp_path: Path) -> None:
     assert np.array_equal(one.mask, scene(155))
     assert [name for name, _ in calls].count("ListObjectsV2") == 1
     ranges = [params["headers"]["Range"] for name, params in calls if name == "GetObject"]
+    assert len(ranges) == 3
     first, last = ranges[-1].removeprefix("bytes=").split("-")
     assert int(last) - int(first) < 1000
     (one,) = read_masks(f"s3://car/{keys(client)[0]}", frames=7, client=client)
@@ -257,7 +259,5 @@ def test_addresses_and_places_of_s3(client: Any, tmp_path: Path, monkeypatch: py
         open_sink("s3:///x", context)
     with pytest.raises(ConfigError, match="profile"):
         S3Sink("s3://car/x", SinkContext(profile="nobody"))
-    from pspnet.stream.encodings import MaskFileError
-
     with pytest.raises(MaskFileError, match="cannot be listed"):
         read_masks("s3://no-such-bucket/x", client=client)
