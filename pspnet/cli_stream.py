@@ -320,10 +320,19 @@ def _read_rate(text: str | None) -> float | str | None:
 
 
 def _read_settings(texts: Sequence[str]) -> dict[str, str]:
+    from pspnet.config_values import nearest
+    from pspnet.stream.sink import SETTING_NAMES
+
     wrong = [text for text in texts if not text.partition("=")[0] or "=" not in text]
     if wrong:
         raise ConfigError(f"--sink_setting: found {wrong[0]!r}; expected NAME=VALUE.")
-    return {text.partition("=")[0]: text.partition("=")[2] for text in texts}
+    settings = {text.partition("=")[0]: text.partition("=")[2] for text in texts}
+    for name in settings:
+        if name not in SETTING_NAMES:
+            like = nearest(name, SETTING_NAMES)
+            hint = f"did you mean {like}?" if like else f"there are {', '.join(SETTING_NAMES)}."
+            raise ConfigError(f"--sink_setting: no sink has the setting {name!r}; {hint}")
+    return settings
 
 
 def _read_classes(text: str | None) -> tuple[str, ...]:

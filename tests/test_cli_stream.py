@@ -247,6 +247,11 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
         (["film.mkv", "--to", "-", "png:-"], 2, "--to: - and png:- both write to standard output"),
         (["film.mkv", "--to", "web:no"], 2, "web:no: expected web or web:PORT"),
         (["film.mkv", "--to", "o.mkv", "--sink_setting", "x"], 2, "--sink_setting: found 'x'; expected NAME=VALUE"),
+        (
+            ["film.mkv", "--to", "o.mkv", "--sink_setting", "segment_second=1"],
+            2,
+            "--sink_setting: no sink has the setting 'segment_second'; did",
+        ),
         (["film.mkv", "--to", "o.mkv", "--classes", "camvid"], 2, "--classes: a model directory has its own"),
         (["film.mkv", "--to", "/proc/none/o.mkv"], 1, "/proc/none/o.mkv: its folder cannot be made"),
     ],

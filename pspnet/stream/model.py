@@ -56,8 +56,8 @@ class LocalModel:
         return cls(Predictor.load(directory, device, **options))
 
     def prepare(self, height: int, width: int) -> None:
-        """One black frame: whatever is made at a size's first frame is made by it."""
-        self._predictor(np.zeros((height, width, 3), dtype=np.uint8))
+        """Choose a runtime for this size by a short trial, compile, warm up: what no frame should wait for."""
+        self._predictor.prepare([(height, width)])
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """As Model."""

@@ -100,6 +100,11 @@ class SinkContext:
 
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
+SETTING_NAMES = (
+    "key_every", "mask_encoding", "s3_spool", "segment_frames", "segment_seconds", "webhook_headers", "webhook_send",
+    "webhook_timeout",
+)  # fmt: skip
+"""All of SinkContext.settings; docs/mask_format.md says what they mean."""
 
 
 def open_sink(text: str, context: SinkContext) -> Sink:
