@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from pspnet.models.pspnet import PSPNet
+from pspnet.models.pyramid import PSPHead
+from pspnet.models.resnet import ResNet
 from pspnet.runtimes import compiled
 from pspnet.runtimes.base import Runtime, RuntimeMissingError
 from pspnet.runtimes.choice import ChoiceCache, describe_machine
@@ -18,6 +21,12 @@ from pspnet.runtimes.compiled import CompiledRuntime, check_compiler
 from pspnet.runtimes.opening import Source, open_runtime
 
 CPU = torch.device("cpu")
+
+
+def small_network() -> PSPNet:
+    """One block a layer: compiling ResNet-50 takes minutes."""
+    backbone = ResNet((1, 1, 1, 1), 8, "conv7", 4)
+    return PSPNet(backbone, PSPHead(backbone.out_channels, 3)).eval()
 
 
 def assert_right(runtime: Runtime, network: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -31,6 +40,12 @@ def assert_right(runtime: Runtime, network: nn.Module, shape: tuple[int, int, in
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@needs_compiler
+def test_the_networks_masks_are_those_of_the_plain_network() -> None:
+    network = small_network()
+    assert_right(CompiledRuntime(network, CPU), network, (2, 33, 47))
 
 
 class Tiny(nn.Module):
