@@ -95,6 +95,7 @@ class PSPHead(nn.Module):
         super().__init__()
         channels = in_channels // 4
         self.align_corners = align_corners
+        self.own_channels = in_channels
         self.pyramid = PyramidPooling(in_channels, BINS)
         self.conv = nn.Conv2d(in_channels + self.pyramid.out_channels, channels, 3, padding=1, bias=False)
         self.bn = SingleValueBatchNorm2d(channels)
@@ -105,10 +106,10 @@ class PSPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> logits (N, K, h, w)."""
-        own = x.shape[1]
-        weight = self.conv.weight  # (C/4, 2C, 3, 3)
-        y = F.conv2d(x, weight[:, :own], padding=1)  # (N, C/4, h, w)
-        y = y + convolve_upsampled(self.pyramid(x), weight[:, own:], x.shape[-2:], self.align_corners)
+        # Split in one operation, so that the two gradients are put together in one.
+        own, others = self.conv.weight.split([self.own_channels, self.pyramid.out_channels], dim=1)  # (C/4, C, 3, 3)
+        y = F.conv2d(x, own, padding=1)  # (N, C/4, h, w)
+        y = y + convolve_upsampled(self.pyramid(x), others, x.shape[-2:], self.align_corners)
         y = self.relu(self.bn(y))  # (N, C/4, h, w)
         logits: Tensor = self.classifier(self.dropout(y))  # (N, K, h, w)
         return logits

@@ -73,15 +73,17 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1, relu: bool = True) -> None:
         super().__init__()
-        kernel, double = torch.tensor(_KERNEL, dtype=torch.float64), torch.float64
         outputs, inputs = weight.shape[:2]
-        transformed = torch.einsum("ai,ocij,bj->abco", kernel, weight.to("cpu", double), kernel)  # (6, 6, C, O)
-        input_matrix, output_matrix = (torch.tensor(matrix, dtype=double) for matrix in (_INPUT, _OUTPUT))
+        transforms = [torch.tensor(matrix, dtype=torch.float64) for matrix in (_KERNEL, _INPUT, _OUTPUT)]
+        # Along rows and columns at once; each (P, 9), (P, P), (16, P).
+        kernel, input_transform, output_transform = (torch.kron(matrix, matrix) for matrix in transforms)
+        taps = weight.permute(2, 3, 1, 0).reshape(9, -1)  # (9, C * O)
+        transformed = torch.mm(kernel.to(weight.device, weight.dtype), taps)  # (P, C * O)
         buffers = {
-            "weight": transformed.reshape(TILE * TILE, inputs, outputs),  # (P, C, O)
+            "weight": transformed.view(TILE * TILE, inputs, outputs),
             "bias": bias,  # (O,)
-            "input_transform": torch.kron(input_matrix, input_matrix),  # (P, P)
-            "output_transform": torch.kron(output_matrix, output_matrix),  # (16, P)
+            "input_transform": input_transform,
+            "output_transform": output_transform,
         }
         for name, value in buffers.items():
             self.register_buffer(name, value.to(weight.device, weight.dtype).contiguous())
