@@ -8,8 +8,8 @@ from pathlib import Path
 from pspnet.errors import PspnetError
 from pspnet.locations import PACKAGE, find_beside
 
-LARGEST_SOURCE = 1_000_000
-"""Bytes. The source is a few hundred kilobytes of text; more would mean that data or weights came along."""
+LARGEST_SOURCE = 2_000_000
+"""Bytes. The source is little more than a megabyte of text; more would mean that data or weights came along."""
 
 _SCRIPTS = ("train.py", "inference.py")
 

@@ -190,7 +190,10 @@ def _uninitialised() -> Iterator[None]:
     """
     try:
         from torch.overrides import TorchFunctionMode
-    except ImportError:  # before PyTorch 1.13
+    except ImportError:
+        yield
+        return
+    if hasattr(torch.overrides, "push_torch_function_mode"):  # PyTorch 1.12, where modes are no contexts yet
         yield
         return
 

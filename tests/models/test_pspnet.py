@@ -176,7 +176,8 @@ def test_trace_equals_eager() -> None:
     with torch.no_grad():
         traced = torch.jit.trace(model, batch)
         other = images(1, 3, 41, 50) // 2
-        assert torch.equal(traced(other), model(other))
+        # A graph computes the weights of interpolation in float32.
+        torch.testing.assert_close(traced(other), model(other), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(torch, "export"), reason="torch.export came with torch 2.1")

@@ -97,7 +97,7 @@ def test_tiling_padding_and_probabilities_hold_for_any_runtime() -> None:
 def test_an_export_runs_without_the_network(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     write_openvino(model_dir)
-    monkeypatch.setattr(predictor_module, "load_artifact", None)
+    monkeypatch.setattr(predictor_module, "load_trained", None)
     predictor = Predictor.load(model_dir, "cpu", runtime="openvino")
     assert predictor.runtime.name == "openvino"
     assert predictor.class_names == read_labels(model_dir)[0]
