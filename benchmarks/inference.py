@@ -170,9 +170,8 @@ def _measure_size(
             del cases[name]
     if not cases:
         raise PspnetError(f"none of the cases can run here: {'; '.join(skipped.values())}")
-    timings = measure(
-        {name: _action(case, images) for name, case in cases.items()}, arguments.rounds, warmup=1, pause=_PAUSE
-    )
+    actions = {name: _action(case, images) for name, case in cases.items()}
+    timings = measure(actions, arguments.rounds, pause=_PAUSE, settle=1)
     flops = {name: case_flops(name, subject, case, size, arguments.batch) for name, case in cases.items()}
     agreements = _agreements(cases, images, with_logits)
     entries = compare(timings, PLAIN, flops, agreements, {})

@@ -85,7 +85,8 @@ def measure_points(
             for name, by_classes in runtimes.items():
                 by_classes[point.num_classes].prepare(*point.size, point.batch)
                 cases[name, point] = functools.partial(by_classes[point.num_classes].masks, images)
-        timings = measure(cases, rounds, warmup=0)
+        # Twice, since weights are laid out for a size when it comes a second time.
+        timings = measure(cases, rounds, warmup=0, settle=2)
         memory = [_memory(point, folders[point.num_classes], device) if with_memory else {} for point in points]
     return [
         Cost(point, timings["plain", point], timings["ours", point], count, found)

@@ -148,6 +148,7 @@ def _measure(arguments: argparse.Namespace, source: Source, size: tuple[int, int
         {name: lambda runtime=runtime: runtime.masks(images) for name, runtime in runtimes.items()},  # type: ignore[misc]
         arguments.rounds,
         pause=0.1,
+        settle=1,
     )
     # A compiler would make another network for logits, which takes as long as the first one.
     reference = runtimes[_PLAIN].logits(images)

@@ -63,6 +63,7 @@ def measure(
     seed: int = 0,
     calls: int = 1,
     pause: float = 0.0,
+    settle: int = 0,
 ) -> dict[Key, Timing]:
     """Time all cases in every round, in an order that changes from round to round.
 
@@ -75,6 +76,8 @@ def measure(
         calls: calls of a case in one round; the mean of them is the round's time. For cases of a few microseconds.
         pause: seconds of rest before each case. Libraries let their idle threads spin for a while, on cores that the
             next case needs; a tenth of a second is enough where cases are of different libraries.
+        settle: calls of a case before its time is taken, in every round. With one, the processor's caches hold what the
+            case itself left there, as in a stream of images, and not what the case before it did.
 
     Returns:
         The times of each case, in the order of `cases`.
@@ -90,6 +93,8 @@ def measure(
         shuffle(order)
         for name in order:
             time.sleep(pause)
+            for _ in range(settle):
+                cases[name]()
             seconds[name].append(_time(cases[name], calls))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
