@@ -149,7 +149,10 @@ def chains(pairs: list[Pair], args: argparse.Namespace) -> dict[str, Any]:
         cached = dataset(pairs, args, cache=cache)
         for index in range(len(pairs)):
             cached[(0, index)]
-        cases["ours, cached"] = lambda number: ours(cached, number)
+        if all(cache.read(pair) is not None for pair in pairs):
+            cases["ours, cached"] = lambda number: ours(cached, number)
+        else:
+            print(f"ours, cached is left out: {cache.folder} has no room for all images.\n")
     for name, build in PIPELINES.items():
         sample = build(args.crop_size, args.base_size)
         if sample is not None:

@@ -7,6 +7,7 @@ image and an (S, S) int64 mask, or None where the library is not installed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Callable, Optional, Tuple
 
 import cv2
@@ -22,7 +23,6 @@ Sample = Callable[[Pair, np.random.Generator], Tuple[torch.Tensor, torch.Tensor]
 _MEAN, _STD = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
 _FILL = (124, 116, 104)
 _IGNORE = 255
-_LONG_SIDE = 500  # of the drawn scenes, where a chain scales relatively
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -48,21 +48,25 @@ def albumentations_chain(crop_size: int, base_size: int) -> Optional[Sample]:
     fill: Mapping[str, Any] = (
         {"fill": _FILL, "fill_mask": _IGNORE} if newer else {"value": _FILL, "mask_value": _IGNORE}
     )
-    factor = base_size / _LONG_SIDE
-    compose = albumentations.Compose(
-        [
-            albumentations.RandomScale((0.5 * factor - 1, 2 * factor - 1), p=1.0),
-            albumentations.PadIfNeeded(crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, **fill),
-            albumentations.RandomCrop(crop_size, crop_size),
-            albumentations.HorizontalFlip(p=0.5),
-            albumentations.Normalize(),
-            ToTensorV2(),
-        ]
-    )
+
+    @lru_cache(maxsize=None)
+    def compose(long_side: int) -> Any:
+        """The chain for images of a size: albumentations scales relatively."""
+        factor = base_size / long_side
+        return albumentations.Compose(
+            [
+                albumentations.RandomScale((0.5 * factor - 1, 2 * factor - 1), p=1.0),
+                albumentations.PadIfNeeded(crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, **fill),
+                albumentations.RandomCrop(crop_size, crop_size),
+                albumentations.HorizontalFlip(p=0.5),
+                albumentations.Normalize(),
+                ToTensorV2(),
+            ]
+        )
 
     def sample(pair: Pair, _: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         image = cv2.cvtColor(np.asarray(cv2.imread(str(pair.image))), cv2.COLOR_BGR2RGB)
-        made = compose(image=image, mask=_read_mask(pair))
+        made = compose(max(image.shape[:2]))(image=image, mask=_read_mask(pair))
         return made["image"], made["mask"].long()
 
     return sample

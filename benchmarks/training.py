@@ -69,7 +69,7 @@ from pspnet.training.distributed import Processes
 from pspnet.training.losses import build_loss
 from pspnet.training.optim import build_optimizer, parameter_groups
 from pspnet.training.recompute import recompute_blocks
-from pspnet.training.step import TrainingStep
+from pspnet.training.step import TrainingStep, build_scaler
 
 PLAIN = "plain"
 OURS = (
@@ -173,15 +173,20 @@ def open_case(name: str, arguments: argparse.Namespace, device: torch.device, ba
         compile_wanted(True, device)
         model = torch.compile(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=_RATE, momentum=0.9, weight_decay=1e-4)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.scale_loss)
+    scaler = build_scaler(precision.scale_loss)
 
     def step() -> None:
         images, targets = batch.images.to(device).contiguous(), batch.targets.to(device).long()
         with torch.autocast(device.type, precision.autocast_dtype, enabled=precision.autocast_dtype is not None):
             outputs = model(images)
-        scaler.scale(_plain_loss(outputs, targets)).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        loss = _plain_loss(outputs, targets)
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
         optimizer.zero_grad(set_to_none=True)
         _finish(device)
 

@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Tuple
@@ -86,18 +87,19 @@ class ImageCache:
         if self._closed[0]:
             return
         path = self._path(pair)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}{_TEMPORARY}")
+        # Not by process id: containers that share the folder have the same ones.
+        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{_TEMPORARY}")
         height, width = mask.shape
         try:
             if not self._reserve(_file_size(height * width), path):
-                self._closed[0] = 1
+                self._say_full()
                 return
             with open(temporary, "wb") as file:
                 file.write(_HEADER.pack(_MARK, height, width, *self._signature(pair)))
                 file.write(np.ascontiguousarray(image).data)
                 file.write(np.ascontiguousarray(mask).data)
                 file.write(_MARK)
-            os.replace(temporary, path)
+            self._put(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -123,15 +125,23 @@ class ImageCache:
         return found
 
     def _reserve(self, size: int, path: Path) -> bool:
-        """Count a file in before it is written; False if it would exceed the limit."""
+        """Count a file in before it is written; False if it would exceed the limit. `_put` counts out what goes."""
         with self._counted() as file:
-            replaced = path.stat().st_size if path.exists() else 0
-            used = int.from_bytes(file.read(8), "little") + size - replaced
-            if used > self.limit_bytes:
+            used = int.from_bytes(file.read(8), "little") + size
+            if used - _size_of(path) > self.limit_bytes:
                 return False
             file.seek(0)
             file.write(used.to_bytes(8, "little"))
         return True
+
+    def _put(self, temporary: Path, path: Path) -> None:
+        """Give a whole file its name. What had it goes: another run's of the same pair, or a changed pair's."""
+        with self._counted() as file:
+            replaced = _size_of(path)
+            os.replace(temporary, path)
+            used = int.from_bytes(file.read(8), "little") - replaced
+            file.seek(0)
+            file.write(max(0, used).to_bytes(8, "little"))
 
     def _count_again(self) -> None:
         """What stopped or failing processes counted and never wrote, or wrote and left, is put right."""
@@ -156,17 +166,24 @@ class ImageCache:
             yield file
 
     def _give_up(self, error: OSError) -> None:
-        already, self._closed[0] = bool(self._closed[0]), 1
-        if already or not self.announce:
-            return
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else error.strerror or str(error)
-        print(
+        self._close(
             f"warning: {self.folder}: no more decoded images are kept ({reason}); the rest is decoded as before. "
-            "Free some space, or give a lower cache_limit_gb or another cache_dir.",
-            file=sys.stderr,
-            flush=True,
+            "Free some space, or give a lower cache_limit_gb or another cache_dir."
         )
+
+    def _say_full(self) -> None:
+        self._close(
+            f"note: {self.folder} holds {self.used_bytes() / 1e9:.2f} GB of decoded images, of this and of earlier "
+            f"runs, and may hold {self.limit_bytes / 1e9:.2f}; the rest is decoded each time. A higher cache_limit_gb, "
+            "another cache_dir, or removing the folder makes room."
+        )
+
+    def _close(self, sentence: str) -> None:
+        already, self._closed[0] = bool(self._closed[0]), 1
+        if self.announce and not already:
+            print(sentence, file=sys.stderr, flush=True)
 
 
 def remove_kept(folder: Path) -> None:
@@ -174,6 +191,13 @@ def remove_kept(folder: Path) -> None:
     for entry in _entries(folder):
         with contextlib.suppress(OSError):
             os.unlink(entry.path)
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _file_size(pixels: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import torch
@@ -44,6 +46,29 @@ def compile_wanted(setting: str | bool, device: torch.device, deterministic: boo
     return bool(setting)
 
 
+@contextlib.contextmanager
+def _backward_compiled_at_once() -> Iterator[None]:
+    """Compile the backward pass with the forward pass, so that a failure of either is met at the same place.
+
+    Versions of PyTorch that cannot do so compile it when it is first run.
+    """
+    try:
+        from torch._functorch import config
+    except ImportError:
+        yield
+        return
+    name = "force_non_lazy_backward_lowering"
+    if not hasattr(config, name):
+        yield
+        return
+    before = getattr(config, name)
+    setattr(config, name, True)
+    try:
+        yield
+    finally:
+        setattr(config, name, before)
+
+
 class CompiledModel(nn.Module):
     """A model that is compiled for batches of one size; smaller ones, as an epoch's last, go through the model itself.
 
@@ -75,7 +100,8 @@ class CompiledModel(nn.Module):
         if self._proven:
             return self._compiled[0](images)
         try:
-            outputs = self._compiled[0](images)
+            with _backward_compiled_at_once():
+                outputs = self._compiled[0](images)
         except Exception as error:  # a compiler can fail in any way
             if is_out_of_memory(error):
                 raise
@@ -85,8 +111,9 @@ class CompiledModel(nn.Module):
         return outputs
 
     def _give_up(self, error: Exception) -> None:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        said = f"{type(error).__name__}: {lines[0].strip() if lines else 'no details'}"
+        cause = getattr(error, "inner_exception", error)  # PyTorch's own error says little more than "raised"
+        lines = [line for line in str(cause).splitlines() if line.strip()]
+        said = f"{type(cause).__name__}: {lines[0].strip() if lines else 'no details'}"
         if self.required:
             raise ConfigError(
                 f"compile = True: PyTorch {torch.__version__} could not compile the network ({said}). Use --compile "

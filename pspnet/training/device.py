@@ -57,13 +57,10 @@ def make_deterministic() -> None:
 
 def set_tf32(allowed: bool) -> None:
     """Whether GPUs from Ampere on may round the factors of float32 convolutions and matrix products to TF32."""
-    backends: Any = torch.backends
-    if hasattr(backends.cuda.matmul, "fp32_precision") and hasattr(backends.cudnn, "conv"):  # torch 2.9 and newer
-        for place in (backends.cuda.matmul, backends.cudnn.conv):
-            place.fp32_precision = "tf32" if allowed else "ieee"
-    else:
-        backends.cuda.matmul.allow_tf32 = allowed
-        backends.cudnn.allow_tf32 = allowed
+    # Not by torch 2.9's fp32_precision: once that is set, the older settings cannot be read, and the compiler of torch
+    # 2.9 and 2.10 reads them.
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 @contextlib.contextmanager

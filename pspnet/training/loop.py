@@ -32,7 +32,7 @@ from pspnet.training.resume import check_same_run, find_checkpoint, load_run_sta
 from pspnet.training.setup import Run, build_run, describe_run
 from pspnet.training.transfer import ahead_on_device
 
-_TRAINING_MEMORY = "Train with --micro_batch_size auto, a smaller --crop_size, or --gradient_checkpointing True."
+_TRAINING_MEMORY = "Train with {}, a smaller --crop_size, or --gradient_checkpointing True."
 _VALIDATION_MEMORY = "Validate with a smaller --validation_mini_batch_size; images count at their full size there."
 
 
@@ -76,7 +76,10 @@ class Trainer:
         run.model.train()
         self.log.start_epoch(position.epoch, self.config.epochs, steps, position.batch // self.config.accumulate_steps)
         started, first, stopped = time.monotonic(), position.step, False
-        with tuned_convolutions(not self.config.deterministic), memory_explained(_TRAINING_MEMORY):
+        # Shared statistics are those of whole mini-batches: they cannot be cut.
+        less = "a smaller --mini_batch_size" if self.config.syncbn else "--micro_batch_size auto"
+        advice = _TRAINING_MEMORY.format(less)
+        with tuned_convolutions(not self.config.deterministic), memory_explained(advice):
             for batches in self._step_batches():
                 rate = run.schedule.apply(run.step.optimizer, position.step)
                 run.step(batches, position.step, run.network, self.stop)

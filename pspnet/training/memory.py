@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     kind = getattr(torch.cuda, "OutOfMemoryError", None)
     if kind is not None and isinstance(error, kind):
         return True
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
@@ -99,6 +99,7 @@ def choose_micro_batch(
     crop_size: int,
     processes: Processes,
     device: torch.device,
+    may_cut: bool = True,
 ) -> int | None:
     """How many images one device takes at once; None for all of a mini-batch.
 
@@ -106,6 +107,7 @@ def choose_micro_batch(
         setting: micro_batch_size.
         fits: whether so many images of the crop fit.
         share: images of a mini-batch that one process has, at most.
+        may_cut: whether the run allows micro_batch_size; the advice leaves it out otherwise.
 
     Raises DeviceMemoryError, with the largest number that fits, where what was asked for does not.
     """
@@ -114,21 +116,23 @@ def choose_micro_batch(
     found = processes.least(largest_that_fits(fits, wanted), device)
     if not found or (found < wanted and setting != "auto"):
         place = memory_in_words(device)
-        raise DeviceMemoryError(_too_large(setting, wanted, found, crop_size, processes.world_size, place))
+        raise DeviceMemoryError(_too_large(setting, wanted, found, crop_size, processes.world_size, place, may_cut))
     return None if found == share else found
 
 
-def _too_large(setting: str | int | None, wanted: int, found: int, crop_size: int, devices: int, place: str) -> str:
+def _too_large(
+    setting: str | int | None, wanted: int, found: int, crop_size: int, devices: int, place: str, may_cut: bool
+) -> str:
     each = f" on each of {devices} devices" if devices > 1 else ""
     less = "--gradient_checkpointing True, which computes parts twice, or a smaller --crop_size"
     if not found:
         return f"Not even one image of crop_size {crop_size} fits {place} in training{each}. Use {less}."
     text = f"{wanted} images of crop_size {crop_size} at once do not fit {place}{each}: at most {found} do. Use "
     if setting is None:
-        text += (
-            f"--mini_batch_size {found * devices}, or --micro_batch_size auto, which keeps the mini-batch and adds up "
-            "the gradients of its parts; "
-        )
+        text += f"--mini_batch_size {found * devices}"
+        if may_cut:
+            text += ", or --micro_batch_size auto, which keeps the mini-batch and adds up the gradients of its parts"
+        text += "; "
     else:
         text += f"--micro_batch_size {found} or auto; "
     return f"{text}or {less}, to fit more."

@@ -6,6 +6,7 @@ T. Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -14,7 +15,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from pspnet.errors import ConfigError
+from pspnet.training.device import Precision
+
 LAYERS = ("layer3", "layer4")
+
+_LEAST_TORCH_FOR_BFLOAT16 = (2, 0)
+
+
+def check_recomputable(precision: Precision) -> None:
+    """Raise ConfigError where this PyTorch would repeat a pass in another number format than the first one."""
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if precision.autocast_dtype is torch.bfloat16 and version < _LEAST_TORCH_FOR_BFLOAT16:
+        raise ConfigError(
+            f"gradient_checkpointing: found True with precision bfloat16 and PyTorch {torch.__version__}, which would "
+            "repeat passes in another number format; use --precision float32, or PyTorch 2.0 or newer."
+        )
 
 
 def recompute_blocks(network: nn.Module) -> int:

@@ -45,9 +45,9 @@ from pspnet.training.optim import (
     build_optimizer,
     parameter_groups,
 )
-from pspnet.training.recompute import recompute_blocks
+from pspnet.training.recompute import check_recomputable, recompute_blocks
 from pspnet.training.step import TrainingStep
-from pspnet.training.transfer import part_sizes
+from pspnet.training.transfer import share_of, usual_part
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def _assemble(
     _check_folders(config, processes)
     network = build(config, device)
     if config.gradient_checkpointing:
+        check_recomputable(precision)
         recompute_blocks(network)
     class_weights = None if config.class_weights is None else torch.tensor(config.class_weights)
     criterion = build_loss(
@@ -262,11 +263,12 @@ def _fit_to_device(step: TrainingStep, network: nn.Module, config: Config) -> No
         return not tried or fits_in_memory(step, network, images, config.crop_size)
 
     step.micro_batch_size = choose_micro_batch(
-        config.micro_batch_size, fits, share, config.crop_size, processes, device
+        config.micro_batch_size, fits, share, config.crop_size, processes, device, may_cut=not config.syncbn
     )
     if compile_wanted(config.compile, device, config.deterministic):
-        largest = part_sizes(share, step.micro_batch_size)[0]
-        step.model = CompiledModel(step.model, largest, required=config.compile is True)
+        own = share_of(config.mini_batch_size, processes.rank, processes.world_size)
+        usual = usual_part(own, step.micro_batch_size)
+        step.model = CompiledModel(step.model, usual, required=config.compile is True)
 
 
 def build_loaders(

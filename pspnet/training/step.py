@@ -100,7 +100,7 @@ class TrainingStep:
         self.seed = seed
         self.micro_batch_size = micro_batch_size
         self.deferred = device.type == "cuda" if deferred is None else deferred
-        self.scaler: Any = _build_scaler(precision.scale_loss)
+        self.scaler: Any = build_scaler(precision.scale_loss)
         self._pending: deque[tuple[Readback, list[list[str]]]] = deque()
         self._spoilt = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -265,7 +265,8 @@ def _loss_message(losses: Sequence[float], names: Sequence[Sequence[str]], endin
     )
 
 
-def _build_scaler(enabled: bool) -> Any:
+def build_scaler(enabled: bool) -> Any:
+    """What scales float16's losses on a GPU, or None."""
     if not enabled:
         return None
     scaler = getattr(torch.amp, "GradScaler", None)  # torch 2.3 and newer

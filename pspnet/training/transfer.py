@@ -67,3 +67,14 @@ def part_sizes(count: int, largest: int | None) -> list[int]:
     """How many images the parts of `count` have, the larger ones first: 7 in parts of at most 3 are 3, 2 and 2."""
     number = 1 if largest is None else -(-count // largest)
     return [count // number + (index < count % number) for index in range(number)]
+
+
+def usual_part(count: int, largest: int | None) -> int:
+    """The size that most parts of `count` images have; of two that are as frequent, the larger one."""
+    sizes = part_sizes(count, largest)
+    return max(sizes, key=sizes.count)
+
+
+def share_of(count: int, rank: int, world_size: int) -> int:
+    """How many of a mini-batch's images a process has: 10 among 4 are 3, 3, 2 and 2."""
+    return count // world_size + (rank < count % world_size)

@@ -163,6 +163,37 @@ def test_a_full_disk_is_told_once_and_ends_nothing(
     assert capsys.readouterr().err == ""
 
 
+def test_the_limit_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = write_channel(tmp_path / "data", 3)
+    cache = new_cache(tmp_path / "cache", SIZE + 1)
+    for pair in pairs:
+        read_pair(pair, 5, cache=cache)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "of decoded images, of this and of earlier runs, and may hold" in said
+    assert kept(tmp_path / "cache") == 1
+    assert cache.used_bytes() == SIZE
+
+
+def test_a_pair_that_two_runs_decode_at_once_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run reserves, writes and names its file while the first one writes; both have the same process id."""
+    pair = write_channel(tmp_path / "data", 1)[0]
+    first, second = new_cache(tmp_path / "cache"), new_cache(tmp_path / "cache")
+    image, mask = read_pair(pair, 5)
+    put = first._put
+
+    def put_late(temporary: Path, path: Path) -> None:
+        second.write(pair, image, mask)
+        put(temporary, path)
+
+    monkeypatch.setattr(first, "_put", put_late)
+    first.write(pair, image, mask)
+    assert first.used_bytes() == SIZE
+    assert kept(tmp_path / "cache") == 1
+    assert not first._closed[0]
+    assert first.read(pair) is not None
+
+
 def test_a_folder_that_vanishes_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")

@@ -120,6 +120,29 @@ def test_a_failure_to_compile_ends_the_run_only_where_compiling_was_asked_for() 
 
 
 @needs_compile
+def test_a_backward_pass_that_cannot_be_compiled_is_met_in_the_forward_pass() -> None:
+    from functorch.compile import nop
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch import config
+
+    if not hasattr(config, "force_non_lazy_backward_lowering"):
+        pytest.skip("this PyTorch compiles the backward pass when it is first run")
+
+    def refuse(graph: Any, inputs: Any) -> Any:
+        raise OSError("no compiler for this")
+
+    torch._dynamo.reset()
+    layer, said = nn.Linear(2, 1), []
+    model = CompiledModel(layer, 2, required=False, tell=said.append)
+    model._compiled = (torch.compile(layer, dynamic=False, backend=aot_autograd(fw_compiler=nop, bw_compiler=refuse)),)
+    model(torch.ones(2, 2)).sum().backward()
+    assert layer.weight.grad is not None
+    assert len(said) == 1
+    assert "no compiler for this" in said[0]
+    assert config.force_non_lazy_backward_lowering is False
+
+
+@needs_compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_inductor_takes_a_training_step() -> None:
     torch._dynamo.reset()

@@ -116,3 +116,16 @@ def test_the_device_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     assert devices.describe(CPU) == "CPU with 3 threads"
     assert devices.describe(CUDA) == "Tesla T4"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_set_where_every_version_can_read_it(allowed: bool) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        devices.set_tf32(allowed)
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -66,8 +66,11 @@ def test_another_error_in_a_trial_is_not_taken_for_a_lack_of_memory() -> None:
         fits_in_memory(step_of(network), network, 1, 16)
 
 
-def choose(setting: str | int | None, limit: int, share: int = 16, processes: Processes | None = None) -> int | None:
-    return choose_micro_batch(setting, lambda images: images <= limit, share, 240, processes or Processes(), CPU)
+def choose(
+    setting: str | int | None, limit: int, share: int = 16, processes: Processes | None = None, may_cut: bool = True
+) -> int | None:
+    partners = processes or Processes()
+    return choose_micro_batch(setting, lambda images: images <= limit, share, 240, partners, CPU, may_cut=may_cut)
 
 
 def test_what_fits_is_taken_as_it_is() -> None:
@@ -94,6 +97,11 @@ def test_a_mini_batch_that_does_not_fit_is_told_with_the_largest_that_does() -> 
         choose("auto", 0)
 
 
+def test_nobody_is_sent_to_a_setting_that_the_run_refuses() -> None:
+    with pytest.raises(DeviceMemoryError, match=r"at most 11 do\. Use --mini_batch_size 11; or --gradient_checkp"):
+        choose(None, 11, may_cut=False)
+
+
 class OneOfFour(Processes):
     """A process whose partners can take fewer images."""
 
@@ -111,5 +119,7 @@ def test_a_full_memory_in_the_middle_of_a_run_becomes_a_sentence() -> None:
     full = r"memory is full \(CUDA out of memory\)\. Do less\."
     with pytest.raises(DeviceMemoryError, match=full), memory_explained("Do less."):
         raise RuntimeError("CUDA out of memory\nand much more")
+    with pytest.raises(DeviceMemoryError, match="Do less"), memory_explained("Do less."):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     with pytest.raises(RuntimeError, match="shape mismatch"), memory_explained("Do less."):
         raise RuntimeError("shape mismatch")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
+from pspnet.errors import ConfigError
 from pspnet.models.pspnet import build_model
-from pspnet.training.recompute import recompute_blocks
+from pspnet.training.device import Precision
+from pspnet.training.recompute import check_recomputable, recompute_blocks
 
 
 def test_outputs_gradients_and_statistics_are_those_of_the_plain_network() -> None:
@@ -50,3 +53,28 @@ def test_less_is_kept_for_the_backward_pass() -> None:
             network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
         sizes.append(kept)
     assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_an_old_pytorch_that_forgets_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bfloat16, float32 = Precision("bfloat16", torch.bfloat16), Precision("float32", None)
+    monkeypatch.setattr(torch, "__version__", "2.1.0+cu121")
+    check_recomputable(bfloat16)
+    monkeypatch.setattr(torch, "__version__", "1.12.1")
+    check_recomputable(float32)
+    with pytest.raises(ConfigError, match=r"found True with precision bfloat16 and PyTorch 1\.12\.1, which"):
+        check_recomputable(bfloat16)
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="PyTorch 2.0 remembers the number format")
+def test_the_second_pass_has_the_first_ones_number_format() -> None:
+    torch.manual_seed(0)
+    plain = build_model(4, width=4, dropout=0.0).train()
+    recomputed = copy.deepcopy(plain)
+    recompute_blocks(recomputed)
+    images = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
+    for network in (plain, recomputed):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, auxiliary = network(images)
+        (logits.float().square().mean() + auxiliary.float().square().mean()).backward()
+    for (name, one), other in zip(plain.named_parameters(), recomputed.parameters()):
+        assert torch.equal(one.grad, other.grad), name

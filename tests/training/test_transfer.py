@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from pspnet.data.dataset import Batch
+from pspnet.data.dataset import Batch, TrainBatchSampler
 from pspnet.training.readback import Readback
-from pspnet.training.transfer import ahead_on_device, cut, part_sizes
+from pspnet.training.transfer import ahead_on_device, cut, part_sizes, share_of, usual_part
 
 
 def make_batch(count: int) -> Batch:
@@ -47,3 +48,14 @@ def test_batches_of_a_cpu_are_handed_on_one_by_one_as_bytes() -> None:
 
 def test_numbers_are_read_back() -> None:
     assert Readback(torch.tensor([1.5, -2.0], dtype=torch.float64)).numbers() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize(("count", "largest", "size"), [(16, None, 16), (7, 3, 2), (8, 3, 3), (3, 2, 2), (4, 9, 4)])
+def test_the_usual_part(count: int, largest: int | None, size: int) -> None:
+    assert usual_part(count, largest) == size
+
+
+def test_shares_are_those_of_the_sampler() -> None:
+    for images in (4, 9, 10, 16):
+        dealt = [next(iter(TrainBatchSampler(images, images, 0, rank, 4))) for rank in range(4)]
+        assert [share_of(images, rank, 4) for rank in range(4)] == [len(batch) for batch in dealt]
