@@ -58,6 +58,7 @@ class Delivery:
         self._patience = limits.patience
         self._memory: deque[MaskedFrame] = deque()
         self._leftovers = 0 if spill is None else len(spill)
+        self._from_disk = False  # where the item that the sink has now came from
         self._changed = threading.Condition()
         self._backoff = Backoff(limits.first_pause, limits.longest_pause)
         self._failing_since: float | None = None
@@ -167,7 +168,10 @@ class Delivery:
             self._close()
 
     def _next(self, timeout: float | None) -> MaskedFrame | None:
-        """The oldest item, which stays where it is; None at the end, or when nothing came for `timeout` seconds."""
+        """The oldest item; None at the end, or when nothing came for `timeout` seconds.
+
+        It stays where it is until the sink has it; a display's is taken out, so that no newer one replaces it.
+        """
         with self._changed:
             self._changed.wait_for(lambda: bool(self._memory) or self._spilled() or self._ending, timeout)
             while not self._memory and self._spill is not None and self._spilled():
@@ -179,8 +183,12 @@ class Delivery:
                     self._leftovers = max(0, self._leftovers - 1)
                     continue
                 if item is not None:
+                    self._from_disk = True
                     return item
-            return self._memory[0] if self._memory else None
+            self._from_disk = False
+            if not self._memory:
+                return None
+            return self._memory[0] if self.sink.durable else self._memory.popleft()
 
     def _ended(self) -> bool:
         with self._changed:
@@ -191,15 +199,14 @@ class Delivery:
         with self._changed:
             if self._dead:
                 return
-            if self._memory and self._memory[0] is item:
-                self._memory.popleft()
-                recovered = False
-            else:
-                assert self._spill is not None
+            recovered = False
+            if self._from_disk and self._spill is not None:
                 self._spill.remove_first()
                 recovered = self._leftovers > 0
                 self._leftovers -= recovered
                 self._statistics.on_disk = len(self._spill)
+            elif self.sink.durable:
+                self._memory.popleft()
             self._statistics.waiting = len(self._memory)
             self._progress = time.monotonic()
             self._changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -182,6 +183,29 @@ def test_a_display_shows_the_present_alone(tmp_path: Path) -> None:
     assert len(sink.numbers) < 50
     assert played.statistics["skipped"] + len(sink.numbers) == 50
     assert played.statistics["lost"] == 0
+
+
+def test_a_display_goes_on_when_an_item_comes_while_it_draws(tmp_path: Path) -> None:
+    class Drawing(ListSink):
+        def __init__(self) -> None:
+            super().__init__(durable=False)
+            self.drawing, self.go_on = threading.Event(), threading.Event()
+
+        def write(self, item: MaskedFrame) -> None:
+            self.drawing.set()
+            self.go_on.wait(60)
+            super().write(item)
+
+    sink = Drawing()
+    played = Played(sink, tmp_path / "s")
+    played.put([0])
+    assert sink.drawing.wait(60)
+    played.put([1, 2])
+    sink.go_on.set()
+    played.end()
+    assert sink.numbers == [0, 2]
+    assert played.said == []
+    assert (played.statistics["skipped"], played.statistics["delivered"]) == (1, 2)
 
 
 def test_nothing_is_kept_for_a_reader_that_has_gone(tmp_path: Path) -> None:
