@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from pspnet.stream.backoff import Backoff
 from pspnet.stream.frames import MaskedFrame
-from pspnet.stream.sink import BufferingSink, Sink, SinkClosed, SinkError
+from pspnet.stream.sink import Sink, SinkClosed, SinkError
 from pspnet.stream.spill import DamagedItem, Spill
 from pspnet.stream.statistics import SinkStatistics
 
@@ -285,12 +285,11 @@ class Delivery:
 
     def _stop_for_good(self, reason: str) -> None:
         """Give the sink up; what it has not taken goes to disk, before what is there."""
-        unsent = list(self.sink.unsent()) if isinstance(self.sink, BufferingSink) else []
         with self._changed:
             if self._dead:
                 return
             self._dead = True
-            kept = [*unsent, *self._memory]
+            kept = list(self._memory)
             self._memory.clear()
             self._statistics.waiting = 0
             if self._spill is not None and kept:

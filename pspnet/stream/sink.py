@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,15 +51,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release everything, at once. The last flush() was before."""
-        ...
-
-
-@runtime_checkable
-class BufferingSink(Protocol):
-    """A sink that may still hold items which it took. They are asked for when its last flush() failed for good."""
-
-    def unsent(self) -> Sequence[MaskedFrame]:
-        """Items that write() took and that are not yet safe, the oldest first."""
         ...
 
 

@@ -123,33 +123,6 @@ def test_an_error_that_stays_stops_the_sink_and_keeps_everything(tmp_path: Path)
     assert played.statistics["lost"] == 0
 
 
-class Buffering(ListSink):
-    """Takes items, but never brings them away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: list[MaskedFrame] = []
-
-    def write(self, item: MaskedFrame) -> None:
-        self.held.append(item)
-
-    def flush(self) -> None:
-        raise TEMPORARY
-
-    def unsent(self) -> list[MaskedFrame]:
-        return self.held
-
-
-def test_items_that_a_sink_took_but_still_holds_are_kept(tmp_path: Path) -> None:
-    played = Played(Buffering(), tmp_path / "s")
-    played.put(range(5))
-    played.end()
-    sink = ListSink()
-    again = Played(sink, tmp_path / "s")
-    again.end()
-    assert sink.numbers == list(range(5))
-
-
 def test_a_full_spill_folder_is_said_once_and_the_loss_counted(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
