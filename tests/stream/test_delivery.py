@@ -137,6 +137,89 @@ def test_a_full_spill_folder_is_said_once_and_the_loss_counted(tmp_path: Path) -
     assert played.statistics["delivered"] + lost == 60
 
 
+def test_a_spill_folder_that_another_stream_took_meanwhile_is_told_and_the_loss_counted(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    played = Played(sink, tmp_path / "s")
+    other = Spill(tmp_path / "s", 10**6, images=False)
+    other.append(masked(100))
+    played.put(range(10))
+    assert played.statistics["lost"] == 7
+    said = (
+        f"list: the spill folder {tmp_path / 's'} takes no more: another stream uses it, give this one another --spill."
+    )
+    assert played.said.count(said) == 1
+    sink.down = None
+    played.end()
+    assert sink.numbers == [0, 1, 2]
+    assert len(other) == 1
+
+
+def test_what_another_stream_left_meanwhile_is_delivered_too(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    played = Played(sink, tmp_path / "s")
+    other = Spill(tmp_path / "s", 10**6, images=False)
+    other.append(masked(100))
+    other.close()
+    played.put(range(10))
+    sink.down = None
+    played.end()
+    assert sink.numbers == [0, 1, 2, 100, *range(3, 10)]
+    assert (played.statistics["recovered"], played.statistics["delivered"]) == (1, 10)
+
+
+def test_items_of_a_sink_given_up_are_lost_where_another_stream_has_the_folder(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    played = Played(sink, tmp_path / "s")
+    played.put([0, 1])
+    other = Spill(tmp_path / "s", 10**6, images=False)
+    other.append(masked(100))
+    played.end()
+    assert played.statistics["lost"] == 2
+    assert "another stream uses it" in played.said[1]
+
+
+def test_without_room_on_disk_a_stream_that_may_lose_nothing_waits_for_the_sink(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    limits = DeliveryLimits(depth=3, patience=None, grace=5.0, first_pause=0.01, longest_pause=0.05)
+    played = Played(sink, tmp_path / "s", limits, spill_bytes=0)
+    feeder = threading.Thread(target=played.put, args=(range(8),), daemon=True)
+    feeder.start()
+    wait_until(lambda: any("are used up" in text for text in played.said))
+    sink.down = None
+    feeder.join(30)
+    assert not feeder.is_alive()
+    played.end()
+    assert sink.numbers == list(range(8))
+    assert (played.statistics["lost"], played.statistics["spilled"]) == (0, 0)
+
+
+def test_a_reader_that_goes_while_an_item_waits_for_disk_is_no_defect(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    limits = DeliveryLimits(depth=3, patience=None, grace=5.0, first_pause=0.01, longest_pause=0.05)
+    played = Played(sink, tmp_path / "s", limits, spill_bytes=0)
+    failed: list[Exception] = []
+
+    def feed() -> None:
+        try:
+            played.put(range(5))
+        except Exception as error:
+            failed.append(error)
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    wait_until(lambda: any("are used up" in text for text in played.said))
+    sink.down = SinkClosed("its reader has gone.")
+    feeder.join(30)
+    assert not feeder.is_alive()
+    assert failed == []
+    played.end()
+
+
 def test_a_slow_sink_holds_up_the_model_where_every_frame_counts(tmp_path: Path) -> None:
     sink = ListSink(pause=0.02)
     played = Played(sink, tmp_path / "s", DeliveryLimits(depth=3, patience=None, grace=5.0))
