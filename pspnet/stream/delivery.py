@@ -298,9 +298,10 @@ class Delivery:
         """Wait for the end, and say what stays on disk. Raises what a defect of the sink raised."""
         while self._thread.is_alive():
             self._thread.join(0.2)
-            if self._idle() > self._limits.grace + _HANGING:
+            if self._thread.is_alive() and self._idle() > self._limits.grace + _HANGING:
                 # Its thread hangs in the sink; the process does not wait for it.
-                self._stop_for_good(f"It has not answered for {self._idle():.0f} s.")
+                self._statistics.count("unfinished")
+                self._stop_for_good(f"It has not answered for {self._idle():.0f} s; what it took may not have arrived.")
                 break
         with self._changed:
             if self._reserve is not None:

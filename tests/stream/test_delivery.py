@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -285,6 +286,22 @@ def test_a_defect_of_a_sink_keeps_its_items_and_is_raised(tmp_path: Path) -> Non
     with pytest.raises(ZeroDivisionError, match="oops"):
         played.end()
     assert len(list((tmp_path / "s").glob("item-*.zip"))) == 4
+
+
+def test_a_sink_that_hangs_in_its_last_flush_is_told_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(ListSink):
+        def flush(self) -> None:
+            time.sleep(3600)
+
+    monkeypatch.setattr("pspnet.stream.delivery._HANGING", 0.2)
+    played = Played(Hanging(), tmp_path / "s")
+    played.put(range(3))
+    played.end()
+    assert len(played.said) == 1
+    assert played.said[0].startswith("list: given up. It has not answered for ")
+    assert played.statistics.summary()["unfinished"] == 1
 
 
 def test_a_sink_that_cannot_be_closed_is_told_and_counted(tmp_path: Path) -> None:
