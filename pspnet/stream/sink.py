@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pspnet.classes import voc_palette
-from pspnet.errors import PspnetError
+from pspnet.errors import ConfigError, PspnetError
 from pspnet.stream.frames import MaskedFrame
 
 
@@ -98,6 +100,13 @@ SETTING_NAMES = (
 """All of SinkContext.settings; docs/mask_format.md says what they mean."""
 
 
+def without_secrets(text: str) -> str:
+    """A sink's text without an address's user, password and query, which may hold a key."""
+    if not text.startswith(("http://", "https://")):
+        return text
+    return re.sub(r"//[^/]*@", "//***@", re.split(r"[?#]", text, maxsplit=1)[0])
+
+
 def open_sink(text: str, context: SinkContext) -> Sink:
     """The sink that a text means: s3://BUCKET/PREFIX, http(s)://..., FILE.mp4 or .mkv, window, web[:PORT], -, a folder.
 
@@ -130,3 +139,36 @@ def open_sink(text: str, context: SinkContext) -> Sink:
     from pspnet.stream.mask_sinks import FolderSink
 
     return FolderSink(Path(text), context)
+
+
+def check_sinks(texts: Sequence[str]) -> None:
+    """Refuse sinks that cannot go together, before any is opened. Raises ConfigError."""
+    doubled = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
+    if doubled:
+        raise ConfigError(f"--to: {without_secrets(doubled[0])} is named twice; name every sink once.")
+    if "-" in texts and "png:-" in texts:
+        raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")
+
+
+def open_sinks(texts: Sequence[str], context: SinkContext, opened: ExitStack) -> list[Sink]:
+    """The sinks that texts mean. `opened` closes them where a later part of the stream cannot be opened.
+
+    Raises as open_sink(), and ConfigError for two of one name: they would share a spill folder and a place in the
+    summary.
+    """
+    sinks: list[Sink] = []
+    for text in texts:
+        sink = open_sink(text, context)
+        opened.callback(_close_unused, sink, context.report)
+        if any(other.name == sink.name for other in sinks):
+            raise ConfigError(f"--to: {sink.name} is named twice, in different words; name every sink once.")
+        sinks.append(sink)
+    return sinks
+
+
+def _close_unused(sink: Sink, report: Callable[[str], None]) -> None:
+    """Close a sink because something else could not be opened: that is the error, and this sink's is only said."""
+    try:
+        sink.close()
+    except SinkError as error:
+        report(str(error))
