@@ -144,11 +144,12 @@ def segment_row(encoding: str, masks: Sequence[np.ndarray]) -> Row:
 
 def read_inputs(args: argparse.Namespace) -> tuple[list[np.ndarray], float | None, float]:
     """Masks, the mean bytes of the frames' JPEG files if there are any, and the mean share of changed pixels."""
-    frames = sorted(args.frames.glob("*.jpg"))[:: args.every] if args.frames else []
+    frames = sorted(args.frames.glob("*.jpg")) if args.frames else []
     if args.model is not None:
         from pspnet.serving.predictor import Predictor
 
         predictor = Predictor.load(args.model)
+        frames = frames[:: args.every]
         masks = [predictor(path) for path in frames]
     else:
         files = sorted(args.masks.glob("*.png"))[:: args.every]

@@ -148,12 +148,13 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
 def run_stream(arguments: argparse.Namespace) -> int:
     """Run until the source ends, or until Ctrl-C or SIGTERM; then deliver what was accepted."""
     from pspnet.stream.console import Console
+    from pspnet.stream.sink import check_sinks
     from pspnet.stream.statistics import Statistics, final_report
     from pspnet.stream.stopping import StopSignals
 
     console, statistics = Console(arguments.quiet), Statistics()
     rate, sink_settings = _read_rate(arguments.rate), _read_settings(arguments.sink_setting)
-    _check_sinks(arguments.to)
+    check_sinks(arguments.to)
     with StopSignals() as signals:
         pipeline = _build(arguments, rate, sink_settings, console, statistics)
         failure = _run_pipeline(pipeline, lambda: console.tick(statistics.line), signals)
@@ -176,6 +177,7 @@ def _build(
 ) -> Pipeline:
     """Open everything; where one part cannot be opened, the others are closed again."""
     from pspnet.stream.pipeline import Pipeline, PipelineSettings
+    from pspnet.stream.sink import open_sinks
 
     with contextlib.ExitStack() as opened:
         local = Path(arguments.source).exists() and not arguments.source.startswith("/dev/")
@@ -184,7 +186,7 @@ def _build(
         model = _open_model(arguments)
         opened.callback(model.close)
         context = _context(arguments, model, source, statistics, console, sink_settings)
-        sinks = _open_sinks(arguments.to, context, opened)
+        sinks = open_sinks(arguments.to, context, opened)
         if source is None:
             source = _open_source(arguments, rate, console, statistics, opened)
         latest = arguments.policy == "latest" or (arguments.policy == "auto" and source.live)
@@ -285,17 +287,6 @@ def _context(
     )
 
 
-def _open_sinks(texts: Sequence[str], context: SinkContext, opened: contextlib.ExitStack) -> list[Sink]:
-    from pspnet.stream.sink import open_sink
-
-    sinks = []
-    for text in texts:
-        sink = open_sink(text, context)
-        opened.callback(sink.close)
-        sinks.append(sink)
-    return sinks
-
-
 def _delivery(
     arguments: argparse.Namespace, sink: Sink, latest: bool, statistics: Statistics, console: Console
 ) -> Delivery:
@@ -339,11 +330,3 @@ def _read_classes(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     return NAMED_CLASS_SETS.get(text) or tuple(name.strip() for name in text.split(","))
-
-
-def _check_sinks(texts: Sequence[str]) -> None:
-    doubled = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
-    if doubled:
-        raise ConfigError(f"--to: {doubled[0]} is named twice; name every sink once.")
-    if "-" in texts and "png:-" in texts:
-        raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")

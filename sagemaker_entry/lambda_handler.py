@@ -13,8 +13,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_plus
@@ -24,6 +26,8 @@ from pspnet.stream.summary import json_line, summarise
 from sagemaker_entry.lambda_masks import is_mask_file, read_frames
 from sagemaker_entry.lambda_settings import LambdaSettings, read_settings
 
+# Left for the next message: some seconds for a cold connection, and half as much again as the longest one so far took.
+_LEAST_SECONDS, _MARGIN = 5.0, 1.5
 _GONE = ("NoSuchKey", "404", "NotFound")
 
 
@@ -31,21 +35,44 @@ class FileError(PspnetError):
     """A file of masks that cannot be summarised."""
 
 
-def handler(event: dict[str, Any], _context: object = None) -> dict[str, Any]:
-    """What Lambda calls. `event` is an S3 event, or SQS messages that hold S3 events.
+def handler(event: dict[str, Any], context: Any = None) -> dict[str, Any]:
+    """What Lambda calls. `event` is an S3 event, or SQS messages that hold S3 events; `context` tells the time left.
 
-    Returns {"batchItemFailures": [{"itemIdentifier": ...}]} for SQS: only these messages come again. Of a plain S3
-    event every file is tried; where one failed, RuntimeError is raised at the end, and Lambda sends all of it again.
+    Returns {"batchItemFailures": [{"itemIdentifier": ...}]} for SQS: only these messages come again, those among them
+    for which no time was left. Of a plain S3 event every file is tried; where one failed, RuntimeError is raised at the
+    end, and Lambda sends all of it again.
     """
     settings = _settings()
     messages = [record for record in event.get("Records", []) if record.get("eventSource") == "aws:sqs"]
     if messages:
-        failed = [message["messageId"] for message in messages if not _message_done(message, settings)]
-        return {"batchItemFailures": [{"itemIdentifier": identity} for identity in failed]}
+        failed = _undone_messages(messages, settings, context)
+        return {"batchItemFailures": [{"itemIdentifier": message["messageId"]} for message in failed]}
     problems = _try_all(event, settings)
     if problems:
         raise RuntimeError("; ".join(problems))
     return {"batchItemFailures": []}
+
+
+def _undone_messages(messages: list[dict[str, Any]], settings: LambdaSettings, context: Any) -> list[dict[str, Any]]:
+    """Work on messages in their order; those that failed, and those for which no time is left.
+
+    A function that is stopped by its time limit has done nothing, as far as the queue knows, and all would come again.
+    """
+    failed: list[dict[str, Any]] = []
+    longest = 0.0
+    for number, message in enumerate(messages):
+        started = time.monotonic()
+        if number and _seconds_left(context) < max(_LEAST_SECONDS, _MARGIN * longest):
+            print(f"{len(messages) - number} of {len(messages)} messages are left for another time.")
+            return failed + messages[number:]
+        if not _message_done(message, settings):
+            failed.append(message)
+        longest = max(longest, time.monotonic() - started)
+    return failed
+
+
+def _seconds_left(context: Any) -> float:
+    return math.inf if context is None else float(context.get_remaining_time_in_millis()) / 1000
 
 
 def _message_done(message: dict[str, Any], settings: LambdaSettings) -> bool:
@@ -61,24 +88,40 @@ def _message_done(message: dict[str, Any], settings: LambdaSettings) -> bool:
 
 def _try_all(event: dict[str, Any], settings: LambdaSettings) -> list[str]:
     """Summarise every file that an S3 event names; the sentences of those that failed."""
-    problems = []
-    for bucket, key, size in created_files(event):
+    problems: list[str] = []
+    records = event.get("Records", [])
+    if not isinstance(records, list):
+        problems.append(f"the event's Records are {type(records).__name__}, no list.")
+        print(problems[-1])
+        return problems
+    for number, record in enumerate(records):
+        where = f"record {number} of the event"
         try:
-            _summarise_file(bucket, key, size, settings)
+            created = created_file(record)
+            if created is not None:
+                bucket, key, size = created
+                where = f"s3://{bucket}/{key}"
+                _summarise_file(bucket, key, size, settings)
         except Exception as error:
-            # One broken file must not keep back the others; it is reported, and comes again.
+            # One broken file or record must not keep back the others; it is reported, and comes again.
             reason = str(error) if isinstance(error, PspnetError) else f"{type(error).__name__}: {error}"
-            problems.append(f"s3://{bucket}/{key}: {reason}")
+            problems.append(f"{where}: {reason}")
             print(problems[-1])
     return problems
 
 
-def created_files(event: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """(bucket, key, size) of the objects that an S3 event says were created; nothing for the event of a test."""
-    for record in event.get("Records", []):
-        if record.get("eventSource") == "aws:s3" and str(record.get("eventName", "")).startswith("ObjectCreated:"):
-            stored = record["s3"]["object"]
-            yield record["s3"]["bucket"]["name"], unquote_plus(stored["key"]), int(stored.get("size", 0))
+def created_file(record: dict[str, Any]) -> tuple[str, str, int] | None:
+    """(bucket, key, size) of the object that a record of an S3 event says was created; None for one of another kind.
+
+    Raises FileError for a record that does not name it as S3 does.
+    """
+    try:
+        if record.get("eventSource") != "aws:s3" or not str(record.get("eventName", "")).startswith("ObjectCreated:"):
+            return None
+        stored = record["s3"]["object"]
+        return str(record["s3"]["bucket"]["name"]), unquote_plus(stored["key"]), int(stored.get("size", 0))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"is none of S3's ({type(error).__name__}: {error}).") from error
 
 
 def output_key(key: str, settings: LambdaSettings) -> str:
@@ -153,10 +196,11 @@ def _forward(bucket: str, key: str, summary: str, body: bytes, lines: list[str],
         # Files of one folder in their order; SQS and SNS drop the same id within five minutes themselves.
         order = {"MessageGroupId": _group(key), "MessageDeduplicationId": identity}
     if target.service == "sns":
-        _client("sns").publish(TopicArn=target.arn, Message=message, **order)
+        _client("sns", target.region).publish(TopicArn=target.arn, Message=message, **order)
         return
-    queue = _client("sqs").get_queue_url(QueueName=target.name, QueueOwnerAWSAccountId=target.account)["QueueUrl"]
-    _client("sqs").send_message(QueueUrl=queue, MessageBody=message, **order)
+    owner = target.account
+    queue = _client("sqs", target.region).get_queue_url(QueueName=target.name, QueueOwnerAWSAccountId=owner)["QueueUrl"]
+    _client("sqs", target.region).send_message(QueueUrl=queue, MessageBody=message, **order)
 
 
 def _group(key: str) -> str:
@@ -169,10 +213,11 @@ def _settings() -> LambdaSettings:
 
 
 @functools.cache
-def _client(service: str) -> Any:
+def _client(service: str, region: str | None = None) -> Any:
+    """The client of a service, in the function's own region if no other is given."""
     import boto3
 
-    return boto3.client(service)
+    return boto3.client(service, region_name=region)
 
 
 if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:

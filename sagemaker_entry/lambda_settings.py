@@ -24,6 +24,7 @@ class Target:
 
     arn: str
     service: str
+    region: str
     account: str
     name: str
 
@@ -96,7 +97,7 @@ def read_settings(environment: Mapping[str, str]) -> LambdaSettings:
         _classes(environment.get("PSPNET_CLASSES", "")),
         drivable,
         numbers,
-        Target(target, match[1], match[3], match[4]) if match else None,
+        Target(target, match[1], match[2], match[3], match[4]) if match else None,
         int(largest) if largest.isdigit() else LARGEST_BYTES,
     )
     problems += _view_problems(settings) if not problems else []

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pspnet.classes import palette_for
+from pspnet.errors import DataError
 from pspnet.stream.model import ModelUnavailable
 from sagemaker_entry.endpoint import EndpointPredictor
 from sagemaker_entry.session import AwsError
@@ -48,14 +49,23 @@ class EndpointModel:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="JPEG", quality=self._quality)
         try:
-            return self._predictor(buffer.getvalue())
+            mask = self._predictor(buffer.getvalue())
         except EndpointError as error:
             if error.status in _UNREACHABLE:
                 raise ModelUnavailable(str(error)) from error
             raise
         except AwsError as error:  # credentials, permissions, the network
             raise ModelUnavailable(str(error)) from error
+        if mask.shape != image.shape[:2]:
+            raise DataError(
+                f"The endpoint answered a mask of {_size(mask)} to a frame of {_size(image)}; expected the same size."
+            )
+        return mask
 
     def close(self) -> None:
         """Close the connections."""
         self._predictor.close()
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

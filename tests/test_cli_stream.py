@@ -27,6 +27,8 @@ from pspnet.models.pspnet import build_model
 from pspnet.serving.artifact import architecture_of, save_artifact
 from pspnet.serving.predictor import Predictor
 from pspnet.stream import read_masks
+from pspnet.stream.mask_sinks import FolderSink
+from pspnet.stream.sink import SinkError
 from pspnet.stream.spill import Spill, folder_name
 from tests.stream.films import frames, number_of, read_video, write_video
 from tests.stream.players import masked, wait_until
@@ -244,6 +246,8 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
         (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; a source is"),
         (["film.mkv", "--to", "o.mkv", "--rate", "fast"], 2, "--rate: found 'fast'; expected own, or frames a second"),
         (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is named twice"),
+        (["film.mkv", "--to", "masks", "./masks/"], 2, "--to: masks is named twice, in different words; name every"),
+        (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is named twice"),
         (["film.mkv", "--to", "-", "png:-"], 2, "--to: - and png:- both write to standard output"),
         (["film.mkv", "--to", "web:no"], 2, "web:no: expected web or web:PORT"),
         (["film.mkv", "--to", "o.mkv", "--sink_setting", "x"], 2, "--sink_setting: found 'x'; expected NAME=VALUE"),
@@ -264,6 +268,21 @@ def test_wrong_input_is_one_sentence(
     errors = capsys.readouterr().err
     assert errors.startswith(f"error: {text}")
     assert len(errors.splitlines()) == 1
+
+
+def test_an_error_while_opening_is_told_after_that_of_a_sink_that_closes(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waiting(_: object) -> None:
+        raise SinkError("masks: 2 segments wait in spool.", temporary=True)
+
+    film = write_video(tmp_path / "film.mkv", 1)
+    monkeypatch.setattr(FolderSink, "close", waiting)
+    arguments = ["stream", str(film), "--model", str(model_dir), "--to", "masks", "web:no"]
+    assert run_guarded(cli.dispatch, arguments) == 2
+    said, error = capsys.readouterr().err.splitlines()
+    assert said == "masks: 2 segments wait in spool."
+    assert error.startswith("error: web:no: expected web or web:PORT")
 
 
 def test_a_missing_package_is_named_with_its_extra(

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from pspnet.stream.backoff import Backoff
 from pspnet.stream.frames import MaskedFrame
-from pspnet.stream.sink import BufferingSink, Sink, SinkClosed, SinkError
-from pspnet.stream.spill import DamagedItem, Spill
+from pspnet.stream.reserve import Reserve
+from pspnet.stream.sink import Sink, SinkClosed, SinkError
+from pspnet.stream.spill import Spill
 from pspnet.stream.statistics import SinkStatistics
 
 _HANGING = 10.0  # seconds beyond the grace after which a sink's thread is left alone
@@ -53,23 +54,20 @@ class Delivery:
         limits: DeliveryLimits = DeliveryLimits(),
     ) -> None:
         self.sink = sink
-        self._spill, self._statistics, self._report, self._limits = spill, statistics, report, limits
+        self._statistics, self._report, self._limits = statistics, report, limits
+        self._reserve = None if spill is None else Reserve(spill, sink.name, statistics, report)
         self._depth = limits.depth if sink.durable else 1
         self._patience = limits.patience
         self._memory: deque[MaskedFrame] = deque()
-        self._leftovers = 0 if spill is None else len(spill)
+        self._from_disk = False  # where the item that the sink has now came from
         self._changed = threading.Condition()
         self._backoff = Backoff(limits.first_pause, limits.longest_pause)
         self._failing_since: float | None = None
         self._ending, self._ending_since = False, 0.0
         self._dead = False  # takes nothing any more
-        self._lost_told = False
         self._progress = time.monotonic()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"deliver {sink.name}", daemon=True)
-        if self._leftovers and spill is not None:
-            statistics.on_disk = self._leftovers
-            report(f"{sink.name}: {self._leftovers} items of an earlier run are in {spill.folder}; they go first.")
 
     def start(self) -> None:
         """Start the thread."""
@@ -93,7 +91,7 @@ class Delivery:
                 return
             if not self._spilled():
                 self._wait_for_room()
-            if self._dead and self._spill is None:
+            if self._dead and self._reserve is None:
                 return
             if not self._spilled() and self._has_room() and not self._dead:
                 self._push(item)
@@ -112,7 +110,7 @@ class Delivery:
         return len(self._memory) < self._depth
 
     def _spilled(self) -> bool:
-        return self._spill is not None and len(self._spill) > 0
+        return self._reserve is not None and len(self._reserve) > 0
 
     def _push(self, item: MaskedFrame) -> None:
         if not self._dead:
@@ -122,26 +120,18 @@ class Delivery:
 
     def _to_disk(self, item: MaskedFrame) -> None:
         """Spill one item; where the folder is full, wait for room or say that the item is lost. Under the lock."""
-        assert self._spill is not None
-        while True:
-            try:
-                kept, reason = self._spill.append(item), f"its {self._spill.limit:,} bytes (--spill_bytes) are used up"
-            except OSError as error:
-                kept, reason = False, error.strerror or str(error)
-            if kept:
-                self._statistics.count("spilled")
-                self._statistics.on_disk = len(self._spill)
-                self._lost_told = False
+        while self._reserve is not None:
+            if self._reserve.append(item):
                 self._changed.notify_all()
                 return
-            if not self._lost_told:
-                self._report(f"{self.sink.name}: the spill folder {self._spill.folder} takes no more: {reason}.")
-                self._lost_told = True
             # Without patience nothing may be lost: the whole stream waits until the sink has taken something.
             if self._patience is not None or self._dead:
                 self._statistics.count("lost")
                 return
             self._changed.wait(1.0)
+            if not self._spilled() and self._has_room() and not self._dead:
+                self._push(item)
+                return
 
     # --- the sink's side ----------------------------------------------------------------------------------------------
 
@@ -167,20 +157,17 @@ class Delivery:
             self._close()
 
     def _next(self, timeout: float | None) -> MaskedFrame | None:
-        """The oldest item, which stays where it is; None at the end, or when nothing came for `timeout` seconds."""
+        """The oldest item; None at the end, or when nothing came for `timeout` seconds.
+
+        It stays where it is until the sink has it; a display's is taken out, so that no newer one replaces it.
+        """
         with self._changed:
             self._changed.wait_for(lambda: bool(self._memory) or self._spilled() or self._ending, timeout)
-            while not self._memory and self._spill is not None and self._spilled():
-                try:
-                    item = self._spill.first()
-                except DamagedItem as error:
-                    self._report(f"{self.sink.name}: an item on disk is damaged; it stays there as {error.path}.")
-                    self._statistics.count("lost")
-                    self._leftovers = max(0, self._leftovers - 1)
-                    continue
-                if item is not None:
-                    return item
-            return self._memory[0] if self._memory else None
+            item = None if self._memory or self._reserve is None else self._reserve.first()
+            self._from_disk = item is not None
+            if item is not None or not self._memory:
+                return item
+            return self._memory[0] if self.sink.durable else self._memory.popleft()
 
     def _ended(self) -> bool:
         with self._changed:
@@ -191,15 +178,11 @@ class Delivery:
         with self._changed:
             if self._dead:
                 return
-            if self._memory and self._memory[0] is item:
+            recovered = False
+            if self._from_disk and self._reserve is not None:
+                recovered = self._reserve.remove_first()
+            elif self.sink.durable:
                 self._memory.popleft()
-                recovered = False
-            else:
-                assert self._spill is not None
-                self._spill.remove_first()
-                recovered = self._leftovers > 0
-                self._leftovers -= recovered
-                self._statistics.on_disk = len(self._spill)
             self._statistics.waiting = len(self._memory)
             self._progress = time.monotonic()
             self._changed.notify_all()
@@ -263,7 +246,7 @@ class Delivery:
         with self._changed:
             self._backoff.reset()
             since, self._failing_since = self._failing_since, None
-            waiting = len(self._memory) + (0 if self._spill is None else len(self._spill))
+            waiting = len(self._memory) + (0 if self._reserve is None else len(self._reserve))
         if since is not None:
             self._report(f"{self.sink.name}: back after {time.monotonic() - since:.1f} s; {waiting} items waited.")
 
@@ -271,36 +254,24 @@ class Delivery:
         """Nobody is there any more: nothing is kept for this sink."""
         with self._changed:
             self._dead = True
-            self._spill = None
+            self._reserve = None
             self._memory.clear()
             self._changed.notify_all()
         self._report(f"{self.sink.name}: {reason}")
 
     def _stop_for_good(self, reason: str) -> None:
         """Give the sink up; what it has not taken goes to disk, before what is there."""
-        unsent = list(self.sink.unsent()) if isinstance(self.sink, BufferingSink) else []
         with self._changed:
             if self._dead:
                 return
             self._dead = True
-            kept = [*unsent, *self._memory]
+            kept = list(self._memory)
             self._memory.clear()
             self._statistics.waiting = 0
-            if self._spill is not None and kept:
-                self._keep(self._spill, kept)
+            if self._reserve is not None and kept:
+                self._reserve.prepend(kept)
             self._changed.notify_all()
         self._report(f"{self.sink.name}: given up. {reason}")
-
-    def _keep(self, spill: Spill, items: list[MaskedFrame]) -> None:
-        before = len(spill)
-        try:
-            spill.prepend(items)
-        except OSError as error:
-            lost = len(items) - (len(spill) - before)
-            self._statistics.count("lost", lost)
-            self._report(f"{spill.folder}: cannot be written ({error.strerror or error}); {lost} items are lost.")
-        self._statistics.count("spilled", len(spill) - before)
-        self._statistics.on_disk = len(spill)
 
     def _close(self) -> None:
         try:
@@ -327,17 +298,13 @@ class Delivery:
         """Wait for the end, and say what stays on disk. Raises what a defect of the sink raised."""
         while self._thread.is_alive():
             self._thread.join(0.2)
-            if self._idle() > self._limits.grace + _HANGING:
+            if self._thread.is_alive() and self._idle() > self._limits.grace + _HANGING:
                 # Its thread hangs in the sink; the process does not wait for it.
-                self._stop_for_good(f"It has not answered for {self._idle():.0f} s.")
+                self._statistics.count("unfinished")
+                self._stop_for_good(f"It has not answered for {self._idle():.0f} s; what it took may not have arrived.")
                 break
         with self._changed:
-            if self._spill is not None:
-                if self._spilled():
-                    self._report(
-                        f"{self.sink.name}: {len(self._spill)} items were not delivered; they are in "
-                        f"{self._spill.folder} and go first at the next start with the same --spill."
-                    )
-                self._spill.close()
+            if self._reserve is not None:
+                self._reserve.close()
         if self._error is not None:
             raise self._error

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pspnet.stream.encodings import MaskFileError
-from pspnet.stream.mask_format import read_name
+from pspnet.stream.mask_format import OPEN_SUFFIX, SUFFIX, read_name
+
+T = TypeVar("T")
 
 
 class ByteRanges(Protocol):
@@ -33,24 +35,57 @@ class BytesInMemory:
         return self._data[offset : offset + length]
 
 
+class FileGone(MaskFileError):
+    """A segment that was being written is not there any more, and no finished one took its place."""
+
+
 class BytesOfFile:
-    """ByteRanges over a file, which is opened for every part. Raises MaskFileError where it cannot be read."""
+    """ByteRanges over a file, which is opened for every part. Raises MaskFileError where it cannot be read.
+
+    A segment that is finished meanwhile, and so has another name, is read under that: its bytes stay where they were.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Raises FileGone for a segment that was being written, and is neither there nor finished."""
         self._path, self.name = path, str(path)
-        try:
-            self.size = path.stat().st_size
-        except OSError as error:
-            raise MaskFileError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        self.size = self._tried(lambda: self._path.stat().st_size)
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes from `offset`."""
+        return self._tried(lambda: self._part(offset, length))
+
+    def _part(self, offset: int, length: int) -> bytes:
+        with open(self._path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def _tried(self, action: Callable[[], T]) -> T:
         try:
-            with open(self._path, "rb") as file:
-                file.seek(offset)
-                return file.read(length)
+            try:
+                return action()
+            except FileNotFoundError:
+                if not self._path.name.endswith(OPEN_SUFFIX):
+                    raise
+                finished = _finished(self._path)
+            if finished is None:
+                raise FileGone(f"{self._path}: is gone, and no finished segment begins like it.")
+            self._path, self.name = finished, str(finished)
+            return action()
         except OSError as error:
             raise MaskFileError(f"{self._path}: cannot be read ({error.strerror or error}).") from error
+
+
+def _finished(path: Path) -> Path | None:
+    """What became of an open segment: the finished one with its first mask that was written last. Raises OSError."""
+    start = read_name(path.name)
+    if start is None:
+        return None
+    found = []
+    for one in path.parent.glob(f"*{SUFFIX}"):
+        said = read_name(one.name)
+        if said is not None and (said.captured, said.frame) == (start.captured, start.frame):
+            found.append(one)
+    return max(found, key=lambda one: one.stat().st_mtime, default=None)
 
 
 class BytesOnS3:

@@ -20,7 +20,10 @@ from PIL import Image
 from pspnet.stream.encodings import MAX_PIXELS, Form, MaskFileError, decode
 from pspnet.stream.mask_format import (
     END_MAGIC,
+    HEADER,
     INDEX_ENTRY,
+    MAGIC,
+    OPEN_SUFFIX,
     PNG_SUFFIX,
     RECORD_MARKER,
     TRAILER,
@@ -32,7 +35,7 @@ from pspnet.stream.mask_format import (
     unpack_index,
     unpack_record,
 )
-from pspnet.stream.mask_places import ByteRanges, BytesInMemory, BytesOfFile, list_masks
+from pspnet.stream.mask_places import ByteRanges, BytesInMemory, BytesOfFile, FileGone, list_masks
 
 PNG_KEYWORD = "pspnet"
 """Under it, a PNG file of a mask holds frame, captured, timestamp, latency and labels as JSON (tEXt)."""
@@ -264,11 +267,17 @@ def _seconds(time: float | datetime | None, default: float) -> float:
 
 
 def _read_places(places: list[tuple[str, Any]], wanted: _Wanted) -> Iterator[MaskRecord]:
+    names = {name for name, _ in places}
     for name, opened in places:
         said = read_name(name)
         if not wanted.may_be_in(said):
             continue
-        source: ByteRanges = opened()
+        try:
+            source: ByteRanges = opened()
+            if name.endswith(OPEN_SUFFIX) and (_has_just_begun(source) or _is_listed(source, name, names)):
+                continue
+        except FileGone:  # a segment without a mask, or deleted
+            continue
         # The name tells what it is, which saves a request; bytes and files of other names have to be asked.
         if said.suffix == PNG_SUFFIX if said else source.read(0, len(_PNG_MAGIC)) == _PNG_MAGIC:
             record = _read_png(source, said)
@@ -279,6 +288,20 @@ def _read_places(places: list[tuple[str, Any]], wanted: _Wanted) -> Iterator[Mas
         pairs = zip(segment.entries["frame"].tolist(), segment.entries["captured"].tolist())
         numbers = [number for number, (frame, captured) in enumerate(pairs) if wanted.includes(frame, captured)]
         yield from segment.records(numbers if len(numbers) < len(segment) else None)
+
+
+def _has_just_begun(source: ByteRanges) -> bool:
+    """Whether a file ends within a segment's header: its writer was stopped there, or is still at it."""
+    start = source.read(0, HEADER.size)
+    if len(start) < HEADER.size:
+        return start[: len(MAGIC)] == MAGIC[: len(start)]
+    return source.size < header_size(start, source.name)
+
+
+def _is_listed(source: ByteRanges, name: str, names: Collection[str]) -> bool:
+    """Whether a segment was finished since it was listed as `name`, and is among the others under its new name."""
+    now = Path(source.name).name
+    return now != name and now in names
 
 
 def _read_png(source: ByteRanges, name: MaskName | None) -> MaskRecord:

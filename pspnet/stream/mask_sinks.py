@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pspnet.stream.mask_places import split_uri
 from pspnet.stream.mask_reader import PNG_KEYWORD
 from pspnet.stream.mask_writer import SegmentFolder, SegmentSettings, head_of, read_settings
 from pspnet.stream.sink import SinkContext, SinkError
+from pspnet.stream.spill import folder_name
 
 CONTENT_TYPE = "application/vnd.pspnet.masks"
 """Of segments on S3."""
@@ -122,7 +122,8 @@ class S3Sink:
         self._settings = read_settings(context.settings) if settings is None else settings
         self._client = _s3_client(uri, context) if client is None else client
         base = Path(context.settings.get("s3_spool", "pspnet-spool")) if spool is None else spool
-        self._spool = base / re.sub(r"[^A-Za-z0-9.]+", "-", f"{self._bucket}-{self._prefix}").strip("-")
+        # The same for s3://BUCKET/PREFIX and s3://BUCKET/PREFIX/, and another one for any other place.
+        self._spool = base / folder_name(f"s3://{self._bucket}/{self._prefix}")
         about = SegmentHeader(0, 0, context.class_names, context.palette, source=context.source)
         try:
             self._segments = SegmentFolder(self._spool, self._settings, about)

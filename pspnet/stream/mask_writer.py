@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -77,6 +77,7 @@ class SegmentWriter:
     """One segment, written from its beginning into a binary file. Every record reaches the operating system at once."""
 
     def __init__(self, file: BinaryIO, header: SegmentHeader, key_every: int = SegmentSettings.key_every) -> None:
+        """file: without a buffer (buffering=0), which would keep what could not be written. Raises OSError."""
         self._file, self._key_every = file, key_every
         self.header = header
         self._entries: list[tuple[int, float, float, int, int, int]] = []
@@ -90,9 +91,10 @@ class SegmentWriter:
 
     def _write(self, data: bytes) -> None:
         """All of `data`, or nothing: what was written of it is taken back before the error goes on."""
+        rest = memoryview(data)
         try:
-            self._file.write(data)
-            self._file.flush()
+            while rest:  # the system may take a part
+                rest = rest[self._file.write(rest) :]
         except OSError:
             self._file.seek(self.size)
             self._file.truncate()
@@ -170,16 +172,25 @@ class SegmentFolder:
         height, width = mask.shape
         encoding = self._settings.encoding
         header = SegmentHeader(height, width, about.class_names, about.palette, encoding, about.source)
+        path, file = self._create(head)
+        _lock(file)
+        try:
+            self._writer = SegmentWriter(file, header, self._settings.key_every)
+        except OSError:
+            file.close()
+            path.unlink()
+            raise
+        self._path, self._file = path, file
+
+    def _create(self, head: RecordHead) -> tuple[Path, BinaryIO]:
+        """A new file for a segment that begins with this record. It has no buffer, as SegmentWriter asks for."""
         for again in range(1_000_000):
-            self._path = self.folder / mask_name(head, None, OPEN_SUFFIX, again)
+            path = self.folder / mask_name(head, None, OPEN_SUFFIX, again)
             try:
-                self._file = open(self._path, "xb")  # noqa: SIM115 - open as long as the segment
+                return path, cast(BinaryIO, open(path, "xb", buffering=0))
             except FileExistsError:
                 continue
-            break
-        assert self._file is not None
-        _lock(self._file)
-        self._writer = SegmentWriter(self._file, header, self._settings.key_every)
+        raise FileExistsError(f"{self.folder}: there are a million segments of this name.")
 
     def finish(self) -> Path | None:
         """End the open segment; its path, or None where there was none. Raises OSError, and may be called again."""

@@ -1,8 +1,9 @@
 """A video of the frames under their masks' colours, H.264 in Matroska or MP4.
 
 Each frame keeps its time stamp, so where frames were dropped the picture stands still and the video lasts as long as
-the stream. The file is written in pieces, of a second in Matroska, of up to 50 frames in MP4: it can be played up to
-the last one however the process ended.
+the stream. Where times begin again, because frames of an earlier run were before, the new ones follow the last one. The
+file is written in pieces, of a second in Matroska, of up to 50 frames in MP4: it can be played up to the last one
+however the process ended.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pspnet.stream.sink import SinkContext, SinkError
 
 _TIME_BASE = Fraction(1, 1000)
 _FALLBACK_RATE = 30
+_BACKWARDS = 1000  # in _TIME_BASE; a time stamp that is further before the last one is of another run
 _SHORTEST_SIDE = 16  # px; encoders refuse smaller ones
 
 
@@ -48,6 +50,7 @@ class OverlayVideoSink:
         self._container: Any = None
         self._stream: Any = None
         self._last = -1
+        self._shift = 0  # added to time stamps
 
     def write(self, item: MaskedFrame) -> None:
         """As Sink. A frame of another size than the first is scaled to it."""
@@ -61,13 +64,22 @@ class OverlayVideoSink:
             if picture.shape[1::-1] != size:
                 picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = max(self._last + 1, round(item.frame.timestamp / _TIME_BASE))
+            frame.pts = self._moment(item.frame.timestamp)
             frame.time_base = _TIME_BASE
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
             self._last = frame.pts
         except (av.error.FFmpegError, OSError) as error:
             raise self._failure(error) from error
+
+    def _moment(self, timestamp: float) -> int:
+        """When to show a frame, in _TIME_BASE: later than the last one."""
+        moment = round(timestamp / _TIME_BASE) + self._shift
+        if moment < self._last - _BACKWARDS:
+            follows = self._last + round(1 / (self._context.rate or _FALLBACK_RATE) / _TIME_BASE)
+            self._shift += follows - moment
+            moment = follows
+        return max(self._last + 1, moment)
 
     def _open(self, height: int, width: int) -> None:
         import av

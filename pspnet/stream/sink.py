@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
 from pspnet.classes import voc_palette
-from pspnet.errors import PspnetError
+from pspnet.errors import ConfigError, PspnetError
 from pspnet.stream.frames import MaskedFrame
 
 
@@ -51,15 +53,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release everything, at once. The last flush() was before."""
-        ...
-
-
-@runtime_checkable
-class BufferingSink(Protocol):
-    """A sink that may still hold items which it took. They are asked for when its last flush() failed for good."""
-
-    def unsent(self) -> Sequence[MaskedFrame]:
-        """Items that write() took and that are not yet safe, the oldest first."""
         ...
 
 
@@ -107,6 +100,13 @@ SETTING_NAMES = (
 """All of SinkContext.settings; docs/mask_format.md says what they mean."""
 
 
+def without_secrets(text: str) -> str:
+    """A sink's text without an address's user, password and query, which may hold a key."""
+    if not text.startswith(("http://", "https://")):
+        return text
+    return re.sub(r"//[^/]*@", "//***@", re.split(r"[?#]", text, maxsplit=1)[0])
+
+
 def open_sink(text: str, context: SinkContext) -> Sink:
     """The sink that a text means: s3://BUCKET/PREFIX, http(s)://..., FILE.mp4 or .mkv, window, web[:PORT], -, a folder.
 
@@ -139,3 +139,36 @@ def open_sink(text: str, context: SinkContext) -> Sink:
     from pspnet.stream.mask_sinks import FolderSink
 
     return FolderSink(Path(text), context)
+
+
+def check_sinks(texts: Sequence[str]) -> None:
+    """Refuse sinks that cannot go together, before any is opened. Raises ConfigError."""
+    doubled = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
+    if doubled:
+        raise ConfigError(f"--to: {without_secrets(doubled[0])} is named twice; name every sink once.")
+    if "-" in texts and "png:-" in texts:
+        raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")
+
+
+def open_sinks(texts: Sequence[str], context: SinkContext, opened: ExitStack) -> list[Sink]:
+    """The sinks that texts mean. `opened` closes them where a later part of the stream cannot be opened.
+
+    Raises as open_sink(), and ConfigError for two of one name: they would share a spill folder and a place in the
+    summary.
+    """
+    sinks: list[Sink] = []
+    for text in texts:
+        sink = open_sink(text, context)
+        opened.callback(_close_unused, sink, context.report)
+        if any(other.name == sink.name for other in sinks):
+            raise ConfigError(f"--to: {sink.name} is named twice, in different words; name every sink once.")
+        sinks.append(sink)
+    return sinks
+
+
+def _close_unused(sink: Sink, report: Callable[[str], None]) -> None:
+    """Close a sink because something else could not be opened: that is the error, and this sink's is only said."""
+    try:
+        sink.close()
+    except SinkError as error:
+        report(str(error))

@@ -79,6 +79,11 @@ class _Decoder:
             else:
                 yield picture
 
+    def broke_off(self, error: BaseException) -> SourceError:
+        """What to raise for a file that cannot be read to its end."""
+        where = f"behind frame {self.index - 1}" if self.index else "before its first frame"
+        return SourceError(f"{self._source}: breaks off {where} ({_reason(error)}).")
+
     def broken(self, reason: str) -> None:
         """Count a frame that cannot be decoded; the first few are told."""
         self._broken += 1
@@ -104,14 +109,14 @@ class FileSource:
         self.rate: float | None = _rate(self._container)
 
     def frames(self) -> Iterator[Frame]:
-        """As Source. A file that breaks off ends there, with a sentence."""
+        """As Source. Raises SourceError behind the last frame of a file that breaks off."""
         import av
 
         decoder = _Decoder(self._name, self._options, self._closed)
         try:
             yield from decoder.frames(self._container, 0.0)
         except av.error.FFmpegError as error:
-            decoder.broken(_reason(error))
+            raise decoder.broke_off(error) from error
         finally:
             self._container.close()
 
@@ -134,7 +139,7 @@ class _ConnectedSource:
         self.rate: float | None = _rate(self._container)
 
     def frames(self) -> Iterator[Frame]:
-        """As Source."""
+        """As Source. Raises SourceError for a file that breaks off, and where a live source stays away."""
         import av
 
         decoder = _Decoder(self._name, self._options, self._closed)
@@ -156,8 +161,8 @@ class _ConnectedSource:
                     yield frame
             except av.error.FFmpegError as error:
                 reason = _reason(error)
-                if not self.live:
-                    decoder.broken(reason)
+                if not self.live and not self._closed.is_set():
+                    raise decoder.broke_off(error) from error
             except SourceError as error:
                 reason = str(error)
             finally:

@@ -38,6 +38,10 @@ class DamagedItem(Exception):
         super().__init__(str(path))
 
 
+class FolderInUse(ConfigError):
+    """A spill folder that another stream has."""
+
+
 class Spill:
     """A queue of items in a folder. Used under its owner's lock; one process at a time has a folder.
 
@@ -45,43 +49,59 @@ class Spill:
     """
 
     def __init__(self, folder: Path, limit: int, images: bool) -> None:
-        """Finds what an earlier run left. Raises ConfigError where another process has the folder."""
+        """Finds what an earlier run left. Raises FolderInUse where another process has the folder, and OSError."""
         self.folder, self.limit, self._images = folder, limit, images
         self._lock: IO[str] | None = None
         self._head, self._tail = _FIRST_NUMBER, _FIRST_NUMBER  # numbers of the first item and behind the last
         self._count = 0
         self.size = 0
         if folder.is_dir():
-            self._claim()
-            self._read_folder()
+            self.claim()
 
     def __len__(self) -> int:
         return self._count
 
-    def _claim(self) -> None:
+    def claim(self) -> int:
+        """Take the folder, which is made if need be; the number of items that are in it, from other runs.
+
+        0 where it is taken already. Raises FolderInUse where another process has it, and OSError.
+        """
+        if self._lock is not None:
+            return 0
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = open(self.folder / "lock", "a")  # noqa: SIM115 - held as long as the folder is used
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.close()
-            raise ConfigError(
+            raise FolderInUse(
                 f"--spill: {self.folder} is in use by another stream; give this one another folder."
             ) from error
+        try:
+            self._read_folder()
+        except OSError:
+            handle.close()
+            raise
         self._lock = handle
+        return self._count
 
     def _read_folder(self) -> None:
-        numbers = []
+        numbers, size = [], 0
         for entry in os.scandir(self.folder):
             found = _NAME.fullmatch(entry.name)
             if found:
                 numbers.append(int(found[1]))
-                self.size += entry.stat().st_size
+                size += entry.stat().st_size
+        self.size = size
         if numbers:
             self._head, self._tail, self._count = min(numbers), max(numbers) + 1, len(numbers)
 
     def append(self, item: MaskedFrame) -> bool:
-        """Keep an item behind all others. False where the limit is reached; raises OSError where the disk is full."""
+        """Keep an item behind all others. False where the limit is reached.
+
+        Raises OSError where the disk is full, and FolderInUse as claim().
+        """
+        self.claim()
         if self.size >= self.limit:
             return False
         self._write(self._tail, item)
@@ -89,14 +109,13 @@ class Spill:
         return True
 
     def prepend(self, items: list[MaskedFrame]) -> None:
-        """Put items before all others, whatever the limit. Raises OSError where the disk is full."""
+        """Put items before all others, whatever the limit. Raises as append()."""
+        self.claim()
         for item in reversed(items):
             self._write(self._head - 1, item)
             self._head -= 1
 
     def _write(self, number: int, item: MaskedFrame) -> None:
-        if self._lock is None:
-            self._claim()
         content = _pack(item, self._images)
         with replacing(self._path(number)) as temporary:
             temporary.write_bytes(content)

@@ -67,7 +67,7 @@ class SinkStatistics:
     def count(self, what: str, number: int = 1) -> None:
         """Add to `delivered`, `recovered` (kept by an earlier run), `retries`, `spilled`, `skipped`, `lost`.
 
-        `unfinished`: the sink could not be closed as it should.
+        `unfinished`: the sink could not be closed as it should, or hung.
         """
         with self._lock:
             self._counts[what] += number

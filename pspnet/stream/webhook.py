@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import hashlib
 import http.client
 import json
 import os
@@ -18,7 +19,7 @@ from pspnet.errors import ConfigError
 from pspnet.stream.frames import MaskedFrame
 from pspnet.stream.mask_sinks import png_file
 from pspnet.stream.mask_writer import head_of
-from pspnet.stream.sink import SinkContext, SinkError
+from pspnet.stream.sink import SinkContext, SinkError, without_secrets
 
 FORMATS = ("png", "json")
 MAX_WAIT = 60.0
@@ -51,17 +52,18 @@ class WebhookSink:
         try:
             self._port = parts.port
         except ValueError as error:
-            raise ConfigError(f"{url}: has a port that is none.") from error
+            raise ConfigError(f"{without_secrets(url)}: has a port that is none.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url}: is no address; expected http://HOST/PATH or https://HOST/PATH.")
+            raise ConfigError(f"{without_secrets(url)}: is no address; expected http://HOST/PATH or https://HOST/PATH.")
         if parts.username or parts.password:
             raise ConfigError(
                 "The webhook's address holds a password; use webhook_headers=Authorization: ${TOKEN} instead."
             )
         self._host, self._secure = parts.hostname, parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        # A query may hold a key.
-        self.name = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        # A query may hold a key, but tells one sink from another.
+        query = f" [query {hashlib.sha256(parts.query.encode()).hexdigest()[:8]}]" if parts.query else ""
+        self.name = f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
         self._context = context
         self._format = settings.get("webhook_send", "png")
         if self._format not in FORMATS:

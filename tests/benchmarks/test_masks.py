@@ -45,6 +45,18 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert record["machine"]["cores"] >= 1
 
 
+def test_every_nth_mask_goes_with_its_own_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "masks")
+    (tmp_path / "masks" / "1.jpg").unlink()
+    with open(tmp_path / "masks" / "2.jpg", "ab") as file:
+        file.write(bytes(1000))
+    folder, output = str(tmp_path / "masks"), tmp_path / "out.json"
+    arguments = ["--masks", folder, "--frames", folder, "--no_times", "--every", "2", "--output", str(output)]
+    assert benchmark.main([*arguments, "--only", "runs"]) == 0
+    record = json.loads(output.read_text())
+    assert record["jpeg_bytes"] == np.mean([(tmp_path / "masks" / f"{index}.jpg").stat().st_size for index in (0, 2)])
+
+
 def test_times_and_a_choice_of_forms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "masks")
     assert benchmark.main(["--masks", str(tmp_path / "masks"), "--only", "changes"]) == 0

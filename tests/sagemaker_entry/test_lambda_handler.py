@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,71 @@ def test_results_are_forwarded_to_a_topic(bucket: Any, aws: Aws, monkeypatch: py
     first, second = (json.loads(sent["Message"]) for sent in aws.sent("Publish"))
     assert first["id"] == second["id"]
     assert first["frames"] == 1
+
+
+@pytest.mark.parametrize("service", ["sqs", "sns"])
+def test_results_are_forwarded_to_another_region(
+    bucket: Any, aws: Aws, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    away = aws.session.client(service, region_name="eu-west-1")
+    if service == "sqs":
+        away.create_queue(QueueName="results")
+    else:
+        away.create_topic(Name="results")
+    monkeypatch.setenv("PSPNET_FORWARD_TO", f"arn:aws:{service}:eu-west-1:{ACCOUNT}:results")
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
+    assert lambda_handler._client(service, "eu-west-1").meta.region_name == "eu-west-1"
+    if service == "sqs":
+        (message,) = away.receive_message(QueueUrl=away.get_queue_url(QueueName="results")["QueueUrl"])["Messages"]
+        assert json.loads(message["Body"])["key"] == "masks/a.png"
+    else:
+        assert len(aws.sent("Publish")) == 1
+
+
+class Clock:
+    """Lambda's context: so many seconds are left, fewer with each question."""
+
+    def __init__(self, *left: float) -> None:
+        self.left = list(left)
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(1000 * self.left.pop(0))
+
+
+def test_messages_for_which_no_time_is_left_come_again(
+    bucket: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    event = sqs_event(*[s3_event(s3_record(BUCKET, "masks/a.png"))] * 4)
+    left = {"batchItemFailures": [{"itemIdentifier": "message-2"}, {"itemIdentifier": "message-3"}]}
+    assert lambda_handler.handler(event, Clock(40, 4)) == left
+    assert "2 of 4 messages are left for another time." in capsys.readouterr().out
+    assert lambda_handler.handler(event, Clock(40, 30, 20)) == {"batchItemFailures": []}
+    # The next message may take as long as the longest one did, and half as much again.
+    moments = iter([0.0, 10.0, 10.0, 11.0, 11.0, 12.0])
+    monkeypatch.setattr(lambda_handler, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    assert lambda_handler.handler(event, Clock(16, 14)) == left
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"eventSource": "aws:s3", "eventName": "ObjectCreated:Put"},
+        {"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"object": {"key": 7}, "bucket": None}},
+        "text",
+    ],
+)
+def test_a_record_that_is_none_fails_alone(bucket: Any, capsys: pytest.CaptureFixture[str], broken: Any) -> None:
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    good = s3_record(BUCKET, "masks/a.png")
+    event = sqs_event(s3_event(broken, good), s3_event(good), {"Records": None})
+    assert lambda_handler.handler(event) == {
+        "batchItemFailures": [{"itemIdentifier": "message-0"}, {"itemIdentifier": "message-2"}]
+    }
+    said = capsys.readouterr().out
+    assert "record 0 of the event: is none of S3's (" in said
+    assert said.count("masks/a.png.jsonl: 1 frames") == 2
 
 
 def test_settings_that_cannot_be_stop_every_event(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

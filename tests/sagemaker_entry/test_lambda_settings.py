@@ -53,7 +53,8 @@ def test_a_view_with_a_camera() -> None:
 def test_a_target() -> None:
     target = read_settings(settings(FORWARD_TO="arn:aws:sqs:eu-west-1:123456789012:results.fifo")).forward_to
     assert target is not None
-    assert (target.service, target.account, target.name) == ("sqs", "123456789012", "results.fifo")
+    assert (target.service, target.region) == ("sqs", "eu-west-1")
+    assert (target.account, target.name) == ("123456789012", "results.fifo")
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_the_queue_waits_six_times_the_functions_timeout_and_gives_up_to_another
     assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
     assert queue["RedrivePolicy"]["deadLetterTargetArn"] == {"Fn::GetAtt": "DeadLetterQueue.Arn"}
     assert resources["SummaryEvents"]["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert resources["SummaryEvents"]["Properties"]["BatchSize"] == 1  # the whole timeout for each
 
 
 def test_masks_are_kept_from_the_public_and_encrypted(template: dict[str, Any]) -> None:

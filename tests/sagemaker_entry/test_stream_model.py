@@ -12,17 +12,18 @@ import pytest
 from PIL import Image
 
 from pspnet.classes import CAMVID_CLASSES, palette_for
-from pspnet.errors import PspnetError
+from pspnet.errors import DataError, PspnetError
 from pspnet.serving.png import encode_mask
 from pspnet.stream.model import ModelUnavailable
 from sagemaker_entry.stream_model import EndpointModel
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with `status`; with 200, a mask of ones in the image's size."""
+    """Answers with `status`; with 200, a mask of ones in the image's size unless `step` is more than 1."""
 
     status = 200
     received: list[tuple[str, bytes]]
+    step = 1  # the mask has every `step`-th row and column
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,7 +35,8 @@ class Handler(BaseHTTPRequestHandler):
         content = b"It is so."
         if self.server.status == 200:
             with Image.open(io.BytesIO(body)) as picture:
-                content = encode_mask(np.ones(picture.size[::-1], dtype=np.uint8))
+                mask = np.ones(picture.size[::-1], dtype=np.uint8)
+            content = encode_mask(np.ascontiguousarray(mask[:: self.server.step, :: self.server.step]))
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -85,6 +87,12 @@ def test_a_frame_that_is_refused_is_a_fault_of_the_frame(server: Server, status:
     with pytest.raises(PspnetError, match=rf"answered {status}: It is so\.") as caught:
         model_of(server).mask(np.zeros((4, 4, 3), dtype=np.uint8))
     assert not isinstance(caught.value, ModelUnavailable)
+
+
+def test_a_mask_of_another_size_is_a_fault_of_the_frame(server: Server) -> None:
+    server.step = 2
+    with pytest.raises(DataError, match=r"a mask of 10x6 to a frame of 20x12; expected the same size\."):
+        model_of(server).mask(np.zeros((12, 20, 3), dtype=np.uint8))
 
 
 def test_nobody_listening_is_unavailable(server: Server) -> None:

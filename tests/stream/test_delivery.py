@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,33 +124,6 @@ def test_an_error_that_stays_stops_the_sink_and_keeps_everything(tmp_path: Path)
     assert played.statistics["lost"] == 0
 
 
-class Buffering(ListSink):
-    """Takes items, but never brings them away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: list[MaskedFrame] = []
-
-    def write(self, item: MaskedFrame) -> None:
-        self.held.append(item)
-
-    def flush(self) -> None:
-        raise TEMPORARY
-
-    def unsent(self) -> list[MaskedFrame]:
-        return self.held
-
-
-def test_items_that_a_sink_took_but_still_holds_are_kept(tmp_path: Path) -> None:
-    played = Played(Buffering(), tmp_path / "s")
-    played.put(range(5))
-    played.end()
-    sink = ListSink()
-    again = Played(sink, tmp_path / "s")
-    again.end()
-    assert sink.numbers == list(range(5))
-
-
 def test_a_full_spill_folder_is_said_once_and_the_loss_counted(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
@@ -161,6 +136,89 @@ def test_a_full_spill_folder_is_said_once_and_the_loss_counted(tmp_path: Path) -
     played.end()
     assert sink.numbers == list(range(60 - lost))
     assert played.statistics["delivered"] + lost == 60
+
+
+def test_a_spill_folder_that_another_stream_took_meanwhile_is_told_and_the_loss_counted(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    played = Played(sink, tmp_path / "s")
+    other = Spill(tmp_path / "s", 10**6, images=False)
+    other.append(masked(100))
+    played.put(range(10))
+    assert played.statistics["lost"] == 7
+    said = (
+        f"list: the spill folder {tmp_path / 's'} takes no more: another stream uses it, give this one another --spill."
+    )
+    assert played.said.count(said) == 1
+    sink.down = None
+    played.end()
+    assert sink.numbers == [0, 1, 2]
+    assert len(other) == 1
+
+
+def test_what_another_stream_left_meanwhile_is_delivered_too(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    played = Played(sink, tmp_path / "s")
+    other = Spill(tmp_path / "s", 10**6, images=False)
+    other.append(masked(100))
+    other.close()
+    played.put(range(10))
+    sink.down = None
+    played.end()
+    assert sink.numbers == [0, 1, 2, 100, *range(3, 10)]
+    assert (played.statistics["recovered"], played.statistics["delivered"]) == (1, 10)
+
+
+def test_items_of_a_sink_given_up_are_lost_where_another_stream_has_the_folder(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    played = Played(sink, tmp_path / "s")
+    played.put([0, 1])
+    other = Spill(tmp_path / "s", 10**6, images=False)
+    other.append(masked(100))
+    played.end()
+    assert played.statistics["lost"] == 2
+    assert "another stream uses it" in played.said[1]
+
+
+def test_without_room_on_disk_a_stream_that_may_lose_nothing_waits_for_the_sink(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    limits = DeliveryLimits(depth=3, patience=None, grace=5.0, first_pause=0.01, longest_pause=0.05)
+    played = Played(sink, tmp_path / "s", limits, spill_bytes=0)
+    feeder = threading.Thread(target=played.put, args=(range(8),), daemon=True)
+    feeder.start()
+    wait_until(lambda: any("are used up" in text for text in played.said))
+    sink.down = None
+    feeder.join(30)
+    assert not feeder.is_alive()
+    played.end()
+    assert sink.numbers == list(range(8))
+    assert (played.statistics["lost"], played.statistics["spilled"]) == (0, 0)
+
+
+def test_a_reader_that_goes_while_an_item_waits_for_disk_is_no_defect(tmp_path: Path) -> None:
+    sink = ListSink()
+    sink.down = TEMPORARY
+    limits = DeliveryLimits(depth=3, patience=None, grace=5.0, first_pause=0.01, longest_pause=0.05)
+    played = Played(sink, tmp_path / "s", limits, spill_bytes=0)
+    failed: list[Exception] = []
+
+    def feed() -> None:
+        try:
+            played.put(range(5))
+        except Exception as error:
+            failed.append(error)
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    wait_until(lambda: any("are used up" in text for text in played.said))
+    sink.down = SinkClosed("its reader has gone.")
+    feeder.join(30)
+    assert not feeder.is_alive()
+    assert failed == []
+    played.end()
 
 
 def test_a_slow_sink_holds_up_the_model_where_every_frame_counts(tmp_path: Path) -> None:
@@ -184,6 +242,29 @@ def test_a_display_shows_the_present_alone(tmp_path: Path) -> None:
     assert played.statistics["lost"] == 0
 
 
+def test_a_display_goes_on_when_an_item_comes_while_it_draws(tmp_path: Path) -> None:
+    class Drawing(ListSink):
+        def __init__(self) -> None:
+            super().__init__(durable=False)
+            self.drawing, self.go_on = threading.Event(), threading.Event()
+
+        def write(self, item: MaskedFrame) -> None:
+            self.drawing.set()
+            self.go_on.wait(60)
+            super().write(item)
+
+    sink = Drawing()
+    played = Played(sink, tmp_path / "s")
+    played.put([0])
+    assert sink.drawing.wait(60)
+    played.put([1, 2])
+    sink.go_on.set()
+    played.end()
+    assert sink.numbers == [0, 2]
+    assert played.said == []
+    assert (played.statistics["skipped"], played.statistics["delivered"]) == (1, 2)
+
+
 def test_nothing_is_kept_for_a_reader_that_has_gone(tmp_path: Path) -> None:
     sink = ListSink(faults=[None, SinkClosed("its reader has gone.")])
     played = Played(sink, tmp_path / "s")
@@ -205,6 +286,22 @@ def test_a_defect_of_a_sink_keeps_its_items_and_is_raised(tmp_path: Path) -> Non
     with pytest.raises(ZeroDivisionError, match="oops"):
         played.end()
     assert len(list((tmp_path / "s").glob("item-*.zip"))) == 4
+
+
+def test_a_sink_that_hangs_in_its_last_flush_is_told_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(ListSink):
+        def flush(self) -> None:
+            time.sleep(3600)
+
+    monkeypatch.setattr("pspnet.stream.delivery._HANGING", 0.2)
+    played = Played(Hanging(), tmp_path / "s")
+    played.put(range(3))
+    played.end()
+    assert len(played.said) == 1
+    assert played.said[0].startswith("list: given up. It has not answered for ")
+    assert played.statistics.summary()["unfinished"] == 1
 
 
 def test_a_sink_that_cannot_be_closed_is_told_and_counted(tmp_path: Path) -> None:

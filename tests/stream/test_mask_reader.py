@@ -18,7 +18,7 @@ from pspnet.stream.encodings import ENCODINGS, MaskFileError
 from pspnet.stream.mask_format import SegmentHeader, pack_index
 from pspnet.stream.mask_places import BytesInMemory
 from pspnet.stream.mask_sinks import FolderSink
-from pspnet.stream.mask_writer import SegmentSettings, SegmentWriter, head_of
+from pspnet.stream.mask_writer import SegmentFolder, SegmentSettings, SegmentWriter, head_of
 from pspnet.stream.sink import SinkContext
 from tests.stream.mask_items import START, item, scene
 
@@ -195,6 +195,51 @@ def test_other_files_of_a_folder_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "more").mkdir()
     assert len(list(read_masks(tmp_path))) == 4
+
+
+@pytest.mark.parametrize("length", [0, 3, 20, 40])
+def test_a_segment_that_has_just_begun_is_passed_over(tmp_path: Path, length: int) -> None:
+    folder(tmp_path, 4)
+    (tmp_path / "20231114T221319250000Z-000000000.pspm.open").write_bytes(SegmentHeader(24, 33).pack()[:length])
+    assert [one.frame for one in read_masks(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_an_open_segment_that_is_something_else_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "20231114T221319250000Z-000000000.pspm.open").write_bytes(b"text")
+    with pytest.raises(MaskFileError, match="is no mask segment"):
+        list(read_masks(tmp_path))
+
+
+def test_a_segment_that_is_finished_while_the_folder_is_read_is_read_once(tmp_path: Path) -> None:
+    folder(tmp_path, 10)
+    segments = SegmentFolder(tmp_path, SegmentSettings(), SegmentHeader(0, 0))
+    for index in range(10, 14):
+        segments.append(item(index))
+    reading = read_masks(tmp_path)
+    assert next(reading).frame == 0
+    segments.finish()
+    assert [one.frame for one in reading] == list(range(1, 14))
+    # And while it is read itself.
+    segments.append(item(20))
+    segments.append(item(21))
+    (path,) = tmp_path.glob("*.open")
+    open_one = MaskSegment(path)
+    segments.finish()
+    assert [one.frame for one in open_one.records()] == [20, 21]
+
+
+def test_an_open_segment_that_goes_without_a_mask_is_passed_over(tmp_path: Path) -> None:
+    folder(tmp_path, 4)
+    left = tmp_path / "20231114T221320250000Z-000000000.1.pspm.open"  # begins like the finished one
+    other = tmp_path / "20231114T221340250000Z-000000200.pspm.open"
+    for path in (left, other):
+        path.write_bytes(SegmentHeader(24, 33).pack())
+    reading = read_masks(tmp_path)
+    left.unlink()
+    other.unlink()
+    assert [one.frame for one in reading] == [0, 1, 2, 3]
+    with pytest.raises(MaskFileError, match="there is no such file"):
+        read_masks(other)
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:

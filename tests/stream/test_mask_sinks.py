@@ -194,6 +194,25 @@ def test_what_waits_survives_the_process(client: Any, tmp_path: Path) -> None:
     assert [one.frame for one in read_masks("s3://car/run 1/masks", client=client)] == [0, 1, 2]
 
 
+def test_what_waits_for_one_place_never_goes_to_another(client: Any, tmp_path: Path) -> None:
+    client.create_bucket(Bucket="car-1", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    refused = Failing(client, "AccessDenied", 403)
+    sink = S3Sink("s3://car/1/x/", CONTEXT, FRAMES, refused, tmp_path / "spool")
+    sink.write(item(0))
+    with pytest.raises(SinkError, match="1 segments wait in"):
+        sink.close()
+    for uri in ("s3://car/1-x", "s3://car-1/x"):
+        other = S3Sink(uri, CONTEXT, FRAMES, client, tmp_path / "spool")
+        other.flush()
+        other.close()
+    assert keys(client) == []
+    assert "Contents" not in client.list_objects_v2(Bucket="car-1")
+    same = S3Sink("s3://car/1/x", CONTEXT, FRAMES, client, tmp_path / "spool")
+    same.flush()
+    same.close()
+    assert len(keys(client)) == 1
+
+
 class Failing:
     """A client whose put_object fails in one way."""
 

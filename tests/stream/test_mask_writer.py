@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -136,6 +137,49 @@ def test_a_full_disk_leaves_the_segment_as_it_was() -> None:
     found = MaskSegment(file.getvalue())
     assert found.complete
     assert [one.frame for one in found.records()] == list(range(6))
+
+
+def test_a_folder_that_is_full_for_a_while_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: a part of a write is taken, then none."""
+    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for index in range(6):
+        one = item(index)
+        if index == 3:
+            (path,) = tmp_path.iterdir()
+            size = path.stat().st_size
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+                for _ in range(3):
+                    with pytest.raises(OSError, match="File too large"):
+                        segments.append(one)
+                with pytest.raises(OSError, match="File too large"):
+                    segments.finish()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert path.stat().st_size == size
+        segments.append(one)
+    segments.finish()
+    (path,) = tmp_path.iterdir()
+    assert MaskSegment(path).complete
+    assert [one.frame for one in read_masks(path)] == list(range(6))
+
+
+def test_a_segment_that_could_not_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentWriter, "_write", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                segments.append(item(0))
+            assert list(tmp_path.iterdir()) == []
+            assert segments.finish() is None
+    segments.append(item(0))
+    segments.finish()
+    assert lengths(tmp_path) == [1]
 
 
 def test_key_records_come_as_often_as_asked() -> None:

@@ -54,6 +54,16 @@ def test_odd_and_changing_sizes_and_times_that_stand_still_are_taken(tmp_path: P
     assert stamps == sorted(set(stamps))
 
 
+def test_frames_behind_those_of_an_earlier_run_keep_their_pace(tmp_path: Path) -> None:
+    sink = OverlayVideoSink(tmp_path / "o.mkv", SinkContext(rate=10.0))
+    for index, stamp in enumerate([3599.8, 3599.9, 0.0, 0.1, 0.4, 2.4, 2.3]):
+        sink.write(item(index, stamp))
+    sink.close()
+    found = [stamp for stamp, _ in read_video(tmp_path / "o.mkv")]
+    steps = [round(later - earlier, 3) for earlier, later in zip(found, found[1:])]
+    assert steps == [0.1, 0.1, 0.1, 0.3, 2.0, 0.001]
+
+
 def test_an_mp4_can_be_played_without_its_end(tmp_path: Path) -> None:
     sink = OverlayVideoSink(tmp_path / "o.mp4", SinkContext())
     for index in range(120):

@@ -227,6 +227,39 @@ def test_a_live_address_that_stays_away_is_given_up(broadcast: tuple[str, list[i
     assert len(served) == 1
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_file_on_a_server_that_breaks_off_is_an_error_behind_its_frames(tmp_path: Path, share: float) -> None:
+    content = write_video(tmp_path / "a.mkv", 30).read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: int(share * len(content))])
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with Broadcast(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url, heard, found = f"http://127.0.0.1:{server.server_address[1]}/a.mkv", Heard(), []
+        source = open_source(url, heard.options)
+        assert not source.live
+        try:
+            found += source.frames()
+            said = ""
+        except SourceError as error:
+            said = str(error)
+        server.shutdown()
+    if share == 1:
+        assert (len(found), said) == (30, "")
+    else:
+        assert 5 < len(found) < 30
+        assert said.startswith(f"{url}: breaks off behind frame {len(found) - 1} (")
+    assert "broken" not in heard.counted
+
+
 def test_an_address_where_nothing_listens_is_said_without_its_password() -> None:
     with pytest.raises(SourceError, match="cannot be opened as video") as caught:
         open_source("http://me:secret@127.0.0.1:9/x", SourceOptions())

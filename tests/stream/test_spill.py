@@ -10,7 +10,7 @@ import pytest
 
 from pspnet.errors import ConfigError
 from pspnet.stream.frames import MaskedFrame
-from pspnet.stream.spill import DamagedItem, Spill, folder_name
+from pspnet.stream.spill import DamagedItem, FolderInUse, Spill, folder_name
 from tests.stream.players import masked
 
 
@@ -98,6 +98,21 @@ def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
         Spill(tmp_path, 10**6, images=False)
     spill.close()
     assert len(Spill(tmp_path, 10**6, images=False)) == 1
+
+
+def test_a_folder_that_came_to_be_later_is_read_before_it_is_written(tmp_path: Path) -> None:
+    early = Spill(tmp_path / "s", 10**6, images=False)
+    killed = Spill(tmp_path / "s", 10**6, images=False)
+    killed.append(masked(1))
+    with pytest.raises(FolderInUse):
+        early.append(masked(2))
+    assert killed._lock is not None
+    killed._lock.close()  # as the end of its process does
+    assert early.claim() == 1
+    assert early.claim() == 0
+    early.append(masked(2))
+    early.prepend([masked(0)])
+    assert drain(early) == [0, 1, 2]
 
 
 def test_folders_of_sinks_differ_and_can_be_read() -> None:

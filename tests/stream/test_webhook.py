@@ -77,7 +77,7 @@ def context(**settings: str) -> SinkContext:
 def test_a_png_file_for_every_mask_over_one_connection(receiver: Receiver) -> None:
     sink = open_sink(f"{receiver.url}/masks?key=1", context())
     assert isinstance(sink, WebhookSink)
-    assert sink.name == f"{receiver.url}/masks"
+    assert sink.name == f"{receiver.url}/masks [query 5d5a2f99]"
     for index in range(3):
         sink.write(item(index))
     sink.flush()
@@ -210,14 +210,24 @@ def test_headers_that_cannot_be(text: str, message: str) -> None:
         ("http://", {}, "is no address"),
         ("http://host:port/", {}, "has a port that is none"),
         ("ftp://host/", {}, "is no address"),
+        ("http://me:secret@host:port/x", {}, r"http://\*\*\*@host:port/x: has a port that is none"),
+        ("http:///x?key=secret", {}, "http:///x: is no address"),
         ("http://me:pw@host/", {}, "holds a password"),
         ("http://host/", {"webhook_send": "xml"}, "webhook_send: found 'xml'; expected png or json"),
         ("http://host/", {"webhook_timeout": "0"}, "webhook_timeout: found '0'"),
     ],
 )
 def test_addresses_and_settings_that_cannot_be(url: str, settings: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         WebhookSink(url, context(**settings))
+    assert "secret" not in str(caught.value)
+
+
+def test_two_queries_make_two_names_that_tell_neither() -> None:
+    names = [WebhookSink(f"http://host/p{query}", context()).name for query in ("?cam=1", "?cam=2", "")]
+    assert len(set(names)) == 3
+    assert names[2] == "http://host/p"
+    assert not any("cam" in name for name in names)
 
 
 def test_retry_after_in_seconds_or_as_a_date() -> None:
