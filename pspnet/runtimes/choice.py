@@ -34,8 +34,8 @@ MIN_AGREEMENT = 0.99
 MIN_GAIN = 0.05
 """Share of the reference's time that another runtime must save to be chosen: less is the trial's own noise."""
 
-_ROUNDS = range(5, 16)  # so many at least, and at most
-_SECONDS = 3.0
+_ROUNDS = range(5, 16)  # so many at least, and at most; each runtime runs twice in each
+_SECONDS = 3.0  # after so long, passes that are not timed included, no further round begins
 _PACKAGES = ("torch", "onnxruntime", "openvino")
 
 
@@ -70,14 +70,15 @@ def run_trial(
     """
     failed = dict(failed or {})
     expected = runtimes[REFERENCE].masks(images)
-    agreement = {}
+    agreement = {REFERENCE: 1.0}
     for name, runtime in runtimes.items():
-        try:
-            agreement[name] = float((runtime.masks(images) == expected).mean())
-        except Exception as error:  # whatever it is, a runtime that fails here is none to rely on
-            failed[name] = f"{type(error).__name__}: {error}"[:300]
+        if name != REFERENCE:
+            try:
+                agreement[name] = float((runtime.masks(images) == expected).mean())
+            except Exception as error:  # whatever it is, a runtime that fails here is none to rely on
+                failed[name] = in_words(error)
     sound = {name: runtimes[name] for name, share in agreement.items() if share >= MIN_AGREEMENT}
-    seconds = _time_in_turns(sound, images, clock)
+    seconds = _time_in_turns(sound, images, failed, clock)
     fastest = min(seconds, key=lambda name: seconds[name])
     if seconds[fastest] > (1 - MIN_GAIN) * seconds[REFERENCE]:
         fastest = REFERENCE
@@ -85,8 +86,13 @@ def run_trial(
     return Choice(fastest, milliseconds, {name: round(share, 6) for name, share in agreement.items()}, failed)
 
 
-def _time_in_turns(runtimes: Mapping[str, Runtime], images: np.ndarray, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of a pass. Every round runs all of them, starting with another one each time."""
+def _time_in_turns(
+    runtimes: Mapping[str, Runtime], images: np.ndarray, failed: dict[str, str], clock: Callable[[], float]
+) -> dict[str, float]:
+    """Median seconds of a pass. Every round runs all of them twice, starting with another one each time.
+
+    One that raises is noted in `failed` and left out of further rounds and of the result; the reference may not.
+    """
     names = list(runtimes)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     started = clock()
@@ -96,11 +102,22 @@ def _time_in_turns(runtimes: Mapping[str, Runtime], images: np.ndarray, clock: C
             break
         turn = round_number % len(names)
         for name in names[turn:] + names[:turn]:
-            runtimes[name].masks(images)  # so that the caches hold its own weights, as they will in a stream of images
-            before = clock()
-            runtimes[name].masks(images)
-            seconds[name].append(clock() - before)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            try:
+                runtimes[name].masks(images)  # so that the caches hold its own weights, as in a stream of images
+                before = clock()
+                runtimes[name].masks(images)
+                seconds[name].append(clock() - before)
+            except Exception as error:
+                if name == REFERENCE:
+                    raise
+                failed[name] = in_words(error)
+                names.remove(name)
+    return {name: statistics.median(seconds[name]) for name in names}
+
+
+def in_words(error: Exception) -> str:
+    """Why a runtime takes no part, as a choice notes it."""
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def trial_images(height: int, width: int, batch: int) -> np.ndarray:

@@ -28,16 +28,21 @@ class Clock:
 
 
 class Fake:
-    """Gives the brightest channel; a share of its pixels is wrong, and each pass takes a while by the clock."""
+    """Gives the brightest channel; a share of its pixels is wrong, and each pass takes a while by the clock.
 
-    def __init__(self, clock: Clock, seconds: float, wrong: float = 0.0, error: Exception | None = None) -> None:
-        self.clock, self.seconds, self.wrong, self.error = clock, seconds, wrong, error
+    `error` is raised `after` so many passes.
+    """
+
+    def __init__(
+        self, clock: Clock, seconds: float, wrong: float = 0.0, error: Exception | None = None, after: int = 0
+    ) -> None:
+        self.clock, self.seconds, self.wrong, self.error, self.after = clock, seconds, wrong, error, after
         self.passes = 0
 
     name = "fake"
 
     def masks(self, images: np.ndarray) -> np.ndarray:
-        if self.error is not None:
+        if self.error is not None and self.passes >= self.after:
             raise self.error
         self.passes += 1
         self.clock.now += self.seconds
@@ -60,16 +65,21 @@ def trial(**runtimes: dict[str, Any]) -> tuple[Choice, dict[str, Fake]]:
 
 
 def test_the_fastest_is_chosen() -> None:
-    choice, fakes = trial(eager={"seconds": 0.05}, openvino={"seconds": 0.02}, onnxruntime={"seconds": 0.03})
+    choice, fakes = trial(eager={"seconds": 0.04}, openvino={"seconds": 0.02}, onnxruntime={"seconds": 0.03})
     assert choice.runtime == "openvino"
-    assert choice.milliseconds == {"eager": 50.0, "openvino": 20.0, "onnxruntime": 30.0}
+    assert choice.milliseconds == {"eager": 40.0, "openvino": 20.0, "onnxruntime": 30.0}
     assert choice.agreement == {"eager": 1.0, "openvino": 1.0, "onnxruntime": 1.0}
-    assert {fake.passes for fake in fakes.values()} >= {17}  # one to compare, 16 rounds: 1.6 s
+    assert {fake.passes for fake in fakes.values()} == {1 + 2 * 16}  # one to compare, 16 rounds: 2.88 s
+
+
+def test_no_round_begins_after_three_seconds() -> None:
+    _, fakes = trial(eager={"seconds": 0.14}, openvino={"seconds": 0.12})
+    assert {fake.passes for fake in fakes.values()} == {1 + 2 * 6}  # 0.52 s a round; the sixth begins at 2.6 s
 
 
 def test_a_slow_trial_ends_after_five_rounds() -> None:
     _, fakes = trial(eager={"seconds": 2.0}, openvino={"seconds": 1.0})
-    assert fakes["openvino"].passes == 1 + 5
+    assert fakes["openvino"].passes == 1 + 2 * 5
 
 
 def test_a_small_gain_does_not_count() -> None:
@@ -89,6 +99,17 @@ def test_one_that_fails_takes_no_part() -> None:
     choice, _ = trial(eager={"seconds": 0.1}, openvino={"seconds": 0.01, "error": RuntimeError("no memory")})
     assert choice.runtime == "eager"
     assert choice.failed == {"openvino": "RuntimeError: no memory"}
+
+
+def test_one_that_fails_while_it_is_timed_is_dropped() -> None:
+    failing = {"seconds": 0.01, "error": RuntimeError("no memory"), "after": 4}
+    choice, fakes = trial(eager={"seconds": 0.1}, openvino=failing, onnxruntime={"seconds": 0.05})
+    assert choice.runtime == "onnxruntime"
+    assert choice.failed == {"openvino": "RuntimeError: no memory"}
+    assert set(choice.milliseconds) == {"eager", "onnxruntime"}
+    assert fakes["openvino"].passes == 4
+    with pytest.raises(RuntimeError, match="no memory"):
+        trial(eager={**failing, "seconds": 0.1}, openvino={"seconds": 0.05})
 
 
 def test_eager_alone_is_not_timed_at_length() -> None:
