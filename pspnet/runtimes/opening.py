@@ -63,8 +63,10 @@ def _open_export(name: str, source: Source) -> Runtime:
     if source.model_dir is None:
         raise ConfigError(f"runtime {name} runs an export of a model directory; load the model from one.")
     kind, _, precision = name.partition(":")
-    if source.dtype not in (None, torch.float32) and kind != "tensorrt":
-        format = str(source.dtype).replace("torch.", "")
+    format = str(source.dtype).replace("torch.", "")
+    if kind == "tensorrt" and source.dtype not in (None, torch.float16, torch.float32):
+        raise ConfigError(f"runtime tensorrt runs in float16 or float32; {format} needs the runtime eager or compile.")
+    if kind != "tensorrt" and source.dtype not in (None, torch.float32):
         raise ConfigError(f"runtime {name} runs an export as it is; {format} needs the runtime eager or compile.")
     if kind == "openvino":
         from pspnet.runtimes.open_vino import OpenVino
