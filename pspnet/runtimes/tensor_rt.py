@@ -48,7 +48,7 @@ class TensorRtRuntime(OnnxRuntime):
 
 
 def _cache_options(export: Export) -> dict[str, Any]:
-    """Where engines are kept: a folder for each model's weights, since the files' names tell the graph's nodes alone."""
+    """Where engines are kept: a folder for each model's weights, of which the names of the files tell nothing."""
     folder = cache_folder() / "tensorrt" / export.record.weights_sha256[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no more than the last folder of a path

@@ -232,7 +232,7 @@ def test_errors_keep_their_status_or_get_one() -> None:
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         torch.cuda.OutOfMemoryError("CUDA out of memory."),
         # ONNX Runtime's exceptions derive from Exception alone.
-        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 9"),
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for buffer of size 9"),
         RuntimeError("Exception from src/inference/src/cpp/infer_request.cpp:223: std::bad_alloc"),
     ],
 )
