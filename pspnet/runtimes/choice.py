@@ -9,12 +9,10 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pspnet.cores import available_cores, processor_name
 from pspnet.files import replacing
 from pspnet.runtimes.base import Runtime
+
+try:
+    import fcntl
+except ImportError:  # Windows: processes that start together run their trials together
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "pspnet-runtimes-1"
 REFERENCE = "eager"
@@ -36,7 +40,7 @@ MIN_GAIN = 0.05
 
 _ROUNDS = range(5, 16)  # so many at least, and at most; each runtime runs twice in each
 _SECONDS = 3.0  # after so long, passes that are not timed included, no further round begins
-_PACKAGES = ("torch", "onnxruntime", "openvino")
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 @dataclass(frozen=True)
@@ -132,26 +136,18 @@ def trial_images(height: int, width: int, batch: int) -> np.ndarray:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """All that a choice depends on besides the network and the size of images."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "processor": _processor(),
-        "cores": cores,
+        "processor": processor_name(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cuda": torch.version.cuda,
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def digest(*parts: object) -> str:
@@ -170,7 +166,26 @@ class ChoiceCache:
     def __init__(self, folder: Path, machine: Mapping[str, Any]) -> None:
         self._machine = dict(machine)
         self.path = folder / "runtimes" / f"{digest(self._machine)}.json"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_alone = False
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads and processes of this machine from the file's lock; may be nested.
+
+        A process that is killed lets go of it. Where no lock can be had, as in a folder that cannot be written, the
+        block runs without.
+        """
+        with self._lock, contextlib.ExitStack() as stack:
+            if not self._is_alone:
+                with contextlib.suppress(OSError):
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context(open(self.path.with_suffix(".lock"), "a"))
+                    if fcntl is not None:
+                        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file
+                stack.callback(setattr, self, "_is_alone", False)
+                self._is_alone = True
+            yield
 
     def find(self, model: str, size: Sequence[int]) -> Choice | None:
         """The choice for a kind of model and a size (H, W, N)."""
@@ -190,7 +205,7 @@ class ChoiceCache:
         self._change(lambda content: content["compiled"].update({model: True}))
 
     def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
-        with self._lock, contextlib.suppress(OSError):
+        with self.alone(), contextlib.suppress(OSError):
             content = self._read()
             change(content)
             with replacing(self.path) as temporary:

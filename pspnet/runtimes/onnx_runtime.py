@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pspnet.runtimes.base import RuntimeMissingError
+from pspnet.runtimes.base import BrokenGraphError, RuntimeMissingError
 from pspnet.runtimes.exported import enlarge_logits, import_package, to_planes
 from pspnet.runtimes.exports import INPUT_NAME, Export, load_export
 
@@ -76,7 +76,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(str(export.path), options, providers=providers)
         except Exception as error:  # its exceptions have no public base class
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-            raise RuntimeMissingError(
+            raise BrokenGraphError(
                 f"{export.path}: ONNX Runtime {onnxruntime.__version__} cannot run this graph as {self.name} "
                 f"({reason}); export it again, or use the runtime eager."
             ) from error

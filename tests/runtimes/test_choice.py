@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pspnet.cores import available_cores, processor_name
 from pspnet.runtimes.cache import cache_folder
 from pspnet.runtimes.choice import Choice, ChoiceCache, describe_machine, run_trial, trial_images
 
@@ -138,7 +142,7 @@ def test_a_choice_is_found_again(tmp_path: Path) -> None:
     assert again.find("m", (240, 240, 1)) == Choice("eager")
     for model, size in (("n", (360, 480, 1)), ("m", (480, 360, 1)), ("m", (360, 480, 2))):
         assert again.find(model, size) is None
-    assert [path.name for path in (tmp_path / "new" / "runtimes").iterdir()] == [again.path.name]
+    assert [path.name for path in (tmp_path / "new" / "runtimes").glob("*.json")] == [again.path.name]
 
 
 def test_another_machine_has_another_file(tmp_path: Path) -> None:
@@ -194,9 +198,55 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_memory(tmp_path: Path
 
 def test_the_machine_is_described_by_what_decides() -> None:
     machine = describe_machine(torch.device("cpu"))
-    assert set(machine) == {"processor", "cores", "threads", "device", "versions"}
+    assert set(machine) == {"processor", "cores", "threads", "device", "cuda", "versions"}
+    assert machine["cuda"] == torch.version.cuda
+    assert (machine["processor"], machine["cores"]) == (processor_name(), available_cores())
     assert machine["threads"] == torch.get_num_threads()
     assert machine["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in machine["versions"]["torch"]
+
+
+def test_onnx_runtime_for_gpus_is_a_package_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: f"{package} 1.0")
+    versions = describe_machine(torch.device("cpu"))["versions"]
+    assert versions["onnxruntime-gpu"] == "onnxruntime-gpu 1.0"
+
+
+_ADD = """
+import sys
+from pathlib import Path
+from pspnet.runtimes.choice import Choice, ChoiceCache
+
+cache = ChoiceCache(Path(sys.argv[1]), {"processor": "a"})
+print("ready", flush=True)
+sys.stdin.readline()
+for side in range(100):
+    cache.keep(sys.argv[2], (side, 32, 1), Choice("eager"))
+"""
+
+
+def test_processes_that_remember_together_lose_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _ADD, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*command, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for model in "ab"
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("\n", timeout=120)
+    cache = ChoiceCache(tmp_path, {"processor": "a"})
+    assert all(cache.find(model, (side, 32, 1)) is not None for model in "ab" for side in range(100))
+
+
+def test_who_is_alone_may_still_remember(tmp_path: Path) -> None:
+    cache = ChoiceCache(tmp_path, MACHINE)
+    with cache.alone():
+        cache.keep("m", (32, 32, 1), Choice("eager"))
+        with cache.alone():
+            cache.keep_compiled("m")
+    assert cache.has_compiled("m")
+    with ChoiceCache(tmp_path, MACHINE).alone():  # the lock is free again
+        assert cache.find("m", (32, 32, 1)) == Choice("eager")
 
 
 def test_where_the_cache_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,10 @@ def test_any_size_and_what_auto_learns_from_it(tmp_path: Path) -> None:
         expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))
     torch.testing.assert_close(runtime.logits(images), expected, atol=1e-3, rtol=1e-4)
     # From now on `auto` knows that compiling such a network is worth a try here.
-    assert open_runtime("auto", Source(lambda: network, CPU)).name == "auto"
+    auto: Any = open_runtime("auto", Source(lambda: network, CPU))
+    assert auto.name == "auto"
+    auto.prepare(40, 56)
+    assert set(auto.choices[40, 56, 1].milliseconds) == {"eager", "compile"}
     assert open_runtime("auto", Source(lambda: nn.Conv2d(3, 3, 1), CPU)).name == "eager"
 
 
