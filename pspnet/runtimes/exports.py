@@ -121,15 +121,6 @@ def folder_name(format: str, precision: str) -> str:
     return f"{format}-{precision}"
 
 
-def find_exports(model_dir: Path) -> list[Export]:
-    """All exports of a model directory, by name; whether they are whole and current is for `load_export` to say.
-
-    Raises WeightsError for one whose record cannot be used. Folders without a record are no exports.
-    """
-    folders = sorted(path.parent for path in (model_dir / EXPORTS_NAME).glob(f"*/{RECORD_NAME}"))
-    return [Export(folder, ExportRecord.read(folder)) for folder in folders if not folder.name.startswith(".")]
-
-
 def load_export(model_dir: Path, format: str, precision: str = "float32") -> Export:
     """An export that is whole and was made of the weights of its model directory.
 
