@@ -207,9 +207,7 @@ def create_app(
     """
     settings, limits = settings or read_settings(), limits or Limits.from_environment()
     table, log = table or Table(), log or JsonLog(worker=slot)
-    started = asyncio.Event()
-    loops: list[asyncio.AbstractEventLoop] = []
-    loaded: list[Predictor] = []
+    started, loops, loaded = asyncio.Event(), list[asyncio.AbstractEventLoop](), list[Predictor]()
 
     def load() -> Predictor:
         loaded.append(load_predictor(settings, limits, slot))
