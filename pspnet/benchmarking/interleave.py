@@ -118,7 +118,7 @@ def _time(case: Callable[[], object], calls: int) -> float:
 
 
 def ratio_quartiles(a: Timing, b: Timing) -> Quartiles:
-    """How many times as long a takes as b: quartiles of the ratios of each round; both must be of the same `measure`."""
+    """How many times as long a takes as b: the ratios' quartiles over the rounds; both must be of one `measure`."""
     assert len(a.seconds) == len(b.seconds)
     return quartiles([first / second for first, second in zip(a.seconds, b.seconds)])
 

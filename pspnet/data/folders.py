@@ -25,7 +25,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     """A temporary sibling of `output` to write into; it becomes `output` when the block ends without an exception.
 
     On any exception, Ctrl-C included, the temporary folder is removed and `output` is as it was. Raises DataError where
-    the disk is full or the place is not writable or not replaceable, FileExistsError where `output` was filled meanwhile.
+    the disk is full or the place can't be written or replaced, FileExistsError where `output` was filled meanwhile.
     """
     output = Path(os.path.abspath(output))
     temporary = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"

@@ -57,11 +57,6 @@ class ExportRecord:
     int8: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """Name of the export's folder, such as "openvino-int8"."""
-        return folder_name(self.format, self.precision)
-
     def write(self, folder: Path) -> None:
         """Write export.json into the export's folder, whole or not at all; OSError where the disk won't have it."""
         content = {"format_version": FORMAT, **asdict(self)}

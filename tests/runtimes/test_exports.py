@@ -49,7 +49,6 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         {"passed": True, "cases": [[1, 32, 32]]}, {}, {"model.onnx": 5},
     )  # fmt: skip
     assert export.path == tmp_path / "exports" / "onnx-float32" / "model.onnx"
-    assert export.record.name == "onnx-float32"
     assert not list(export.folder.glob(".*"))
 
 
