@@ -29,7 +29,9 @@ from pspnet.serving.accept import ATTRIBUTES_HEADER, AnswerForm, choose_answer
 from pspnet.serving.answers import check_answer, encode
 from pspnet.serving.codec import RequestError, as_request_error, decode_image
 from pspnet.serving.limits import Limits
+from pspnet.serving.loading import open_predictor
 from pspnet.serving.predictor import Prediction, Predictor
+from pspnet.serving.settings import read_settings
 
 # What TorchServe carries unless TS_MAX_RESPONSE_SIZE says otherwise, and room for the frame around an answer.
 _TORCHSERVE_RESPONSE_BYTES = 6_553_500
@@ -55,9 +57,9 @@ class Result:
 
 
 def model_fn(model_dir: str) -> Predictor:
-    """The model of a model directory, on the GPU if there is one."""
+    """The model of a model directory; PSPNET_DEVICE, PSPNET_PRECISION and PSPNET_RUNTIME count as in `pspnet serve`."""
     _let_bodies_through()
-    return Predictor.load(model_dir, limits=_limits())
+    return open_predictor(Path(model_dir), read_settings(Path(model_dir)), _limits())
 
 
 def input_fn(body: Any, content_type: str | None, context: Any = None) -> Request | RequestError:

@@ -34,6 +34,7 @@ from benchmarks import hosts, soak
 from benchmarks.load import Sent, Times, Wire, many_at_once, one_by_one, summary
 from pspnet.benchmarking import record
 from pspnet.config import Config
+from pspnet.cores import available_cores
 from pspnet.data.shapes import draw_scene
 from pspnet.models.pspnet import build_model
 from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME, architecture_of, save_artifact
@@ -85,8 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = arguments.threads or max(1, cores // arguments.workers)
+    threads = arguments.threads or max(1, available_cores() // arguments.workers)
     model_dir = _model_directory(arguments, folder)
     body = arguments.image.read_bytes() if arguments.image else scene(arguments.size)
     found: dict[str, Any] = record.run_record()

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import scaling_network, scaling_processes, scaling_workers
 from benchmarks.model_directory import random_model
 from pspnet.benchmarking.peak import measure_peak
-from pspnet.benchmarking.record import machine_text, run_record, usable_cores, write_record
+from pspnet.benchmarking.record import machine_text, run_record, write_record
+from pspnet.cores import available_cores
 from pspnet.entry import run_guarded
 from pspnet.training.device import choose_device
 
@@ -88,7 +89,7 @@ def _points(part: str, arguments: argparse.Namespace, device: torch.device, peak
 
 
 def _workers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    counts = [count for count in _WORKERS if count <= usable_cores()]
+    counts = [count for count in _WORKERS if count <= available_cores()]
     timings = scaling_workers.measure_workers(counts, arguments.images, arguments.rounds)
     print(scaling_workers.table(timings, arguments.images), flush=True)
     return scaling_workers.record(timings, arguments.images)
@@ -96,7 +97,7 @@ def _workers(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _processes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One process with all cores, one with one core, and two that share them."""
-    cores = usable_cores()
+    cores = available_cores()
     sharings = list(dict.fromkeys([(1, cores), (1, 1), (2, max(1, cores // 2))]))
     with random_model(width=arguments.width) as folder:
         found = scaling_processes.measure_processes(folder, _FRAME, sharings, arguments.masks, arguments.rounds)

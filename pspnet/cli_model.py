@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pspnet.data.images import read_image, write_image, write_palette_png
 from pspnet.data.inputs import find_images
-from pspnet.errors import DataError, PspnetError
+from pspnet.errors import ConfigError, DataError, PspnetError
 from pspnet.runtimes.base import AUTO, NAMES
 
 
@@ -48,7 +48,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False,
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """Write palette PNG masks. An image that can't be used is named and passed over; the exit code is then 1."""
+    """Write palette PNG masks. An image that can't be used is named and passed over; the exit code is then 1.
+
+    Raises ConfigError for a runtime that cannot run here, be it that this shows at the first image only.
+    """
     from pspnet.evaluation.report import overlay
     from pspnet.serving.predictor import Predictor
     from pspnet.training.device import choose_device, choose_precision
@@ -63,6 +66,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
         try:
             image = read_image(path)
             mask = predictor(image)
+        except ConfigError:  # the runtime cannot run here: no other image would fare better
+            raise
         except PspnetError as error:
             text = str(error) if str(path) in str(error) else f"{path}: {error}"
             print(f"error: {text}", file=sys.stderr)

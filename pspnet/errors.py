@@ -7,6 +7,22 @@ class PspnetError(ValueError):
     """Base of every error whose text says what was found, where, what was expected and the fix."""
 
 
+_MEMORY_WORDS = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory",  # PyTorch, the system
+    "failed to allocate", "bad_alloc", "bad allocation",  # ONNX Runtime, OpenVINO
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a GPU's or the machine's memory did not suffice.
+
+    Libraries have no class in common for it: PyTorch has one of its own on CUDA only, and since 1.13 only, its CPU
+    allocator raises a bare RuntimeError, and ONNX Runtime's exceptions have no public base class. So the text decides.
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS)
+
+
 class ConfigError(PspnetError):
     """A setting that cannot be used; the text lists every problem found, one a line."""
 

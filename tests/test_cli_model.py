@@ -15,6 +15,7 @@ from pspnet.data.shapes import write_shapes
 from pspnet.entry import run_guarded
 from pspnet.errors import DataError
 from pspnet.models.pspnet import build_model
+from pspnet.runtimes.base import RuntimeMissingError
 from pspnet.serving.artifact import architecture_of, save_artifact
 from pspnet.serving.predictor import Predictor
 
@@ -68,6 +69,22 @@ def test_predict_passes_over_broken_images_and_says_so(
     assert f"{broken}: not a readable image" in captured.err
     assert "2 masks in" in captured.out
     assert "1 images failed" in captured.out
+
+
+def test_a_runtime_that_fails_at_the_first_image_is_told_once(
+    model_dir: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeMissingError("runtime compile: PyTorch cannot compile this network here; use the runtime eager.")
+
+    monkeypatch.setattr(Predictor, "__call__", fail)
+    code = run_guarded(dispatch, ["predict", str(model_dir), str(shapes / "validation"), "--output", str(tmp_path)])
+    assert code == 2
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "error: runtime compile: PyTorch cannot compile this network here; use the runtime eager.\n"
+    )
+    assert "masks in" not in captured.out
 
 
 def test_find_images_takes_files_folders_and_patterns(shapes: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import inference
@@ -230,6 +231,19 @@ def test_answers_are_no_larger_than_torchserve_carries(monkeypatch: pytest.Monke
 def test_wrong_settings_stop_the_model_from_loading(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_LARGE_IMAGES", "crop")
     with pytest.raises(ConfigError, match="PSPNET_LARGE_IMAGES = 'crop': expected one of tile, scale, refuse"):
+        inference.model_fn(str(model_dir))
+
+
+def test_the_model_runs_as_the_variables_of_serving_say(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSPNET_DEVICE", "cpu")
+    monkeypatch.setenv("PSPNET_PRECISION", "bfloat16")
+    runtime: Any = inference.model_fn(str(model_dir)).runtime
+    assert (runtime.name, runtime.dtype) == ("eager", torch.bfloat16)
+    monkeypatch.setenv("PSPNET_RUNTIME", "openvino")
+    with pytest.raises(ConfigError, match="runtime openvino runs an export as it is; bfloat16 needs the runtime"):
+        inference.model_fn(str(model_dir))
+    monkeypatch.setenv("PSPNET_RUNTIME", "fast")
+    with pytest.raises(ConfigError, match="PSPNET_RUNTIME: found 'fast'; expected auto or eager"):
         inference.model_fn(str(model_dir))
 
 

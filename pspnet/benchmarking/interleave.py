@@ -117,13 +117,8 @@ def _time(case: Callable[[], object], calls: int) -> float:
             gc.enable()
 
 
-def ratio(a: Timing, b: Timing) -> float:
-    """How many times as long a takes as b: the median of the ratios of each round. ratio(plain, ours) is ours' gain."""
-    return ratio_quartiles(a, b).median
-
-
 def ratio_quartiles(a: Timing, b: Timing) -> Quartiles:
-    """The quartiles of the ratios a / b of each round; both must come from the same `measure`."""
+    """How many times as long a takes as b: the ratios' quartiles over the rounds; both must be of one `measure`."""
     assert len(a.seconds) == len(b.seconds)
     return quartiles([first / second for first, second in zip(a.seconds, b.seconds)])
 

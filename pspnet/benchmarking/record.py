@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pspnet.cores import available_cores, processor_name
 from pspnet.files import replacing
 
 _PACKAGES = (
@@ -35,8 +35,8 @@ print(json.dumps(found))
 def machine() -> dict[str, Any]:
     """Processor, cores that may be used, memory, system, how busy it was; threads and GPU where torch is loaded."""
     found = {
-        "processor": _processor(),
-        "cores": usable_cores(),
+        "processor": processor_name(),
+        "cores": available_cores(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.release()}",
         "load_average": load_average(),
@@ -74,11 +74,6 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def load_average() -> list[float]:
     """Processes that wanted to run in the last 1, 5 and 15 minutes; empty where the system doesn't say."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
@@ -96,9 +91,3 @@ def _memory_gib() -> float | None:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE) if path.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()

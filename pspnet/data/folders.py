@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -24,7 +25,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     """A temporary sibling of `output` to write into; it becomes `output` when the block ends without an exception.
 
     On any exception, Ctrl-C included, the temporary folder is removed and `output` is as it was. Raises DataError where
-    the disk is full or the place is not writable, FileExistsError where `output` was filled meanwhile.
+    the disk is full or the place can't be written or replaced, FileExistsError where `output` was filled meanwhile.
     """
     output = Path(os.path.abspath(output))
     temporary = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -49,6 +50,8 @@ def _replace_empty(temporary: Path, output: Path) -> None:
         try:
             output.rmdir()  # fails unless it is empty, which is the test wanted
         except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # busy, as a container's volume is
+                raise
             raise FileExistsError(f"{output} was filled while it was being written") from error
     elif output.exists():
         raise FileExistsError(f"{output} is a file")

@@ -157,6 +157,7 @@ def _replacing_export(output: Path) -> Iterator[Path]:
 
     Raises DataError where something else is there, or the place cannot be written.
     """
+    output = Path(os.path.abspath(output))  # "." has no name, and so no neighbours
     is_export = (output / RECORD_NAME).is_file()
     if not is_export and not is_free(output):
         raise DataError(

@@ -29,6 +29,10 @@ class RuntimeMissingError(ConfigError):
     """A runtime that cannot run here: a package, a device, a compiler or an export is missing. The text says which."""
 
 
+class BrokenGraphError(RuntimeMissingError):
+    """An export that its runtime cannot run: a fault of this one graph, where all else is there."""
+
+
 class Runtime(Protocol):
     """A network that is ready to run. Several threads may call one runtime at the same time.
 

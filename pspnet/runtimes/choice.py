@@ -9,12 +9,10 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pspnet.cores import available_cores, processor_name
 from pspnet.files import replacing
 from pspnet.runtimes.base import Runtime
+
+try:
+    import fcntl
+except ImportError:  # Windows: processes that start together run their trials together
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = "pspnet-runtimes-1"
 REFERENCE = "eager"
@@ -34,9 +38,9 @@ MIN_AGREEMENT = 0.99
 MIN_GAIN = 0.05
 """Share of the reference's time that another runtime must save to be chosen: less is the trial's own noise."""
 
-_ROUNDS = range(5, 16)  # so many at least, and at most
-_SECONDS = 3.0
-_PACKAGES = ("torch", "onnxruntime", "openvino")
+_ROUNDS = range(5, 16)  # so many at least, and at most; each runtime runs twice in each
+_SECONDS = 3.0  # after so long, passes that are not timed included, no further round begins
+_PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,15 @@ def run_trial(
     """
     failed = dict(failed or {})
     expected = runtimes[REFERENCE].masks(images)
-    agreement = {}
+    agreement = {REFERENCE: 1.0}
     for name, runtime in runtimes.items():
-        try:
-            agreement[name] = float((runtime.masks(images) == expected).mean())
-        except Exception as error:  # whatever it is, a runtime that fails here is none to rely on
-            failed[name] = f"{type(error).__name__}: {error}"[:300]
+        if name != REFERENCE:
+            try:
+                agreement[name] = float((runtime.masks(images) == expected).mean())
+            except Exception as error:  # whatever it is, a runtime that fails here is none to rely on
+                failed[name] = in_words(error)
     sound = {name: runtimes[name] for name, share in agreement.items() if share >= MIN_AGREEMENT}
-    seconds = _time_in_turns(sound, images, clock)
+    seconds = _time_in_turns(sound, images, failed, clock)
     fastest = min(seconds, key=lambda name: seconds[name])
     if seconds[fastest] > (1 - MIN_GAIN) * seconds[REFERENCE]:
         fastest = REFERENCE
@@ -85,8 +90,13 @@ def run_trial(
     return Choice(fastest, milliseconds, {name: round(share, 6) for name, share in agreement.items()}, failed)
 
 
-def _time_in_turns(runtimes: Mapping[str, Runtime], images: np.ndarray, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of a pass. Every round runs all of them, starting with another one each time."""
+def _time_in_turns(
+    runtimes: Mapping[str, Runtime], images: np.ndarray, failed: dict[str, str], clock: Callable[[], float]
+) -> dict[str, float]:
+    """Median seconds of a pass. Every round runs all of them twice, starting with another one each time.
+
+    One that raises is noted in `failed` and left out of further rounds and of the result; the reference may not.
+    """
     names = list(runtimes)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     started = clock()
@@ -96,11 +106,22 @@ def _time_in_turns(runtimes: Mapping[str, Runtime], images: np.ndarray, clock: C
             break
         turn = round_number % len(names)
         for name in names[turn:] + names[:turn]:
-            runtimes[name].masks(images)  # so that the caches hold its own weights, as they will in a stream of images
-            before = clock()
-            runtimes[name].masks(images)
-            seconds[name].append(clock() - before)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            try:
+                runtimes[name].masks(images)  # so that the caches hold its own weights, as in a stream of images
+                before = clock()
+                runtimes[name].masks(images)
+                seconds[name].append(clock() - before)
+            except Exception as error:
+                if name == REFERENCE:
+                    raise
+                failed[name] = in_words(error)
+                names.remove(name)
+    return {name: statistics.median(seconds[name]) for name in names}
+
+
+def in_words(error: Exception) -> str:
+    """Why a runtime takes no part, as a choice notes it."""
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def trial_images(height: int, width: int, batch: int) -> np.ndarray:
@@ -115,26 +136,18 @@ def trial_images(height: int, width: int, batch: int) -> np.ndarray:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """All that a choice depends on besides the network and the size of images."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "processor": _processor(),
-        "cores": cores,
+        "processor": processor_name(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cuda": torch.version.cuda,
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def digest(*parts: object) -> str:
@@ -153,7 +166,26 @@ class ChoiceCache:
     def __init__(self, folder: Path, machine: Mapping[str, Any]) -> None:
         self._machine = dict(machine)
         self.path = folder / "runtimes" / f"{digest(self._machine)}.json"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_alone = False
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads and processes of this machine from the file's lock; may be nested.
+
+        A process that is killed lets go of it. Where no lock can be had, as in a folder that cannot be written, the
+        block runs without.
+        """
+        with self._lock, contextlib.ExitStack() as stack:
+            if not self._is_alone:
+                with contextlib.suppress(OSError):
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context(open(self.path.with_suffix(".lock"), "a"))
+                    if fcntl is not None:
+                        fcntl.flock(file, fcntl.LOCK_EX)  # released with the file
+                stack.callback(setattr, self, "_is_alone", False)
+                self._is_alone = True
+            yield
 
     def find(self, model: str, size: Sequence[int]) -> Choice | None:
         """The choice for a kind of model and a size (H, W, N)."""
@@ -173,7 +205,7 @@ class ChoiceCache:
         self._change(lambda content: content["compiled"].update({model: True}))
 
     def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
-        with self._lock, contextlib.suppress(OSError):
+        with self.alone(), contextlib.suppress(OSError):
             content = self._read()
             change(content)
             with replacing(self.path) as temporary:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pspnet.models.folded import fold, inference_form
 from pspnet.models.pspnet import PSPNet
 from pspnet.runtimes.base import RuntimeMissingError
-from pspnet.runtimes.eager import EagerRuntime
+from pspnet.runtimes.eager import EagerRuntime, all_finite
 
 if TYPE_CHECKING:
     from pspnet.runtimes.graphs import MaskGraph
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 class CompiledRuntime(EagerRuntime):
     """See EagerRuntime. `model` is the form that is compiled; `on_prepared` is called when it was compiled for a size.
+
+    Masks are compiled. Logits are of the same form as it is: a second compilation would double the wait at the start.
 
     Raises RuntimeMissingError where there is no compiler or PyTorch cannot compile the network here; what shows only
     at the first image is raised there.
@@ -50,11 +52,10 @@ class CompiledRuntime(EagerRuntime):
             form: nn.Module = fold(network, self.dtype, portable=True)
         else:
             form = inference_form(network, self.dtype)
-        self._compiled_classes = self._compile(_Classes(form))
-        self._compiled_logits = self._compile(form)
+        self._compiled_classes = self._compile(_Classes(form, looking=self._spare is not None))
         return form
 
-    def _compile(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+    def _compile(self, module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
         # Freezing lays the weights out once, as the convolutions want them.
         options: dict[str, Any] = {"freezing": True} if self.device.type == "cpu" else {}
         try:
@@ -66,13 +67,6 @@ class CompiledRuntime(EagerRuntime):
         """See Runtime."""
         try:
             return super().masks(images)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise _unavailable(error) from error
-
-    def logits(self, images: np.ndarray) -> Tensor:
-        """See Runtime."""
-        try:
-            return super().logits(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise _unavailable(error) from error
 
@@ -89,23 +83,23 @@ class CompiledRuntime(EagerRuntime):
 
         return MaskGraph(self._classes, size, self.device, held=[])  # compiled code keeps nothing for a size
 
-    def _classes(self, pixels: Tensor) -> Tensor:
+    def _classes(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._compiled_classes(pixels)
-
-    def _forward(self, pixels: Tensor) -> Tensor:
-        return self._compiled_logits(pixels.permute(0, 3, 1, 2))
 
 
 class _Classes(nn.Module):
-    """(N, H, W, 3) uint8 -> (N, H, W) uint8: as one piece, so that the logits' up-sampling and arg-max are too."""
+    """(N, H, W, 3) uint8 -> (N, H, W) uint8: as one piece, so that the logits' up-sampling and arg-max are too.
 
-    def __init__(self, form: nn.Module) -> None:
+    `looking`: whether to give `all_finite` of the logits too, else None.
+    """
+
+    def __init__(self, form: nn.Module, looking: bool) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.looking = form, looking
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        classes: Tensor = self.form(pixels.permute(0, 3, 1, 2)).argmax(dim=1).to(torch.uint8)
-        return classes
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits: Tensor = self.form(pixels.permute(0, 3, 1, 2))
+        return logits.argmax(dim=1).to(torch.uint8), all_finite(logits) if self.looking else None
 
 
 def check_compiler(device: torch.device) -> None:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pspnet.errors import is_out_of_memory
 from pspnet.models.folded import inference_form
 
 if TYPE_CHECKING:
     from pspnet.runtimes.graphs import GraphCache, MaskGraph
+
+_Done = TypeVar("_Done")
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
@@ -48,8 +52,9 @@ class EagerRuntime:
         self.device = device
         self.dtype = dtype or fastest_dtype(device)
         network = network.to(device)
-        self.model = self._form(network)
+        # What a wider form is made of, should float16 be too narrow; while it is there, every pass is looked at.
         self._spare = network if dtype is None and self.dtype == torch.float16 else None
+        self.model = self._form(network)
         self._lock = threading.Lock()
         self._graphs: GraphCache[MaskGraph] | None = None
         if device.type == "cuda":
@@ -67,7 +72,12 @@ class EagerRuntime:
                 return self._plain_masks(images)
             with self._lock:
                 graph = self._graphs.find(images.shape[:3])
-                return self._plain_masks(images) if graph is None else graph(images)
+                if graph is not None:
+                    masks, finite = graph(images)
+                    if finite:
+                        return masks
+                    self._widen()
+                return self._with_room(lambda: self._plain_masks(images))
 
     def logits(self, images: np.ndarray) -> Tensor:
         """See Runtime."""
@@ -75,13 +85,13 @@ class EagerRuntime:
             if self._graphs is None:
                 return self._checked_logits(self.to_device(images))
             with self._lock:
-                return self._checked_logits(self.to_device(images))
+                return self._with_room(lambda: self._checked_logits(self.to_device(images)))
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
         """A pass, which chooses algorithms and takes memory for this size, and on a GPU its graph."""
         noise = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
         with torch.no_grad(), self._lock:
-            self._plain_masks(noise)
+            self._with_room(lambda: self._plain_masks(noise))
             if self._graphs is not None:
                 self._graphs.prepare((batch, height, width))
 
@@ -102,19 +112,30 @@ class EagerRuntime:
         held = lasting_tensors(self._classes, torch.zeros((*size, 3), dtype=torch.uint8, device=self.device))
         return MaskGraph(self._classes, size, self.device, held)
 
+    def _with_room(self, step: Callable[[], _Done]) -> _Done:
+        """The step's result; where memory does not suffice, that of a second try without the graphs' memory."""
+        try:
+            return step()
+        except Exception as error:
+            if not self._graphs or not is_out_of_memory(error):
+                raise
+            self._graphs.clear()
+        return step()
+
     def _plain_masks(self, images: np.ndarray) -> np.ndarray:
         pixels = self.to_device(images)
-        if self._spare is None:
-            classes = self._classes(pixels)
-        else:
-            classes = self._checked_logits(pixels).argmax(dim=1).to(torch.uint8)
+        classes, finite = self._classes(pixels)
+        if finite is not None and not bool(finite):
+            self._widen()
+            classes, _ = self._classes(pixels)
         result: np.ndarray = classes.cpu().numpy()
         return result
 
-    def _classes(self, pixels: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, H, W) uint8, both on the device."""
-        classes: Tensor = self._forward(pixels).argmax(dim=1).to(torch.uint8)
-        return classes
+    def _classes(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, H, W, 3) uint8 -> (N, H, W) uint8 and `all_finite` of the logits while it counts, all on the device."""
+        logits = self._forward(pixels)  # (N, K, H, W)
+        finite = None if self._spare is None else all_finite(logits)
+        return logits.argmax(dim=1).to(torch.uint8), finite
 
     def _forward(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> logits (N, K, H, W) float32, both on the device."""
@@ -124,15 +145,27 @@ class EagerRuntime:
     def _checked_logits(self, pixels: Tensor) -> Tensor:
         """The logits, in a wider format where float16 was too narrow."""
         logits = self._forward(pixels)  # (N, K, H, W)
-        if self._spare is not None and not bool(torch.isfinite(logits).all()):
-            self._widen(self._spare)
+        if self._spare is not None and not bool(all_finite(logits)):
+            self._widen()
             logits = self._forward(pixels)
         return logits
 
-    def _widen(self, network: nn.Module) -> None:
+    def _widen(self) -> None:
+        network, self._spare = self._spare, None
+        if network is None:  # another thread was here first
+            return
         has_bfloat16 = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 8
         self.dtype = torch.bfloat16 if has_bfloat16 else torch.float32
         warnings.warn(f"this network's values leave float16's range; it runs in {self.dtype} from here.", stacklevel=3)
-        self.model, self._spare = self._form(network), None
+        self.model = self._form(network)
         if self._graphs is not None:
             self._graphs.clear()
+
+
+def all_finite(logits: Tensor) -> Tensor:
+    """Whether all values of a map are finite: () bool on its device, in one pass over it and without a copy.
+
+    Values in float16's range have a finite sum in float32; one that is infinite or none makes it the same.
+    """
+    finite: Tensor = logits.sum(dtype=torch.float32).isfinite()
+    return finite

@@ -57,11 +57,6 @@ class ExportRecord:
     int8: dict[str, Any] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        """Name of the export's folder, such as "openvino-int8"."""
-        return folder_name(self.format, self.precision)
-
     def write(self, folder: Path) -> None:
         """Write export.json into the export's folder, whole or not at all; OSError where the disk won't have it."""
         content = {"format_version": FORMAT, **asdict(self)}
@@ -119,15 +114,6 @@ _AGAIN = "Export again: `pspnet export MODEL_DIR --format FORMAT`."
 def folder_name(format: str, precision: str) -> str:
     """Name of an export's folder, such as "onnx-float32"."""
     return f"{format}-{precision}"
-
-
-def find_exports(model_dir: Path) -> list[Export]:
-    """All exports of a model directory, by name; whether they are whole and current is for `load_export` to say.
-
-    Raises WeightsError for one whose record cannot be used. Folders without a record are no exports.
-    """
-    folders = sorted(path.parent for path in (model_dir / EXPORTS_NAME).glob(f"*/{RECORD_NAME}"))
-    return [Export(folder, ExportRecord.read(folder)) for folder in folders if not folder.name.startswith(".")]
 
 
 def load_export(model_dir: Path, format: str, precision: str = "float32") -> Export:

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from pspnet.errors import is_out_of_memory
+
 GRAPHS = 8
 """Sizes whose graphs are kept; each costs its activations in GPU memory."""
 SIGHTINGS = 3
@@ -33,6 +35,8 @@ _Graph = TypeVar("_Graph")
 class GraphCache(Generic[_Graph]):
     """The graphs of the sizes last used. For use by one thread at a time.
 
+    A size whose graph finds no memory is never captured again: it runs without one, which takes less.
+
     Args:
         capture: makes the graph for a size (N, H, W).
         limit: how many are kept.
@@ -45,9 +49,13 @@ class GraphCache(Generic[_Graph]):
         self._capture, self._limit, self._sightings = capture, limit, sightings
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
         self._seen: OrderedDict[tuple[int, ...], int] = OrderedDict()
+        self._too_large: set[tuple[int, ...]] = set()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
 
     def find(self, size: tuple[int, ...]) -> _Graph | None:
-        """The graph of a size, captured now if the size has been seen often enough; None where it has not."""
+        """The graph of a size, captured now if it has been seen often enough; None where it has not or does not fit."""
         if size in self._graphs:
             self._graphs.move_to_end(size)
             return self._graphs[size]
@@ -57,12 +65,24 @@ class GraphCache(Generic[_Graph]):
             self._seen.popitem(last=False)
         return self.prepare(size) if self._seen[size] >= self._sightings else None
 
-    def prepare(self, size: tuple[int, ...]) -> _Graph:
-        """The graph of a size, captured now if it is not there; the one unused for longest makes room."""
+    def prepare(self, size: tuple[int, ...]) -> _Graph | None:
+        """The graph of a size, captured now if it is not there; the one unused for longest makes room.
+
+        None where memory does not suffice for it; then no graph is left.
+        """
         if size not in self._graphs:
+            if size in self._too_large:
+                return None
             while len(self._graphs) >= self._limit:
                 self._graphs.popitem(last=False)
-            self._graphs[size] = self._capture(size)
+            try:
+                self._graphs[size] = self._capture(size)
+            except Exception as error:
+                if not _is_for_memory(error):
+                    raise
+                self.clear()
+                self._too_large.add(size)
+                return None
             self._seen.pop(size, None)
         self._graphs.move_to_end(size)
         return self._graphs[size]
@@ -73,22 +93,37 @@ class GraphCache(Generic[_Graph]):
         self._seen.clear()
 
 
+def _is_for_memory(error: BaseException | None) -> bool:
+    """Whether an error is one of memory, or came up while one was handled: a capture that fails ends with another."""
+    while error is not None:
+        if is_out_of_memory(error):
+            return True
+        error = error.__context__
+    return False
+
+
 class MaskGraph:
     """A captured pass from pixels to class ids, with its memory on both sides. For use by one thread at a time.
 
     Args:
-        forward: (N, H, W, 3) uint8 on the device -> (N, H, W) uint8 on the device.
+        forward: (N, H, W, 3) uint8 -> (N, H, W) uint8 and whether all logits are finite, () bool, or None where that
+            is not asked for; all on the device.
         size: (N, H, W).
         device: a CUDA device.
         held: tensors that the pass reads and that must live as long as the graph; see `lasting_tensors`.
     """
 
     def __init__(
-        self, forward: Callable[[Tensor], Tensor], size: tuple[int, ...], device: torch.device, held: list[Tensor]
+        self,
+        forward: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+        size: tuple[int, ...],
+        device: torch.device,
+        held: list[Tensor],
     ) -> None:
         self._device, self._held = device, held
         self._pinned_input = torch.zeros((*size, 3), dtype=torch.uint8, pin_memory=True)
         self._pinned_output = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self._pinned_finite = torch.ones((), dtype=torch.bool, pin_memory=True)
         self._input = torch.zeros((*size, 3), dtype=torch.uint8, device=device)
         self._graph: Any = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
@@ -100,21 +135,23 @@ class MaskGraph:
                     forward(self._input)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._output = forward(self._input)
+                self._output, self._finite = forward(self._input)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(N, H, W, 3) uint8 -> (N, H, W) uint8, an array of its own."""
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, bool]:
+        """(N, H, W, 3) uint8 -> (N, H, W) uint8, an array of its own, and False where not all logits are finite."""
         np.copyto(self._pinned_input.numpy(), images)
         with torch.cuda.device(self._device):
             self._input.copy_(self._pinned_input, non_blocking=True)
             self._graph.replay()
             self._pinned_output.copy_(self._output, non_blocking=True)
+            if self._finite is not None:
+                self._pinned_finite.copy_(self._finite, non_blocking=True)
             torch.cuda.current_stream().synchronize()
         classes: np.ndarray = self._pinned_output.numpy().copy()
-        return classes
+        return classes, bool(self._pinned_finite)
 
 
-def lasting_tensors(forward: Callable[[Tensor], Tensor], images: Tensor) -> list[Tensor]:
+def lasting_tensors(forward: Callable[[Tensor], object], images: Tensor) -> list[Tensor]:
     """The tensors that a pass reads and that outlive it: weights, and what modules keep for a size.
 
     A graph reads them where they lay when it was captured. Whoever holds the graph has to hold them as well, since a

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pspnet.runtimes.base import RuntimeMissingError
+from pspnet.runtimes.base import BrokenGraphError, RuntimeMissingError
 from pspnet.runtimes.exported import enlarge_logits, import_package, to_planes
 from pspnet.runtimes.exports import INPUT_NAME, Export, load_export
 
@@ -32,10 +32,10 @@ class OnnxRuntime:
     def __init__(self, model_dir: Path, precision: str, device: torch.device) -> None:
         self.name = self._name(precision)
         onnxruntime = import_package("onnxruntime", self.name, "onnx")
-        providers = self._providers(onnxruntime, device)
+        self._check_provider(onnxruntime, device)
         export = load_export(model_dir, "onnx", precision)
         self._align_corners = export.record.align_corners
-        self._session = self._open(onnxruntime, export, providers)
+        self._session = self._open(onnxruntime, export, self._providers(device, export))
 
     def masks(self, images: np.ndarray) -> np.ndarray:
         """See Runtime."""
@@ -54,15 +54,17 @@ class OnnxRuntime:
     def _name(self, precision: str) -> str:
         return "onnxruntime" if precision == "float32" else f"onnxruntime:{precision}"
 
-    def _providers(self, onnxruntime: Any, device: torch.device) -> list[Any]:
-        """What runs the graph's nodes, the preferred one first."""
-        if device.type == "cpu":
-            return ["CPUExecutionProvider"]
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    def _check_provider(self, onnxruntime: Any, device: torch.device) -> None:
+        if device.type != "cpu" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             raise RuntimeMissingError(
                 f"runtime {self.name}: this ONNX Runtime ({onnxruntime.__version__}) has no CUDA; install "
                 "onnxruntime-gpu, or use --device cpu or the runtime eager."
             )
+
+    def _providers(self, device: torch.device, export: Export) -> list[Any]:  # noqa: ARG002
+        """What runs the graph's nodes, the preferred one first."""
+        if device.type == "cpu":
+            return ["CPUExecutionProvider"]
         return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
 
     def _open(self, onnxruntime: Any, export: Export, providers: list[Any]) -> Any:
@@ -74,7 +76,7 @@ class OnnxRuntime:
             session = onnxruntime.InferenceSession(str(export.path), options, providers=providers)
         except Exception as error:  # its exceptions have no public base class
             reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-            raise RuntimeMissingError(
+            raise BrokenGraphError(
                 f"{export.path}: ONNX Runtime {onnxruntime.__version__} cannot run this graph as {self.name} "
                 f"({reason}); export it again, or use the runtime eager."
             ) from error

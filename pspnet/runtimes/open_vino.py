@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pspnet.runtimes.base import RuntimeMissingError
+from pspnet.runtimes.base import BrokenGraphError, RuntimeMissingError
 from pspnet.runtimes.cache import cache_folder
 from pspnet.runtimes.exported import enlarge_logits, import_package, to_planes
 from pspnet.runtimes.exports import INPUT_NAME, Export, load_export
@@ -81,7 +81,7 @@ def _compile(openvino: Any, export: Export) -> Any:
         return core.compile_model(str(export.path), "CPU", options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise RuntimeMissingError(
+        raise BrokenGraphError(
             f"{export.path}: OpenVINO {openvino.__version__} cannot run this graph ({reason}); export it again, or use "
             "the runtime eager."
         ) from error

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pspnet.errors import ConfigError
-from pspnet.runtimes.base import AUTO, Runtime, check_name
+from pspnet.runtimes.base import AUTO, Runtime, RuntimeMissingError, check_name
 from pspnet.runtimes.cache import cache_folder
 from pspnet.runtimes.choice import ChoiceCache, describe_machine, digest
 from pspnet.runtimes.eager import EagerRuntime
@@ -48,14 +48,14 @@ def open_runtime(name: str, source: Source) -> Runtime:
     if name == "eager":
         return EagerRuntime(source.network(), source.device, source.dtype)
     if name == "compile":
-        return _open_compiled(source.network(), source)
+        return _open_compiled(source.network(), source, _cache(source.device))
     return _open_export(name, source)
 
 
-def _open_compiled(network: nn.Module, source: Source) -> Runtime:
+def _open_compiled(network: nn.Module, source: Source, cache: ChoiceCache) -> Runtime:
     from pspnet.runtimes.compiled import CompiledRuntime
 
-    model, cache = _describe(network), _cache(source.device)
+    model = _describe(network)
     return CompiledRuntime(network, source.device, source.dtype, on_prepared=lambda: cache.keep_compiled(model))
 
 
@@ -63,8 +63,10 @@ def _open_export(name: str, source: Source) -> Runtime:
     if source.model_dir is None:
         raise ConfigError(f"runtime {name} runs an export of a model directory; load the model from one.")
     kind, _, precision = name.partition(":")
-    if source.dtype not in (None, torch.float32) and kind != "tensorrt":
-        format = str(source.dtype).replace("torch.", "")
+    format = str(source.dtype).replace("torch.", "")
+    if kind == "tensorrt" and source.dtype not in (None, torch.float16, torch.float32):
+        raise ConfigError(f"runtime tensorrt runs in float16 or float32; {format} needs the runtime eager or compile.")
+    if kind != "tensorrt" and source.dtype not in (None, torch.float32):
         raise ConfigError(f"runtime {name} runs an export as it is; {format} needs the runtime eager or compile.")
     if kind == "openvino":
         from pspnet.runtimes.open_vino import OpenVino
@@ -85,8 +87,8 @@ def _open_automatic(source: Source) -> Runtime:
     openers = {name: _opener(name, source) for name in _exported_runtimes(source)}
     cache = _cache(source.device)
     model = _describe(network) if openers or source.device.type == "cuda" or cache.path.is_file() else ""
-    if source.device.type == "cuda" or (model and cache.has_compiled(model)):
-        openers["compile"] = lambda: _open_compiled(network, source)
+    if (source.device.type == "cuda" or (model and cache.has_compiled(model))) and _has_compiler(source.device):
+        openers["compile"] = lambda: _open_compiled(network, source, cache)
     eager = EagerRuntime(network, source.device, source.dtype)
     if not openers:
         return eager
@@ -101,16 +103,28 @@ def _opener(name: str, source: Source) -> Callable[[], Runtime]:
 
 
 def _exported_runtimes(source: Source) -> list[str]:
-    """Those whose float32 export and package are there; whether they can be used shows when they are opened."""
+    """Those of the device whose float32 export and package are there; whether they work shows when they are opened."""
     if source.model_dir is None or source.dtype not in (None, torch.float32):
         return []
     exports = source.model_dir / EXPORTS_NAME
     return [
         name
         for name, (kind, package) in _EXPORTED.items()
-        if (exports / folder_name(kind, "float32") / RECORD_NAME).is_file()
+        if (source.device.type == "cpu" or name != "openvino")
+        and (exports / folder_name(kind, "float32") / RECORD_NAME).is_file()
         and importlib.util.find_spec(package) is not None
     ]
+
+
+def _has_compiler(device: torch.device) -> bool:
+    """Whether what `compile` calls is installed, as far as can be seen at once."""
+    from pspnet.runtimes.compiled import check_compiler
+
+    try:
+        check_compiler(device)
+    except RuntimeMissingError:
+        return False
+    return device.type != "cuda" or importlib.util.find_spec("triton") is not None
 
 
 def _cache(device: torch.device) -> ChoiceCache:

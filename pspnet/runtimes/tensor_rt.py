@@ -12,6 +12,7 @@ import torch
 
 from pspnet.runtimes.base import RuntimeMissingError
 from pspnet.runtimes.cache import cache_folder
+from pspnet.runtimes.exports import Export
 from pspnet.runtimes.onnx_runtime import OnnxRuntime
 
 _PROVIDER = "TensorrtExecutionProvider"
@@ -33,20 +34,29 @@ class TensorRtRuntime(OnnxRuntime):
     def _name(self, precision: str) -> str:  # noqa: ARG002
         return "tensorrt"
 
-    def _providers(self, onnxruntime: Any, device: torch.device) -> list[Any]:
+    def _check_provider(self, onnxruntime: Any, device: torch.device) -> None:  # noqa: ARG002
         if _PROVIDER not in onnxruntime.get_available_providers():
             raise RuntimeMissingError(
                 f"runtime tensorrt: this ONNX Runtime ({onnxruntime.__version__}) has no TensorRT; install "
                 "onnxruntime-gpu and the TensorRT that its release notes name, or use the runtime eager."
             )
-        folder = str(cache_folder() / "tensorrt")
-        options = {
-            "device_id": device.index or 0,
-            "trt_fp16_enable": self._half,
-            "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": folder,
-            "trt_timing_cache_enable": True,
-            "trt_timing_cache_path": folder,
-        }
+
+    def _providers(self, device: torch.device, export: Export) -> list[Any]:
+        options = {"device_id": device.index or 0, "trt_fp16_enable": self._half, **_cache_options(export)}
         cuda = ("CUDAExecutionProvider", {"device_id": device.index or 0})
         return [(_PROVIDER, options), cuda, "CPUExecutionProvider"]
+
+
+def _cache_options(export: Export) -> dict[str, Any]:
+    """Where engines are kept: a folder for each model's weights, of which the names of the files tell nothing."""
+    folder = cache_folder() / "tensorrt" / export.record.weights_sha256[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no more than the last folder of a path
+    except OSError:  # a folder that cannot be written costs a slower start and nothing else
+        return {}
+    return {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(folder),
+    }

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 import pspnet
 from pspnet.errors import PspnetError
+from pspnet.runtimes.choice import Choice
 from pspnet.serving.answers import choose_answer
 from pspnet.serving.codec import RequestError
 from pspnet.serving.engine import Engine
@@ -28,6 +29,7 @@ from pspnet.serving.limits import Limits
 from pspnet.serving.loading import load_predictor
 from pspnet.serving.logs import JsonLog
 from pspnet.serving.openapi import PATHS
+from pspnet.serving.predictor import Predictor
 from pspnet.serving.settings import ServeSettings, read_settings
 from pspnet.serving.telemetry import CONTENT_TYPE, STAGES, Table
 
@@ -205,21 +207,26 @@ def create_app(
     """
     settings, limits = settings or read_settings(), limits or Limits.from_environment()
     table, log = table or Table(), log or JsonLog(worker=slot)
-    started = asyncio.Event()
-    loops: list[asyncio.AbstractEventLoop] = []
+    started, loops, loaded = asyncio.Event(), list[asyncio.AbstractEventLoop](), list[Predictor]()
+
+    def load() -> Predictor:
+        loaded.append(load_predictor(settings, limits, slot))
+        return loaded[0]
 
     def model_started(error: Exception | None) -> None:
         if isinstance(error, PspnetError):  # the user's to mend: no traceback
             log.write("model_failed", error=f"{type(error).__name__}: {error}")
         elif error is not None:
             log.error("model_failed", error)
+        else:
+            _tell_failures(log, loaded[0])
         on_started(error)
         for loop in loops:
             _call(loop, started.set)
 
     engine = Engine(
-        lambda: load_predictor(settings, limits, slot), limits, table.rows[slot], settings.queue, settings.max_batch,
-        settings.warmup_size, settings.stuck_seconds, model_started,
+        load, limits, table.rows[slot], settings.queue, settings.max_batch, settings.warmup_size,
+        settings.stuck_seconds, model_started,
     )  # fmt: skip
     service = Service(settings, limits, engine, table, slot, log)
 
@@ -238,6 +245,14 @@ def create_app(
     _document(app)
     app.add_exception_handler(HTTPException, service.not_here)  # type: ignore[arg-type]
     return app
+
+
+def _tell_failures(log: JsonLog, predictor: Predictor) -> None:
+    """One line for each runtime that `auto` could not use: nothing else shows it but the speed."""
+    choices: dict[object, Choice] = getattr(predictor.runtime, "choices", {})
+    failed = {name: reason for choice in choices.values() for name, reason in choice.failed.items()}
+    for name, reason in failed.items():
+        log.write("runtime_failed", runtime=name, reason=reason)
 
 
 def _lifespan(

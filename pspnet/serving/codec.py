@@ -13,12 +13,12 @@ from PIL import Image
 
 from pspnet.data.images import to_rgb
 from pspnet.data.jpeg import decode_rgb
-from pspnet.errors import PspnetError
+from pspnet.errors import PspnetError, is_out_of_memory
 from pspnet.serving.limits import DEFAULT_LIMITS, MAX_SIDE, Limits
 from pspnet.serving.npy import MAGIC, NpyError, read_pixels, read_shape
 from pspnet.serving.tiling import padded_pixels
 
-__all__ = ["Limits", "RequestError", "as_request_error", "decode_image", "is_out_of_memory", "known_answer"]
+__all__ = ["Limits", "RequestError", "as_request_error", "decode_image", "known_answer"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,14 +60,6 @@ def known_answer(error: BaseException) -> RequestError | None:
         _log.error("out of memory: %s", error)
         return RequestError(503, "The endpoint ran out of memory for this request; try again or send a smaller image.")
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a GPU's or the machine's memory did not suffice."""
-    # PyTorch has a class of its own on CUDA only, and since 1.13 only; its CPU allocator raises a bare RuntimeError.
-    text = str(error).lower() if isinstance(error, RuntimeError) else ""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from pspnet.errors import is_out_of_memory
 from pspnet.serving.answers import AnswerForm, check_answer, encode
-from pspnet.serving.codec import decode_image, is_out_of_memory, known_answer
+from pspnet.serving.codec import decode_image, known_answer
 from pspnet.serving.limits import Limits
 from pspnet.serving.predictor import Prediction, Predictor
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from pspnet.errors import ConfigError
+from pspnet.errors import ConfigError, WeightsError
 from pspnet.models.precision import choose_precision
-from pspnet.serving.bundle import unpacked
+from pspnet.serving.bundle import ARCHIVE_NAME, unpacked
 from pspnet.serving.limits import Limits
 from pspnet.serving.predictor import Predictor
 from pspnet.serving.settings import AUTO, ServeSettings
@@ -19,10 +21,23 @@ def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predic
     not there.
     """
     torch.set_num_threads(settings.threads_per_worker())
+    with unpacked(settings.model_dir) as directory:
+        if directory != settings.model_dir and settings.runtime not in (AUTO, "eager", "compile"):
+            raise WeightsError(
+                f"{settings.model_dir / ARCHIVE_NAME}: the runtime {settings.runtime} runs an export, and a packed "
+                "model is served without any. Unpack it, run `pspnet export` on that folder, and serve the folder."
+            )
+        return open_predictor(directory, settings, limits, slot)
+
+
+def open_predictor(directory: Path, settings: ServeSettings, limits: Limits, slot: int = 0) -> Predictor:
+    """The predictor of a model directory on the device, in the number format and by the runtime of the settings.
+
+    Errors as `load_predictor`.
+    """
     device = choose_serving_device(settings.device, slot)
     dtype = None if settings.precision == AUTO else choose_precision(settings.precision, device).dtype
-    with unpacked(settings.model_dir) as directory:
-        return Predictor.load(directory, str(device), limits, dtype, settings.runtime)
+    return Predictor.load(directory, str(device), limits, dtype, settings.runtime)
 
 
 def choose_serving_device(name: str, slot: int) -> torch.device:

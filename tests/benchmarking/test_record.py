@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pspnet.benchmarking import record
+from pspnet.cores import available_cores
 
 
 def test_a_run_names_its_command_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +23,7 @@ def test_a_run_names_its_command_machine_and_versions(monkeypatch: pytest.Monkey
     assert found["versions"]["python"] == platform.python_version()
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["machine"]["threads"] == torch.get_num_threads()
-    assert found["machine"]["cores"] >= 1
+    assert found["machine"]["cores"] == available_cores()
     assert len(found["machine"]["load_average"]) == 3
     assert record.run_record("pspnet benchmark")["command"] == "pspnet benchmark"
 
@@ -41,8 +42,8 @@ def test_systems_that_say_less(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sched_getaffinity", "getloadavg", "sysconf"):
         monkeypatch.delattr(os, name, raising=False)
     found = record.machine()
-    assert (found["cores"], found["memory_gib"], found["load_average"]) == (os.cpu_count(), None, [])
-    assert record.machine_text(found) == f"{found['processor']}, {os.cpu_count()} cores"
+    assert (found["cores"], found["memory_gib"], found["load_average"]) == (available_cores(), None, [])
+    assert record.machine_text(found) == f"{found['processor']}, {available_cores()} cores"
 
 
 def test_a_machine_in_one_line() -> None:

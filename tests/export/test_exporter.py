@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Callable
@@ -16,7 +17,7 @@ from pspnet.export import torch_script
 from pspnet.export.check import ExportError
 from pspnet.export.exporter import Request, export_model
 from pspnet.export.network import ExportNetwork
-from pspnet.runtimes.exports import Export, find_exports, hash_weights, load_export
+from pspnet.runtimes.exports import Export, hash_weights, load_export
 
 
 def quiet(line: str) -> None:
@@ -54,7 +55,7 @@ def test_it_is_checked_on_the_images_given_and_says_so(model_dir: Path, tmp_path
     assert record.check["images"] == 4
     assert record.check["cases"] == [[1, 40, 50]] * 4 + [[2, 39, 49], [1, 32, 50]]
     assert "Compared with PyTorch on images given (1x40x50, " in said[0]
-    assert [export.record.name for export in find_exports(tmp_path)] == []
+    assert tree(tmp_path / "out") == ["export.json", "model.ts"]
 
 
 def test_an_older_export_is_replaced(model_dir: Path, tmp_path: Path) -> None:
@@ -70,6 +71,46 @@ def test_what_is_no_export_is_not_overwritten(model_dir: Path, tmp_path: Path) -
     with pytest.raises(DataError, match=r"^--output: .* holds something else than an export; give another folder"):
         export_model(Request(model_dir, "torchscript", tmp_path), quiet)
     assert tree(tmp_path) == ["diary.txt"]
+
+
+@pytest.mark.parametrize("output", [".", ""])
+def test_the_folder_that_one_is_in(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    for _ in range(2):
+        monkeypatch.chdir(tmp_path / "here")
+        export_model(Request(model_dir, "torchscript", Path(output)), quiet)
+        assert tree(tmp_path) == ["here", "here/export.json", "here/model.ts"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "diary.txt").write_text("dear")
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(DataError, match=r"other holds something else than an export"):
+        export_model(Request(model_dir, "torchscript", Path(output)), quiet)
+
+
+def test_a_folder_that_cannot_be_replaced_is_named(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    rmdir, rename = Path.rmdir, Path.rename
+
+    def busy(path: Path, *arguments: Path) -> None:
+        if path == output:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        (rename if arguments else rmdir)(path, *arguments)
+
+    for held in (False, True):  # an empty folder, then an export; both as a container's volume is
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rmdir", busy)
+            patch.setattr(Path, "rename", busy)
+            with pytest.raises(DataError, match=r"out: cannot be written \(Device or resource busy"):
+                export_model(Request(model_dir, "torchscript", output), quiet)
+        assert (output / "export.json").is_file() is held
+        assert tree(tmp_path)[0] == "out"
+        if not held:
+            export_model(Request(model_dir, "torchscript", output), quiet)
 
 
 def test_an_export_that_fails_its_check_leaves_the_older_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from pspnet.errors import WeightsError
 from pspnet.runtimes import automatic
 from pspnet.runtimes.automatic import AutomaticRuntime
+from pspnet.runtimes.base import BrokenGraphError, RuntimeMissingError
 from pspnet.runtimes.choice import Choice, ChoiceCache
 
 IMAGES = np.zeros((1, 40, 56, 3), np.uint8)
@@ -37,10 +39,12 @@ class Fake:
 class Bench:
     """An automatic runtime over fakes; `opened` tells which were opened, in order."""
 
-    def __init__(self, cache: ChoiceCache | None = None, missing: str = "") -> None:
+    def __init__(
+        self, cache: ChoiceCache | None = None, missing: str = "", error: type[Exception] = WeightsError
+    ) -> None:
         self.opened: list[str] = []
         self.fakes = {name: Fake(name, value) for value, name in enumerate(("eager", "openvino", "compile"), start=1)}
-        self.missing = missing
+        self.missing, self.error = missing, error
         openers = {name: self._opener(name) for name in ("openvino", "compile")}
         self.auto = AutomaticRuntime(self.fakes["eager"], openers, {"compile"}, cache, "model")
 
@@ -48,7 +52,7 @@ class Bench:
         def open_it() -> Fake:
             self.opened.append(name)
             if name == self.missing:
-                raise WeightsError("was exported from other weights")
+                raise self.error("was exported from other weights")
             return self.fakes[name]
 
         return open_it
@@ -56,8 +60,10 @@ class Bench:
     def answers(self, images: np.ndarray = IMAGES) -> str:
         """Which one answers these images."""
         value = int(self.auto.masks(images)[0, 0, 0])
-        assert (self.auto.logits(images) == value).all()
-        return next(name for name, fake in self.fakes.items() if fake.value == value)
+        name = next(name for name, fake in self.fakes.items() if fake.value == value)
+        # What `compile` prepares is masks: eager gives logits at once.
+        assert (self.auto.logits(images) == (1 if name == "compile" else value)).all()
+        return name
 
 
 @pytest.fixture
@@ -158,6 +164,91 @@ def test_one_that_cannot_be_prepared_takes_no_part(
     monkeypatch.setattr(bench.fakes["compile"], "prepare", fail)
     bench.auto.prepare(40, 56)
     assert trials == [("eager", "openvino")]
+    assert bench.auto.choices[40, 56, 1].failed == {"compile": "MemoryError: full"}
     monkeypatch.setattr(bench.fakes["eager"], "prepare", fail)
     with pytest.raises(MemoryError, match="full"):
         bench.auto.prepare(48, 64)
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (RuntimeMissingError, True),  # of this machine, and so at each start
+        (BrokenGraphError, False),  # of this model
+        (WeightsError, False),
+        (MemoryError, False),
+    ],
+)
+def test_a_failure_that_may_pass_does_not_decide_for_ever(
+    trials: list[tuple[str, ...]], tmp_path: Path, error: type[Exception], kept: bool
+) -> None:
+    bench = Bench(cache(tmp_path), missing="openvino", error=error)
+    bench.auto.prepare(40, 56)
+    bench.auto.prepare(40, 56)
+    assert trials == [("eager", "compile")]
+    assert (cache(tmp_path).find("model", (40, 56, 1)) is not None) is kept
+    again = Bench(cache(tmp_path))
+    again.auto.prepare(40, 56)
+    assert len(trials) == (1 if kept else 2)
+
+
+def test_a_remembered_choice_that_cannot_be_prepared_leaves_eager(
+    trials: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache(tmp_path).keep("model", (40, 56, 1), Choice("openvino"))
+    bench = Bench(cache(tmp_path))
+
+    def fail(*_: int) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(bench.fakes["openvino"], "prepare", fail)
+    bench.auto.prepare(40, 56)
+    assert bench.answers() == "eager"
+    assert bench.fakes["eager"].prepared == [(40, 56, 1)]
+    assert bench.auto.choices[40, 56, 1] == Choice("eager", failed={"openvino": "MemoryError: full"})
+    assert set(bench.auto._open) == {"eager"}
+    assert trials == []
+
+
+def test_a_trial_in_which_eager_fails_beside_others_leaves_eager_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    monkeypatch.setattr(bench.fakes["eager"], "masks", lambda images: 1 / 0)
+    bench.auto.prepare(40, 56)
+    choice = bench.auto.choices[40, 56, 1]
+    assert choice.runtime == "eager"
+    assert set(choice.failed) == {"openvino", "compile"}
+    assert bench.auto.runtime_for(40, 56) is bench.fakes["eager"]
+
+
+def test_one_that_fails_in_the_trial_is_let_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bench = Bench(cache(tmp_path))
+    for fake in bench.fakes.values():
+        fake.value = 1
+    monkeypatch.setattr(bench.fakes["openvino"], "masks", lambda images: 1 / 0)
+    bench.auto.prepare(40, 56)
+    assert set(bench.auto.choices[40, 56, 1].failed) == {"openvino"}
+    assert "openvino" not in bench.auto._open
+    assert cache(tmp_path).find("model", (40, 56, 1)) is None
+
+
+def test_processes_that_start_together_run_one_trial(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
+    benches = [Bench(cache(tmp_path)) for _ in range(2)]  # each with a lock file of its own, as processes have
+    first, second = (threading.Thread(target=bench.auto.prepare, args=(40, 56)) for bench in benches)
+    entered, go = threading.Event(), threading.Event()
+
+    def wait(*_: int) -> None:
+        entered.set()
+        assert go.wait(60)
+
+    benches[0].fakes["eager"].prepare = wait  # type: ignore[method-assign]
+    first.start()
+    assert entered.wait(60)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    assert benches[1].opened == []
+    go.set()
+    for thread in (first, second):
+        thread.join(60)
+    assert len(trials) == 1
+    assert [bench.answers() for bench in benches] == ["compile", "compile"]

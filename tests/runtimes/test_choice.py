@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pspnet.cores import available_cores, processor_name
 from pspnet.runtimes.cache import cache_folder
 from pspnet.runtimes.choice import Choice, ChoiceCache, describe_machine, run_trial, trial_images
 
@@ -28,16 +32,21 @@ class Clock:
 
 
 class Fake:
-    """Gives the brightest channel; a share of its pixels is wrong, and each pass takes a while by the clock."""
+    """Gives the brightest channel; a share of its pixels is wrong, and each pass takes a while by the clock.
 
-    def __init__(self, clock: Clock, seconds: float, wrong: float = 0.0, error: Exception | None = None) -> None:
-        self.clock, self.seconds, self.wrong, self.error = clock, seconds, wrong, error
+    `error` is raised `after` so many passes.
+    """
+
+    def __init__(
+        self, clock: Clock, seconds: float, wrong: float = 0.0, error: Exception | None = None, after: int = 0
+    ) -> None:
+        self.clock, self.seconds, self.wrong, self.error, self.after = clock, seconds, wrong, error, after
         self.passes = 0
 
     name = "fake"
 
     def masks(self, images: np.ndarray) -> np.ndarray:
-        if self.error is not None:
+        if self.error is not None and self.passes >= self.after:
             raise self.error
         self.passes += 1
         self.clock.now += self.seconds
@@ -60,16 +69,21 @@ def trial(**runtimes: dict[str, Any]) -> tuple[Choice, dict[str, Fake]]:
 
 
 def test_the_fastest_is_chosen() -> None:
-    choice, fakes = trial(eager={"seconds": 0.05}, openvino={"seconds": 0.02}, onnxruntime={"seconds": 0.03})
+    choice, fakes = trial(eager={"seconds": 0.04}, openvino={"seconds": 0.02}, onnxruntime={"seconds": 0.03})
     assert choice.runtime == "openvino"
-    assert choice.milliseconds == {"eager": 50.0, "openvino": 20.0, "onnxruntime": 30.0}
+    assert choice.milliseconds == {"eager": 40.0, "openvino": 20.0, "onnxruntime": 30.0}
     assert choice.agreement == {"eager": 1.0, "openvino": 1.0, "onnxruntime": 1.0}
-    assert {fake.passes for fake in fakes.values()} >= {17}  # one to compare, 16 rounds: 1.6 s
+    assert {fake.passes for fake in fakes.values()} == {1 + 2 * 16}  # one to compare, 16 rounds: 2.88 s
+
+
+def test_no_round_begins_after_three_seconds() -> None:
+    _, fakes = trial(eager={"seconds": 0.14}, openvino={"seconds": 0.12})
+    assert {fake.passes for fake in fakes.values()} == {1 + 2 * 6}  # 0.52 s a round; the sixth begins at 2.6 s
 
 
 def test_a_slow_trial_ends_after_five_rounds() -> None:
     _, fakes = trial(eager={"seconds": 2.0}, openvino={"seconds": 1.0})
-    assert fakes["openvino"].passes == 1 + 5
+    assert fakes["openvino"].passes == 1 + 2 * 5
 
 
 def test_a_small_gain_does_not_count() -> None:
@@ -89,6 +103,17 @@ def test_one_that_fails_takes_no_part() -> None:
     choice, _ = trial(eager={"seconds": 0.1}, openvino={"seconds": 0.01, "error": RuntimeError("no memory")})
     assert choice.runtime == "eager"
     assert choice.failed == {"openvino": "RuntimeError: no memory"}
+
+
+def test_one_that_fails_while_it_is_timed_is_dropped() -> None:
+    failing = {"seconds": 0.01, "error": RuntimeError("no memory"), "after": 4}
+    choice, fakes = trial(eager={"seconds": 0.1}, openvino=failing, onnxruntime={"seconds": 0.05})
+    assert choice.runtime == "onnxruntime"
+    assert choice.failed == {"openvino": "RuntimeError: no memory"}
+    assert set(choice.milliseconds) == {"eager", "onnxruntime"}
+    assert fakes["openvino"].passes == 4
+    with pytest.raises(RuntimeError, match="no memory"):
+        trial(eager={**failing, "seconds": 0.1}, openvino={"seconds": 0.05})
 
 
 def test_eager_alone_is_not_timed_at_length() -> None:
@@ -117,7 +142,7 @@ def test_a_choice_is_found_again(tmp_path: Path) -> None:
     assert again.find("m", (240, 240, 1)) == Choice("eager")
     for model, size in (("n", (360, 480, 1)), ("m", (480, 360, 1)), ("m", (360, 480, 2))):
         assert again.find(model, size) is None
-    assert [path.name for path in (tmp_path / "new" / "runtimes").iterdir()] == [again.path.name]
+    assert [path.name for path in (tmp_path / "new" / "runtimes").glob("*.json")] == [again.path.name]
 
 
 def test_another_machine_has_another_file(tmp_path: Path) -> None:
@@ -173,9 +198,55 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_memory(tmp_path: Path
 
 def test_the_machine_is_described_by_what_decides() -> None:
     machine = describe_machine(torch.device("cpu"))
-    assert set(machine) == {"processor", "cores", "threads", "device", "versions"}
+    assert set(machine) == {"processor", "cores", "threads", "device", "cuda", "versions"}
+    assert machine["cuda"] == torch.version.cuda
+    assert (machine["processor"], machine["cores"]) == (processor_name(), available_cores())
     assert machine["threads"] == torch.get_num_threads()
     assert machine["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in machine["versions"]["torch"]
+
+
+def test_onnx_runtime_for_gpus_is_a_package_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: f"{package} 1.0")
+    versions = describe_machine(torch.device("cpu"))["versions"]
+    assert versions["onnxruntime-gpu"] == "onnxruntime-gpu 1.0"
+
+
+_ADD = """
+import sys
+from pathlib import Path
+from pspnet.runtimes.choice import Choice, ChoiceCache
+
+cache = ChoiceCache(Path(sys.argv[1]), {"processor": "a"})
+print("ready", flush=True)
+sys.stdin.readline()
+for side in range(100):
+    cache.keep(sys.argv[2], (side, 32, 1), Choice("eager"))
+"""
+
+
+def test_processes_that_remember_together_lose_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _ADD, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*command, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for model in "ab"
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("\n", timeout=120)
+    cache = ChoiceCache(tmp_path, {"processor": "a"})
+    assert all(cache.find(model, (side, 32, 1)) is not None for model in "ab" for side in range(100))
+
+
+def test_who_is_alone_may_still_remember(tmp_path: Path) -> None:
+    cache = ChoiceCache(tmp_path, MACHINE)
+    with cache.alone():
+        cache.keep("m", (32, 32, 1), Choice("eager"))
+        with cache.alone():
+            cache.keep_compiled("m")
+    assert cache.has_compiled("m")
+    with ChoiceCache(tmp_path, MACHINE).alone():  # the lock is free again
+        assert cache.find("m", (32, 32, 1)) == Choice("eager")
 
 
 def test_where_the_cache_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from torch import nn
 from pspnet.models.pspnet import PSPNet
 from pspnet.models.pyramid import PSPHead
 from pspnet.models.resnet import ResNet
-from pspnet.runtimes import compiled
+from pspnet.runtimes import compiled, eager
 from pspnet.runtimes.base import Runtime, RuntimeMissingError
 from pspnet.runtimes.choice import ChoiceCache, describe_machine
 from pspnet.runtimes.compiled import CompiledRuntime, check_compiler
 from pspnet.runtimes.opening import Source, open_runtime
+from tests.runtimes.tiny_exports import Brightest
 
 CPU = torch.device("cpu")
 
@@ -58,6 +60,29 @@ class Tiny(nn.Module):
         return logits
 
 
+def test_logits_and_the_look_at_them_need_no_second_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "check_compiler", lambda device: None)
+    monkeypatch.setattr(eager, "fastest_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(compiled, "inference_form", lambda network, dtype: network)
+    asked: list[nn.Module] = []
+
+    def compile(module: nn.Module, options: object) -> nn.Module:
+        asked.append(module)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile)
+    network = Brightest()
+    runtime = CompiledRuntime(network, CPU)
+    images = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(runtime.masks(images), images.argmax(axis=3))
+    np.testing.assert_array_equal(runtime.logits(images).numpy(), images.transpose(0, 3, 1, 2).astype(np.float32))
+    assert len(asked) == 1
+    monkeypatch.setattr(network, "forward", lambda images: images.float() + float("inf"))
+    with pytest.warns(UserWarning, match="leave float16's range"):
+        runtime.masks(images)
+    assert (len(asked), runtime.dtype) == (2, torch.float32)
+
+
 @needs_compiler
 def test_any_size_and_what_auto_learns_from_it(tmp_path: Path) -> None:
     network = Tiny().eval()
@@ -73,7 +98,10 @@ def test_any_size_and_what_auto_learns_from_it(tmp_path: Path) -> None:
         expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))
     torch.testing.assert_close(runtime.logits(images), expected, atol=1e-3, rtol=1e-4)
     # From now on `auto` knows that compiling such a network is worth a try here.
-    assert open_runtime("auto", Source(lambda: network, CPU)).name == "auto"
+    auto: Any = open_runtime("auto", Source(lambda: network, CPU))
+    assert auto.name == "auto"
+    auto.prepare(40, 56)
+    assert set(auto.choices[40, 56, 1].milliseconds) == {"eager", "compile"}
     assert open_runtime("auto", Source(lambda: nn.Conv2d(3, 3, 1), CPU)).name == "eager"
 
 
@@ -105,7 +133,6 @@ def test_what_pytorch_cannot_compile_is_one_sentence_too(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "compile", lambda module, options: fail)
     runtime = CompiledRuntime(nn.Conv2d(3, 3, 1), CPU)
-    for act in (lambda: runtime.prepare(40, 40), lambda: runtime.masks(np.zeros((1, 40, 40, 3), np.uint8)),
-                lambda: runtime.logits(np.zeros((1, 40, 40, 3), np.uint8))):  # fmt: skip
+    for act in (lambda: runtime.prepare(40, 40), lambda: runtime.masks(np.zeros((1, 40, 40, 3), np.uint8))):
         with pytest.raises(RuntimeMissingError, match=r"\(backend failed\); use the runtime eager"):
             act()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pspnet.models.pspnet import build_model
 from pspnet.runtimes import eager
-from pspnet.runtimes.eager import EagerRuntime, fastest_dtype
+from pspnet.runtimes.eager import EagerRuntime, all_finite, fastest_dtype
 from tests.runtimes.tiny_exports import Brightest
 
 CPU = torch.device("cpu")
@@ -79,3 +79,13 @@ def test_a_network_that_leaves_the_range_of_float16_goes_on_in_a_wider_one(monke
     assert runtime.dtype == torch.float32
     asked = EagerRuntime(Brightest(), CPU, torch.float16)
     assert not asked.logits(images).isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_all_finite_is_no_question_of_the_sum(dtype: torch.dtype) -> None:
+    logits = torch.full((1, 5, 40, 56), 65_000.0, dtype=dtype)
+    assert bool(all_finite(logits))
+    for bad in ([float("inf")], [float("nan")], [float("inf"), float("-inf")]):
+        spoilt = logits.clone()
+        spoilt.view(-1)[: len(bad)] = torch.tensor(bad, dtype=dtype)
+        assert not bool(all_finite(spoilt))

@@ -16,6 +16,7 @@ from pspnet.errors import ConfigError, WeightsError
 from pspnet.runtimes import exported
 from pspnet.runtimes.base import NAMES, Runtime, RuntimeMissingError, check_name
 from pspnet.runtimes.exported import enlarge_logits
+from pspnet.runtimes.exports import hash_weights
 from pspnet.runtimes.opening import Source, open_runtime
 from tests.runtimes.tiny_exports import write_onnx, write_openvino
 
@@ -192,9 +193,15 @@ def test_tensorrt_is_asked_for_float16_and_keeps_its_engines(
     assert (runtime.name, name, cuda[0], cpu) == ("tensorrt", *there)
     assert options["trt_fp16_enable"] is True
     assert options["device_id"] == 1
-    assert options["trt_engine_cache_path"] == str(tmp_path / "cache" / "tensorrt")
+    kept = tmp_path / "cache" / "tensorrt" / hash_weights(model_dir)[:16]  # another model's engines lie elsewhere
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(kept)
+    assert kept.is_dir()
     exact: Any = opened("tensorrt", model_dir, GPU, torch.float32)
     assert exact._session.asked[0][1]["trt_fp16_enable"] is False
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PSPNET_CACHE", str(tmp_path / "file"))
+    without: Any = opened("tensorrt", model_dir, GPU)
+    assert set(without._session.asked[0][1]) == {"device_id", "trt_fp16_enable"}
     monkeypatch.setattr(onnxruntime, "InferenceSession", session_of(there[1:]))
     with pytest.raises(RuntimeMissingError, match="cannot load the libraries of its TensorrtExecutionProvider"):
         opened("tensorrt", model_dir, GPU)
@@ -210,6 +217,8 @@ def test_names() -> None:
 def test_an_export_has_its_own_number_format_and_a_directory(model_dir: Path) -> None:
     with pytest.raises(ConfigError, match="runtime openvino runs an export as it is; bfloat16 needs the runtime eager"):
         opened("openvino", model_dir, dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match="runtime tensorrt runs in float16 or float32; bfloat16 needs the runtime"):
+        opened("tensorrt", model_dir, GPU, torch.bfloat16)
     with pytest.raises(ConfigError, match="runs an export of a model directory; load the model from one"):
         open_runtime("openvino", Source(lambda: torch.nn.Identity(), CPU))
 

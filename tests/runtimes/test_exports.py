@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pspnet.errors import WeightsError
-from pspnet.runtimes.exports import ExportRecord, find_exports, hash_weights, load_export
+from pspnet.runtimes.exports import ExportRecord, hash_weights, load_export
 
 
 def model_with_export(folder: Path, name: str = "onnx-float32", **changes: Any) -> Path:
@@ -49,25 +49,12 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         {"passed": True, "cases": [[1, 32, 32]]}, {}, {"model.onnx": 5},
     )  # fmt: skip
     assert export.path == tmp_path / "exports" / "onnx-float32" / "model.onnx"
-    assert export.record.name == "onnx-float32"
     assert not list(export.folder.glob(".*"))
 
 
 def test_the_hash_is_that_of_sha256(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"abc")
     assert hash_weights(tmp_path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_all_exports_are_found_by_name(tmp_path: Path) -> None:
-    assert find_exports(tmp_path) == []
-    for name in ("openvino-int8", "onnx-float32"):
-        model_with_export(tmp_path, name)
-    # What an export that was stopped leaves behind, and a folder of the user's own.
-    hidden = tmp_path / "exports" / ".onnx-float32.1234.partial"
-    hidden.mkdir()
-    (hidden / "export.json").write_text("{")
-    (tmp_path / "exports" / "notes").mkdir()
-    assert [export.record.name for export in find_exports(tmp_path)] == ["onnx-float32", "openvino-int8"]
 
 
 def test_a_missing_export_names_the_command(tmp_path: Path) -> None:
@@ -80,7 +67,6 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"trained on")
     with pytest.raises(WeightsError, match=r"was exported from other weights .* there now. Export again: `pspnet exp"):
         load_export(tmp_path, "onnx")
-    assert len(find_exports(tmp_path)) == 1
 
 
 def test_a_cut_or_missing_graph_is_refused(tmp_path: Path) -> None:
@@ -130,8 +116,6 @@ def test_foreign_values_are_named(tmp_path: Path, changes: dict[str, Any], text:
     edit(model_with_export(tmp_path), **changes)
     with pytest.raises(WeightsError, match=text):
         load_export(tmp_path, "onnx")
-    with pytest.raises(WeightsError, match=text):
-        find_exports(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "", "null", "[" * 100_000])

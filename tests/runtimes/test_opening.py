@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.runtimes import opening
+from pspnet.runtimes import compiled, opening
 from pspnet.runtimes.automatic import AutomaticRuntime
 from pspnet.runtimes.choice import Choice
 from pspnet.runtimes.eager import EagerRuntime
@@ -44,6 +44,19 @@ def test_int8_and_missing_packages_are_no_candidates(model_dir: Path, monkeypatc
     assert type(open_runtime("auto", source(model_dir, torch.bfloat16))) is EagerRuntime
     monkeypatch.setattr(opening.importlib.util, "find_spec", lambda name: None)
     assert type(open_runtime("auto", source(model_dir))) is EagerRuntime
+
+
+def test_what_cannot_run_here_at_all_is_no_candidate(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    write_openvino(model_dir)
+    gpu = Source(Brightest, torch.device("cuda"), None, model_dir)
+    assert opening._exported_runtimes(gpu) == []
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    assert not opening._has_compiler(torch.device("cpu"))
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: f"/bin/{name}")
+    assert opening._has_compiler(torch.device("cpu"))
+    monkeypatch.setattr(opening.importlib.util, "find_spec", lambda name: None)
+    assert not opening._has_compiler(torch.device("cuda"))
 
 
 def test_auto_tries_the_exports_that_are_there(model_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class StandIn:
 
     class_names = NAMES
     device = torch.device("cpu")
+    runtime: Any = None
 
     def __init__(self, before: Callable[[list[np.ndarray]], None] = lambda _: None) -> None:
         self.go, self.entered = threading.Event(), threading.Event()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ import uvicorn
 from PIL import Image
 
 from pspnet.errors import ConfigError, WeightsError
+from pspnet.runtimes.choice import Choice
 from pspnet.serving import app as app_module
 from pspnet.serving.app import Service, create_app
 from pspnet.serving.limits import Limits
@@ -133,6 +135,16 @@ def test_a_model_that_does_not_load_leaves_ping_at_503(serve: Serve) -> None:
     (line,) = served.lines("model_failed")
     assert line["error"] == "WeightsError: the weights file is missing"
     assert "traceback" not in line
+
+
+def test_a_runtime_that_auto_could_not_use_is_told_once(serve: Serve, stand_in: StandIn) -> None:
+    failed = {"openvino": "WeightsError: exported from other weights"}
+    choices = {(32, 32, 1): Choice("eager", failed=failed), (32, 32, 8): Choice("eager", failed=failed)}
+    stand_in.runtime = SimpleNamespace(choices=choices)
+    served = serve(lambda: stand_in)
+    until(lambda: served.lines("runtime_failed"))
+    (line,) = served.lines("runtime_failed")
+    assert (line["runtime"], line["reason"]) == ("openvino", "WeightsError: exported from other weights")
 
 
 def test_an_answer_tells_its_times_and_its_id(serve: Serve, stand_in: StandIn) -> None:

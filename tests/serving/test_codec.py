@@ -231,6 +231,9 @@ def test_errors_keep_their_status_or_get_one() -> None:
         RuntimeError("[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        # ONNX Runtime's exceptions derive from Exception alone.
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for buffer of size 9"),
+        RuntimeError("Exception from src/inference/src/cpp/infer_request.cpp:223: std::bad_alloc"),
     ],
 )
 def test_a_lack_of_memory_is_named(error: Exception) -> None:
