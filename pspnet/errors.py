@@ -9,6 +9,7 @@ class PspnetError(ValueError):
 
 _MEMORY_WORDS = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory",  # PyTorch, the system
+    "alloc_failed",  # cuBLAS, cuDNN
     "failed to allocate", "bad_alloc", "bad allocation",  # ONNX Runtime, OpenVINO
 )  # fmt: skip
 

@@ -11,8 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from pspnet.errors import ConfigError
-from pspnet.training.memory import is_out_of_memory
+from pspnet.errors import ConfigError, is_out_of_memory
 
 _LEAST_TORCH = (2, 1)
 _LEAST_CAPABILITY = (7, 0)

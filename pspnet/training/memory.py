@@ -10,22 +10,13 @@ import torch
 from torch import nn
 
 from pspnet.data.dataset import Batch
-from pspnet.errors import DeviceMemoryError
+from pspnet.errors import DeviceMemoryError, is_out_of_memory
 from pspnet.training.device import memory_in_words
 from pspnet.training.distributed import Processes
 from pspnet.training.step import TrainingStep
 
 # What an optimizer keeps for a weight, at most (adam, rmsprop), and does not hold yet when the trial runs.
 _OPTIMIZER_COPIES = 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full; PyTorch has an own type for a GPU's from 1.13 on."""
-    kind = getattr(torch.cuda, "OutOfMemoryError", None)
-    if kind is not None and isinstance(error, kind):
-        return True
-    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
 @contextlib.contextmanager
