@@ -88,7 +88,10 @@ class TrainTransform:
     def _warp(self, image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = (self.crop_size, self.crop_size)
         flags = cv2.WARP_INVERSE_MAP
-        # The same pixels either way, but OpenCV 5 vectorises four channels and not three. Images much larger than the
+        rows, columns = self._touched(image.shape[0], image.shape[1], matrix)
+        image, mask = image[rows, columns], mask[rows, columns]
+        matrix = matrix - np.array([[0, 0, columns.start], [0, 0, rows.start]])
+        # The same pixels either way, but OpenCV 5 vectorises four channels and not three. A part much larger than the
         # crop would cost more to convert than is saved.
         padded = _FOUR_CHANNELS and image.size < 8 * 3 * self.crop_size**2
         warped = cv2.warpAffine(
@@ -110,6 +113,17 @@ class TrainTransform:
             borderValue=(self.ignore_index,),
         )
         return warped, warped_mask
+
+    def _touched(self, height: int, width: int, matrix: np.ndarray) -> tuple[slice, slice]:
+        """Rows and columns of the image that the crop's pixels are mixed from, one more on each side at least."""
+        last = self.crop_size - 1
+        corners = matrix @ np.array([[0, last, 0, last], [0, 0, last, last], [1, 1, 1, 1]])  # (2, 4): x, y
+        slices = []
+        for places, side in zip(corners, (width, height)):
+            first = min(max(int(places.min()) - 2, 0), side - 1)
+            slices.append(slice(first, min(max(int(places.max()) + 3, first + 1), side)))
+        columns, rows = slices
+        return rows, columns
 
     def _blur(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.blur <= 0 or rng.random() >= self.blur:

@@ -312,3 +312,19 @@ def test_four_channels_give_the_pixels_of_three(size: tuple[int, int], monkeypat
     for (first, first_mask), (second, second_mask) in zip(crops[True], crops[False]):
         np.testing.assert_array_equal(first, second)
         np.testing.assert_array_equal(first_mask, second_mask)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_part_that_is_cut_out_holds_all_that_the_crop_needs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the whole image, turned and mirrored too: where a place lies between two pixels, rounding may differ."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(side) for side in rng.integers(20, 300, size=2))
+    image, mask = noise(height, width), classes(height, width)
+    transform = TrainTransform(crop_size=int(rng.integers(32, 120)), base_size=200, rotation=40.0 if seed % 2 else 0.0)
+    part = transform(image, mask, np.random.default_rng(seed))
+    monkeypatch.setattr(transform, "_touched", lambda height, width, matrix: (slice(0, height), slice(0, width)))
+    whole = transform(image, mask, np.random.default_rng(seed))
+    difference = np.abs(part[0].astype(int) - whole[0])
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+    assert (part[1] != whole[1]).mean() < 0.001
