@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The training path under Python 3.8 with torch 1.12.1, the newest that SageMaker allows on ml.p2.xlarge, from source:
 # a tiny training, its resume, its model directory, the exit code of a wrong setting, and the tests of the job of such a
-# machine, under SageMaker's training toolkit and its SDK's drivers.
+# machine, under SageMaker's training toolkit and its SDK's drivers, and of the end of a data-parallel run.
 #
 # Takes the interpreter from $PYTHON38, or looks for one (python3.8, uv's, pyenv's). Where there is none, it says so
 # and ends with 0. An interpreter that has torch 1.12.1 already is used as it is; for another one, a virtual environment
@@ -145,7 +145,8 @@ if [[ -z ${PYTEST:-} ]] && command -v uv >/dev/null 2>&1; then
 fi
 if [[ -n ${PYTEST:-} ]]; then
   # shellcheck disable=SC2086  (a command with its arguments)
-  (cd "$root" && env -u PYTHONPATH -u PYTHONWARNINGS PSPNET_PYTHON38="$toolkit" $PYTEST -rs -k python38 tests/sagemaker_entry)
+  (cd "$root" && env -u PYTHONPATH -u PYTHONWARNINGS PSPNET_PYTHON38="$toolkit" $PYTEST -rs -k python38 tests/sagemaker_entry \
+    tests/training/test_distributed.py)
 else
   echo "SKIPPED: there is no uv, and PYTEST names no command that runs the tests, so the job was NOT rehearsed."
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,11 @@ import torch
 from torch import distributed
 
 from pspnet.errors import ProcessLostError
+
+# gloo's threads let go of an operation's tensors a moment after it is done. A tensor that Python holds no more is then
+# theirs to free, for which they need Python's lock. But Python keeps that lock while it frees the group and waits for
+# these threads: both wait for ever (seen with torch 1.12 and 2.1, not with 2.15). So the last tensors stay with Python.
+_LAST_TENSORS: deque[torch.Tensor] = deque(maxlen=16)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Processes:
         """The sum over all processes, in all of them."""
         if self.world_size > 1:
             value = value.clone()
+            _LAST_TENSORS.append(value)
             with _named_loss_of_a_process():
                 distributed.all_reduce(value)
         return value
@@ -45,6 +52,7 @@ class Processes:
         if self.world_size == 1:
             return number
         value = torch.tensor(number, device=device)
+        _LAST_TENSORS.append(value)
         with _named_loss_of_a_process():
             distributed.all_reduce(value, op=distributed.ReduceOp.MIN)
         return int(value.item())
@@ -54,6 +62,7 @@ class Processes:
         if self.world_size > 1:
             with _named_loss_of_a_process():
                 for tensor in tensors:
+                    _LAST_TENSORS.append(tensor)
                     distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:

@@ -1,4 +1,7 @@
-"""Two processes on the CPU, as torchrun starts them, against one process. One launch serves all tests of this file."""
+"""Two processes on the CPU, as torchrun starts them, against one process. One launch serves nearly all these tests.
+
+PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1, whose groups are left in the same way.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,26 @@ from pspnet.training.step import TrainingStep
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240
 CLASS_WEIGHTS = [1.0, 3.0, 0.5]
+
+LEAVE_OFTEN = """
+import sys
+import torch
+from torch import distributed, nn
+from pspnet.training.distributed import Processes
+
+folder, rank = sys.argv[1], int(sys.argv[2])
+processes = Processes(rank, 2, rank)
+for number in range(60):
+    store = distributed.FileStore(f"{folder}/{number}", 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))  # shares the group, and is the last to let it go
+    processes.any(True, torch.device("cpu"))
+    processes.least(rank)
+    processes.copy_from_main([torch.zeros(1)])
+    processes.barrier()
+    processes.shutdown()
+    del model
+"""
 
 
 def small_config(data: Path, run: Path, **changes: Any) -> Config:
@@ -288,6 +311,21 @@ def test_a_process_that_ends_with_an_error_is_named_as_the_cause_by_the_others(
     assert second[1].startswith(
         "Another process of this run has ended, and this one with it; its own message says why."
     )
+
+
+@pytest.mark.parametrize("python", [sys.executable, os.environ.get("PSPNET_PYTHON38")], ids=["this Python", "python38"])
+def test_processes_leave_their_group_and_wait_for_nothing(tmp_path: Path, python: str | None) -> None:
+    if python is None:
+        pytest.skip("PSPNET_PYTHON38 names no Python 3.8 with torch 1.12.1 (.ci/python38.sh makes one)")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    commands = [[python, "-c", LEAVE_OFTEN, str(tmp_path), str(rank)] for rank in (0, 1)]
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
+    try:
+        assert [process.wait(timeout=90) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 if __name__ == "__main__":
