@@ -5,11 +5,12 @@ A ratio of two cases is taken within each round, and the median over the rounds 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Hashable, NamedTuple, TypeVar
 
@@ -89,14 +90,27 @@ def measure(
             case()
     order, shuffle = list(cases), random.Random(seed).shuffle
     seconds: dict[Key, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            time.sleep(pause)
-            for _ in range(settle):
-                cases[name]()
-            seconds[name].append(_time(cases[name], calls))
+    with _little_to_collect():
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                time.sleep(pause)
+                for _ in range(settle):
+                    cases[name]()
+                seconds[name].append(_time(cases[name], calls))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+@contextlib.contextmanager
+def _little_to_collect() -> Iterator[None]:
+    """What is there now is looked at by no collection inside. There is one before every timing, and each would take a
+    tenth of a second for the imported packages alone."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _time(case: Callable[[], object], calls: int) -> float:

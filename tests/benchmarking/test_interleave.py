@@ -40,10 +40,11 @@ def test_a_case_may_bring_its_own_time() -> None:
 
 
 def test_garbage_waits_until_the_clock_stands() -> None:
-    states: list[bool] = []
-    measure({"case": lambda: states.append(gc.isenabled())}, rounds=2, warmup=0)
-    assert states == [False, False]
+    states: list[tuple[bool, bool]] = []
+    measure({"case": lambda: states.append((gc.isenabled(), gc.get_freeze_count() > 0))}, rounds=2, warmup=0)
+    assert states == [(False, True), (False, True)]
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
     def fail() -> None:
         raise RuntimeError
@@ -51,6 +52,7 @@ def test_garbage_waits_until_the_clock_stands() -> None:
     with pytest.raises(RuntimeError):
         measure({"case": fail}, rounds=1, warmup=0)
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
 def test_ratio_is_the_median_over_the_rounds_not_of_the_medians() -> None:
