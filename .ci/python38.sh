@@ -12,7 +12,7 @@ root=$PWD
 
 packages=(
   torch==1.12.1 torchvision==0.13.1 'numpy<2' pillow 'pydantic<2.11' eval-type-backport pyyaml safetensors
-  albumentations==1.4.18 opencv-python-headless simplejpeg tqdm tensorboard six
+  albumentations==1.4.18 deflate opencv-python-headless simplejpeg tqdm tensorboard six
 )
 toolkit_package=sagemaker-training==4.2.8
 

@@ -13,8 +13,9 @@ crops (padded where the image is smaller), mirrors half of them, and stacks 16 s
     torchvision v2    decode_jpeg, resize, pad, crop, horizontal_flip, to_dtype and normalize of tv_tensors
     Pillow            Image.open, resize, crop and transpose, then numpy
 
-Masks are read with Pillow everywhere: the other readers turn palette indices into colours. Cases take turns within each
-round, and their processor time counts, so that other programs disturb little; ratios are medians over the rounds.
+The other libraries' masks are read with Pillow: their own readers turn palette indices into colours. Cases take turns
+within each round, and their processor time counts, so that other programs disturb little; ratios are
+medians over the rounds.
 
 Stages: processor time of the parts of one sample of ours.
 

@@ -14,8 +14,17 @@ import pytest
 from PIL import Image
 
 from pspnet.classes import voc_palette
+from pspnet.data import palette_png as reader
 from pspnet.data.images import encode_palette_png, read_annotation
 from pspnet.data.palette_png import decode_indices
+
+
+@pytest.fixture(params=["libdeflate", "zlib"], autouse=True)
+def _inflated_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "zlib":
+        monkeypatch.setattr(reader, "deflate", None)
+    else:
+        pytest.importorskip("deflate")
 
 
 def mask_of(width: int, height: int) -> np.ndarray:
