@@ -16,9 +16,9 @@ from pspnet.cores import available_cores, processor_name
 from pspnet.files import replacing
 
 _PACKAGES = (
-    "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "albumentations", "torchmetrics",
-    "onnxruntime", "openvino", "nncf", "tensorrt", "segmentation-models-pytorch", "mxnet", "gluoncv", "fastapi",
-    "uvicorn", "sagemaker-pytorch-inference", "torchserve",
+    "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "albumentations", "simplejpeg", "deflate",
+    "torchmetrics", "onnxruntime", "openvino", "nncf", "tensorrt", "segmentation-models-pytorch", "mxnet", "gluoncv",
+    "fastapi", "uvicorn", "sagemaker-pytorch-inference", "torchserve",
 )  # fmt: skip
 _READ_VERSIONS = """
 import importlib.metadata, json, platform, sys
