@@ -1,0 +1,170 @@
+"""What this machine can show of a cold start of the Lambda function: new interpreters, and each one's first events.
+
+    python benchmarks/lambda_start.py --output lambda_start.json
+    python benchmarks/lambda_start.py --masks MASKS --drivable 3 --output lambda_start.json
+
+An interpreter has the files of `lambda_package --code_only`, and this environment's NumPy, Pillow and boto3. It imports
+the function and is given the event of one segment of masks twice; its first one also imports boto3 and opens the
+connection. S3 is moto's server on the loopback address. Lambda adds its sandbox and the loading of the package, and
+its processors are slower where the function has little memory: its log says `Init Duration`.
+
+MASKS holds PNG files of class ids; drawn scenes are taken if it is not given. Needs moto: pip install 'moto[server]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+# The project, from wherever the script is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pspnet.benchmarking.memory import ask_child
+from pspnet.benchmarking.record import machine_text, run_record, write_record
+from pspnet.benchmarking.table import markdown
+from pspnet.data.shapes import draw_scene
+from pspnet.entry import run_guarded
+from pspnet.errors import DataError, PspnetError
+from pspnet.stream.mask_format import RecordHead, SegmentHeader
+from pspnet.stream.mask_writer import SegmentWriter
+from sagemaker_entry.lambda_package import write_package
+
+BUCKET, KEY = "masks-bucket", "masks/segment.pspm"
+
+CHILD = """
+import json, resource, sys, time
+sys.path[0] = sys.argv[2]  # in place of the folder in which the benchmark was started
+started = time.perf_counter()
+from sagemaker_entry import lambda_handler
+seconds = {"import": time.perf_counter() - started}
+for name in ("first event", "same event"):
+    started = time.perf_counter()
+    lambda_handler.handler(json.loads(sys.argv[1]))
+    seconds[name] = time.perf_counter() - started
+print(json.dumps({"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+
+def read_masks(folder: Path | None, count: int) -> list[np.ndarray]:
+    """The first `count` masks of a folder, or as many drawn ones; (H, W) uint8, of one size. Raises DataError."""
+    if folder is None:
+        return [draw_scene(np.random.default_rng([7, index]), (480, 360))[1] for index in range(count)]
+    masks = [np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))[:count]]
+    if len(masks) < count:
+        raise DataError(f"{folder}: found {len(masks)} PNG files, expected {count}; give fewer --frames.")
+    if any(mask.ndim != 2 or mask.dtype != np.uint8 or mask.shape != masks[0].shape for mask in masks):
+        raise DataError(f"{folder}: expected masks of one size, each with one channel of 8 bits.")
+    return masks
+
+
+def write_segment(masks: Sequence[np.ndarray]) -> bytes:
+    """One segment, as `pspnet stream` writes it at ten frames a second."""
+    file = io.BytesIO()
+    writer = SegmentWriter(file, SegmentHeader(*masks[0].shape))
+    for index, mask in enumerate(masks):
+        writer.append(RecordHead(index, 1.7e9 + index / 10, index / 10), mask)
+    writer.finish()
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def bucket_with(segment: bytes) -> Iterator[dict[str, str]]:
+    """The environment that reaches a bucket which holds the segment; PspnetError where moto is missing."""
+    try:
+        import boto3
+        from moto.server import ThreadedMotoServer
+    except ImportError as error:
+        raise PspnetError(f"{error.name} is not installed: run `pip install 'moto[server]' boto3`.") from error
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        address, region = f"http://{host}:{port}", "us-east-1"
+        access = {"aws_access_key_id": "none", "aws_secret_access_key": "none", "region_name": region}
+        s3 = boto3.client("s3", endpoint_url=address, **access)
+        s3.create_bucket(Bucket=BUCKET)
+        s3.put_object(Bucket=BUCKET, Key=KEY, Body=segment)
+        yield {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "none",
+            "AWS_SECRET_ACCESS_KEY": "none",
+            "AWS_DEFAULT_REGION": region,
+        }
+    finally:
+        server.stop()
+
+
+def measure(starts: int, segment: bytes, drivable: str) -> list[dict[str, Any]]:
+    """What each of the new interpreters found; one before them fills the system's file cache and is left out."""
+    record = {
+        "eventSource": "aws:s3",
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": BUCKET}, "object": {"key": KEY, "size": len(segment)}},
+    }
+    with tempfile.TemporaryDirectory() as folder, bucket_with(segment) as environment:
+        package = Path(folder) / "lambda.zip"
+        (Path(folder) / "packages").mkdir()
+        write_package(package, Path(folder) / "packages")
+        with zipfile.ZipFile(package) as archive:
+            archive.extractall(Path(folder) / "code")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PSPNET_"))}
+        environment = {**inherited, **environment, "PSPNET_DRIVABLE": drivable}
+        command = [sys.executable, "-c", CHILD, json.dumps({"Records": [record]}), str(Path(folder) / "code")]
+        return [ask_child(command, environment=environment) for _ in range(starts + 1)][1:]
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="lambda_start.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="PNG files of class ids; drawn scenes if not given")
+    parser.add_argument("--frames", type=int, default=12, metavar="N", help="masks of the segment (%(default)s)")
+    parser.add_argument("--drivable", default="0", metavar="ID,ID", help="class ids of the way ahead (%(default)s)")
+    parser.add_argument("--starts", type=int, default=7, metavar="N", help="new interpreters (%(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write figures, command, machine and versions")
+    args = parser.parse_args(argv)
+    if args.frames < 1 or args.starts < 1:
+        parser.error("--frames and --starts must be at least 1")
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, write."""
+    args = parse(argv)
+    record = run_record()
+    masks = read_masks(args.masks, args.frames)
+    segment = write_segment(masks)
+    found = measure(args.starts, segment, args.drivable)
+    height, width = masks[0].shape
+    print(f"{machine_text(record['machine'])}\n{len(masks)} masks of {width}x{height}, {len(segment):,} bytes\n")
+    rows = []
+    for name in found[0]["seconds"]:
+        values = [start["seconds"][name] for start in found]
+        rows.append([name, f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"])
+    print(markdown([f"median of {args.starts} starts", "s (least to most)"], rows))
+    print(f"\nlargest resident memory: {max(start['mib'] for start in found):.0f} MiB")
+    if args.output is not None:
+        about = {"masks": len(masks), "height": height, "width": width, "bytes": len(segment)}
+        write_record(args.output, {**record, **about, "starts": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded(main, sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""The function's start in small: from the package's own files, with the masks that were given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
+
+from benchmarks import lambda_start as benchmark
+from pspnet.errors import DataError
+from sagemaker_entry import lambda_package
+
+
+def write_masks(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for index in range(count):
+        mask = np.zeros((24, 32), dtype=np.uint8)
+        mask[12 + index :] = 3
+        Image.fromarray(mask).save(folder / f"{index}.png")
+
+
+def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_masks(tmp_path / "masks", 3)
+    output = tmp_path / "out.json"
+    arguments = ["--masks", str(tmp_path / "masks"), "--frames", "2", "--drivable", "3", "--starts", "2"]
+    assert benchmark.main([*arguments, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 masks of 32x24, " in printed
+    assert "| median of 2 starts |" in printed
+    record = json.loads(output.read_text())
+    assert len(record["starts"]) == 2
+    for start in record["starts"]:
+        assert set(start["seconds"]) == {"import", "first event", "same event"}
+        assert all(0 < seconds < 60 for seconds in start["seconds"].values())
+        assert 10 < start["mib"] < 1000
+    assert record["versions"]["python"]
+
+
+def test_a_file_that_the_package_lacks_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkout that the benchmark is started in must not stand in for the package."""
+    kept = tuple(name for name in lambda_package.CODE if not name.endswith("lambda_masks.py"))
+    monkeypatch.setattr(lambda_package, "CODE", kept)
+    with pytest.raises(Exception, match="lambda_masks"):
+        benchmark.measure(1, benchmark.write_segment(benchmark.read_masks(None, 1)), "0")
+
+
+def test_too_few_masks_and_other_sizes_are_named(tmp_path: Path) -> None:
+    write_masks(tmp_path / "masks", 2)
+    with pytest.raises(DataError, match="found 2 PNG files, expected 3; give fewer --frames"):
+        benchmark.read_masks(tmp_path / "masks", 3)
+    Image.fromarray(np.zeros((5, 5), dtype=np.uint8)).save(tmp_path / "masks" / "9.png")
+    with pytest.raises(DataError, match="expected masks of one size"):
+        benchmark.read_masks(tmp_path / "masks", 3)
