@@ -25,6 +25,7 @@ def write_masks(folder: Path, count: int) -> None:
 
 
 def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = np.ones(600 * 2**20, dtype=np.uint8)
     write_masks(tmp_path / "masks", 3)
     output = tmp_path / "out.json"
     arguments = ["--masks", str(tmp_path / "masks"), "--frames", "2", "--drivable", "3", "--starts", "2"]
@@ -37,8 +38,10 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for start in record["starts"]:
         assert set(start["seconds"]) == {"import", "first event", "same event"}
         assert all(0 < seconds < 60 for seconds in start["seconds"].values())
-        assert 10 < start["mib"] < 1000
+        # The function's own, and not what this process holds.
+        assert start["peak_mib"] is None or 10 < start["peak_mib"] < 500
     assert record["versions"]["python"]
+    assert held.all()
 
 
 def test_a_file_that_the_package_lacks_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
