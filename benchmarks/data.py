@@ -14,8 +14,8 @@ crops (padded where the image is smaller), mirrors half of them, and stacks 16 s
     Pillow            Image.open, resize, crop and transpose, then numpy
 
 The other libraries' masks are read with Pillow: their own readers turn palette indices into colours. Cases take turns
-within each round, and their processor time counts, so that other programs disturb little; ratios are
-medians over the rounds.
+within each round, and their processor time counts, so that other programs disturb little; ratios are medians over the
+rounds.
 
 Stages: processor time of the parts of one sample of ours.
 

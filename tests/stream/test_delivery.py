@@ -40,6 +40,13 @@ class Played:
         self.delivery.join()
 
 
+def spill_of_another_stream(folder: Path) -> Spill:
+    """It has the folder, with item 100 in it."""
+    other = Spill(folder, 10**6, images=False)
+    other.append(masked(100))
+    return other
+
+
 def test_items_arrive_in_order_and_the_sink_is_flushed_and_closed(tmp_path: Path) -> None:
     sink = ListSink()
     played = Played(sink, tmp_path / "s")
@@ -142,8 +149,7 @@ def test_a_spill_folder_that_another_stream_took_meanwhile_is_told_and_the_loss_
     sink = ListSink()
     sink.down = TEMPORARY
     played = Played(sink, tmp_path / "s")
-    other = Spill(tmp_path / "s", 10**6, images=False)
-    other.append(masked(100))
+    other = spill_of_another_stream(tmp_path / "s")
     played.put(range(10))
     assert played.statistics["lost"] == 7
     said = (
@@ -160,8 +166,7 @@ def test_what_another_stream_left_meanwhile_is_delivered_too(tmp_path: Path) -> 
     sink = ListSink()
     sink.down = TEMPORARY
     played = Played(sink, tmp_path / "s")
-    other = Spill(tmp_path / "s", 10**6, images=False)
-    other.append(masked(100))
+    other = spill_of_another_stream(tmp_path / "s")
     other.close()
     played.put(range(10))
     sink.down = None
@@ -175,10 +180,10 @@ def test_items_of_a_sink_given_up_are_lost_where_another_stream_has_the_folder(t
     sink.down = TEMPORARY
     played = Played(sink, tmp_path / "s")
     played.put([0, 1])
-    other = Spill(tmp_path / "s", 10**6, images=False)
-    other.append(masked(100))
+    other = spill_of_another_stream(tmp_path / "s")
     played.end()
     assert played.statistics["lost"] == 2
+    assert len(other) == 1
     assert "another stream uses it" in played.said[1]
 
 
