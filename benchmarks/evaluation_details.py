@@ -8,10 +8,16 @@ loading, are not in it.
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
+
+# The project, from wherever the script is started.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pspnet.evaluation.boundary import count_boundary
 from pspnet.evaluation.calibration import confidence_of_logits, count_confidence
@@ -44,8 +50,11 @@ def measure(classes: int, height: int, width: int) -> tuple[float, float, float]
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Print a table."""
+    argparse.ArgumentParser(
+        prog="evaluation_details.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     torch.manual_seed(0)
     print("classes  height  width  confusion matrix  confidence  boundary  ms of one image")
     for case in CASES:
@@ -54,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

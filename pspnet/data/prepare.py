@@ -39,6 +39,8 @@ class VocSummary:
             f"{self.output}: {self.train:,} training images{sbd}, {self.validation:,} validation images, 21 classes.",
             *(f"warning: {warning}" for warning in self.warnings),
             f"Check it: pspnet doctor {self.output} --num_classes 21",
+            f"Train: python train.py --config configs/{'voc2012_aug' if self.from_sbd else 'voc2012'}.yaml "
+            f"--data {self.output}",
         ]
         return "\n".join(lines)
 

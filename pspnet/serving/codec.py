@@ -110,7 +110,10 @@ def _decode_picture(body: bytes, limits: Limits) -> np.ndarray:
     except (RequestError, MemoryError):
         raise
     except Image.DecompressionBombError:  # far above any limit that can be set; Pillow reads the header only
-        raise RequestError(413, "The image has too many pixels; send a smaller one.") from None
+        raise RequestError(
+            413,
+            f"The image has far more than the {limits.pixels:,} pixels that this endpoint takes; send a smaller one.",
+        ) from None
     except (
         Exception
     ) as error:  # Pillow reports damage as OSError, SyntaxError, ValueError, struct.error, IndexError ...

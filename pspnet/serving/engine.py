@@ -38,7 +38,7 @@ class Engine:
         queue: jobs that may wait.
         max_batch: images of one size that run together; `auto`: 1 on CPUs, GPU_BATCH on GPUs.
         warmup_size: (width, height) of the first images.
-        stuck_seconds: a batch that takes longer means that the model is stuck.
+        stuck_seconds: a pass of the network that takes longer means that the model is stuck.
         on_started: called in the model's thread with None when the model has answered its first image, or with the
             exception because of which it never will.
     """
@@ -115,7 +115,7 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Forget a job whose caller has gone. One that the model works on runs to its end."""
+        """Forget a job whose caller has gone. One that the model works on ends with the pass that is running."""
         with self._changed:
             job.cancelled = True
             if job in self._line:
@@ -149,6 +149,7 @@ class Engine:
         try:
             predictor = self._load()
             self._warm_up(predictor)
+            predictor.before_pass = self._go_on
         except Exception as error:
             self._on_started(error)
             return
@@ -221,6 +222,12 @@ class Engine:
                     self._look_ahead()
                 self._tell_depth()
         return True
+
+    def _go_on(self) -> None:
+        """Before each pass: the model is alive. A large image has many, which nobody may wait for any more."""
+        self._busy_since = time.monotonic()
+        if all(job.cancelled for job in self._active):
+            raise CancelledJobError
 
     def _look_ahead(self) -> None:
         """Have the next images decoded meanwhile: as many as the next batch takes, which bounds the memory."""

@@ -5,7 +5,7 @@ Legend: N images in a batch, H, W image height and width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -83,6 +83,8 @@ class Predictor:
         self.class_names = class_names
         self.palette = palette
         self.limits = limits
+        self.before_pass: Callable[[], None] = _nothing
+        """Called before every pass of the network, of which a large image takes many. What it raises ends `predict`."""
         if isinstance(model, nn.Module):
             network = model.eval()
             self.runtime = open_runtime(runtime, Source(lambda: network, self.device, dtype))
@@ -201,6 +203,7 @@ class Predictor:
 
     def _predict_batch(self, images: list[np.ndarray], probabilities: bool) -> list[_MaskAndShares]:
         """One pass over images of one size."""
+        self.before_pass()
         height, width = images[0].shape[:2]
         padded = [pad(image) for image in images]
         pixels = padded[0][np.newaxis] if len(padded) == 1 else np.stack(padded)  # (N, H, W, 3)
@@ -237,6 +240,10 @@ class Predictor:
             if shares is not None and part_shares is not None:
                 shares[:, window.kept_rows, window.kept_columns] = part_shares[:, rows, columns]
         return mask, shares
+
+
+def _nothing() -> None:
+    return None
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

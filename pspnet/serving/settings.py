@@ -112,7 +112,7 @@ SETTINGS = (
     ),
     Setting("warmup_size", "480x360", _size, "WxH", "size of the first images, before any request; your frames' size"),
     Setting("body_seconds", "30", _seconds(0.1, 3600), "S", "a request's body must have arrived by then"),
-    Setting("stuck_seconds", "300", _seconds(1, 86400), "S", "a worker that needs longer for one batch is replaced"),
+    Setting("stuck_seconds", "300", _seconds(1, 86400), "S", "a worker that needs longer for one pass is replaced"),
     Setting("grace_seconds", "25", _seconds(0, 3600), "S", "at a stop, accepted requests get so long to be answered"),
     Setting("request_log", "True", _switch, "BOOL", "one JSON line for every request on standard error"),
 )  # fmt: skip

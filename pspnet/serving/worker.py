@@ -75,8 +75,9 @@ def describe_failure(error: Exception) -> StartFailure:
 
 
 def _quieten_libraries(log: JsonLog) -> None:
-    """Warnings of the server's own libraries become lines of the same log."""
-    for name in ("uvicorn.error", "asyncio"):
+    """Warnings of the server's own libraries, and Python's, become lines of the same log."""
+    logging.captureWarnings(True)
+    for name in ("uvicorn.error", "asyncio", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [LogHandler(log)]
         logger.propagate = False

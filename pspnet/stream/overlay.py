@@ -84,9 +84,11 @@ class OverlayVideoSink:
     def _open(self, height: int, width: int) -> None:
         import av
 
-        settings = {"flush_packets": "1", "cluster_time_limit": "1000"}
+        settings = {"flush_packets": "1"}
         if self.path.suffix.lower() == ".mp4":
             settings["movflags"] = "frag_keyframe+empty_moov+default_base_moof"
+        else:
+            settings["cluster_time_limit"] = "1000"
         self._container = av.open(str(self.path), "w", options=settings)
         self._stream = self._container.add_stream("libx264", rate=round(self._context.rate or _FALLBACK_RATE))
         self._stream.width, self._stream.height = width, height

@@ -22,7 +22,7 @@ def test_it_prints_a_line_for_each_case(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(benchmark, "CASES", ((3, 32, 48), (5, 40, 40)))
-    benchmark.main()
+    benchmark.main([])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[1:]] == [["3", "32", "48"], ["5", "40", "40"]]
     assert all(float(part) >= 0 for line in lines[1:] for part in line.split()[3:])

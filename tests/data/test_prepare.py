@@ -72,6 +72,7 @@ def test_folders_become_channels_with_the_stored_ids(voc: Path, tmp_path: Path, 
     assert (read_annotation(output / "validation_annotation" / "2007_000033.png") == mask_of(3)).all()
     text = str(summary)
     assert "2 training images, 1 validation images, 21 classes." in text
+    assert "Train: python train.py --config configs/voc2012.yaml --data " in text
     assert "name 2 training and 1 validation images; the full set has 1,464 and 1,449" in text
 
 
@@ -254,6 +255,7 @@ def test_train_aug_from_merged_pngs(voc: Path, tmp_path: Path) -> None:
     summary = prepare_voc(voc, tmp_path / "data", train_aug=make_sbd_pngs(tmp_path / "aug"), progress=False)
     check_train_aug(tmp_path / "data")
     assert (summary.train, summary.from_sbd) == (3, 1)
+    assert "--config configs/voc2012_aug.yaml --data " in str(summary)
     assert "3 training images (1 of them with SBD's masks)" in str(summary)
     assert "there are 3 training images; train_aug has 10,582, so scores will not compare" in str(summary)
 

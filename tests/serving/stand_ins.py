@@ -18,7 +18,8 @@ NAMES = ("a", "b", "c")
 class StandIn:
     """Answers every image with a mask of its red channel modulo 3, once `go` is set.
 
-    batches: the shapes of the images of each call. `before` runs before each answer, and may raise.
+    batches: the shapes of the images of each call. `before` runs before each answer, and may raise. `passes` is how
+    many passes of the network an image takes; `before` runs in each.
     """
 
     class_names = NAMES
@@ -29,6 +30,8 @@ class StandIn:
         self.go, self.entered = threading.Event(), threading.Event()
         self.go.set()
         self.before = before
+        self.passes = 1
+        self.before_pass: Callable[[], None] = lambda: None
         self.batches: list[list[tuple[int, ...]]] = []
         self.prepared: list[tuple[list[tuple[int, int]], int]] = []
 
@@ -39,7 +42,9 @@ class StandIn:
         self.entered.set()
         assert self.go.wait(60)
         self.batches.append([image.shape[:2] for image in images])
-        self.before(images)
+        for _ in range(self.passes):
+            self.before_pass()
+            self.before(images)
         return [self._one(image, probabilities) for image in images]
 
     def _one(self, image: np.ndarray, probabilities: bool) -> Prediction:

@@ -296,6 +296,40 @@ def test_a_stuck_model_is_noticed(make: Make) -> None:
     until(lambda: engine.problem() is None)
 
 
+def test_a_large_image_of_many_passes_is_no_stuck_model(make: Make) -> None:
+    begun = []
+    predictor = StandIn()
+    engine = make(predictor)
+
+    def take_a_while(_images: list[np.ndarray]) -> None:
+        begun.append(engine._busy_since)  # what stuck_seconds counts from
+        time.sleep(0.01)
+
+    predictor.before, predictor.passes = take_a_while, 8
+    asked = Asked(noise(32, 32))
+    engine.submit(asked.job)
+    assert asked.mask().shape == (32, 32)
+    assert all(later - earlier >= 0.009 for earlier, later in zip(begun, begun[1:]))
+    assert len(begun) == 8
+
+
+def test_nobodys_large_image_ends_with_the_pass_that_runs(make: Make) -> None:
+    passes = []
+    predictor = StandIn()
+    engine = make(predictor)
+    asked = Asked(noise(32, 32))
+
+    def leave(_images: list[np.ndarray]) -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            engine.cancel(asked.job)
+
+    predictor.before, predictor.passes = leave, 100
+    engine.submit(asked.job)
+    assert isinstance(asked.wait().error, CancelledJobError)
+    assert len(passes) == 3
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_models_thread_that_dies_lets_nobody_wait(make: Make) -> None:
     def die(images: list[np.ndarray]) -> None:
