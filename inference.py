@@ -25,13 +25,13 @@ import numpy as np
 # The toolkit does not always put the folder of this file on the path, and the package lies beside it.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from pspnet.serving.accept import ATTRIBUTES_HEADER, AnswerForm, choose_answer
-from pspnet.serving.answers import check_answer, encode
-from pspnet.serving.codec import RequestError, as_request_error, decode_image
-from pspnet.serving.limits import Limits
+from pspnet.inference.limits import Limits
+from pspnet.inference.predictor import Prediction, Predictor
 from pspnet.serving.loading import open_predictor
-from pspnet.serving.predictor import Prediction, Predictor
-from pspnet.serving.settings import read_settings
+from pspnet.serving.protocol.accept import ATTRIBUTES_HEADER, AnswerForm, choose_answer
+from pspnet.serving.protocol.answers import check_answer, encode
+from pspnet.serving.protocol.request_image import RequestError, as_request_error, decode_image
+from pspnet.serving.serve_settings import read_settings
 
 # What TorchServe carries unless TS_MAX_RESPONSE_SIZE says otherwise, and room for the frame around an answer.
 _TORCHSERVE_RESPONSE_BYTES = 6_553_500

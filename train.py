@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from pspnet.entry import run_guarded, train_command
+from pspnet.cli.train import train_command
+from pspnet.system.exit_codes import run_guarded
 
 if __name__ == "__main__":
     sys.exit(run_guarded(train_command, sys.argv[1:]))

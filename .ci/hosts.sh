@@ -55,7 +55,7 @@ else
     exit 0
   fi
   step "what a model directory asks for"
-  "${project[@]}" -c 'from pspnet.serving.bundle import requirements; print(requirements("psp"))' |
+  "${project[@]}" -c 'from pspnet.artifact.bundle import requirements; print(requirements("psp"))' |
     tee "$work/requirements.txt"
   step "installing into a temporary environment: ${packages[*]} (Python: $base)"
   if command -v uv >/dev/null 2>&1; then

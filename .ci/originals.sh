@@ -65,9 +65,9 @@ prepare() {
   tests+=("$test")
 }
 
-prepare PSPNET_MMSEG_PYTHON mmsegmentation 3.10 "${PYTHON310:-}" tests/models/test_import_mmsegmentation.py \
+prepare PSPNET_MMSEG_PYTHON mmsegmentation 3.10 "${PYTHON310:-}" tests/models/imports/test_mmsegmentation.py \
   "${mmseg_packages[@]}"
-prepare PSPNET_GLUONCV_PYTHON gluoncv 3.8 "${PYTHON38:-}" tests/models/test_import_gluoncv.py "${gluoncv_packages[@]}"
+prepare PSPNET_GLUONCV_PYTHON gluoncv 3.8 "${PYTHON38:-}" tests/models/imports/test_gluoncv.py "${gluoncv_packages[@]}"
 
 if [[ ${#tests[@]} == 0 ]]; then
   exit 0

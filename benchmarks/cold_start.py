@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.cases import Subject, open_case
-from pspnet.benchmarking.frames import Size, make_images, parse_size, size_text
-from pspnet.benchmarking.memory import ask_child, current_mib, peak_mib
-from pspnet.entry import run_guarded
+from benchmarks.support.cases import Subject, open_case
+from pspnet.benchmarking.peak_memory import ask_child, current_mib, peak_mib
+from pspnet.benchmarking.timed_frames import Size, make_images, parse_size, size_text
+from pspnet.system.exit_codes import run_guarded
 
 
 def main(argv: Sequence[str]) -> int:

@@ -48,17 +48,17 @@ from torch import nn
 # The project, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.library_networks import build_smp
-from pspnet.config import Config
+from benchmarks.support.library_networks import build_smp
+from pspnet.config.schema import Config
 from pspnet.data.channels import load_pairs
-from pspnet.entry import run_guarded
 from pspnet.errors import ConfigError
 from pspnet.evaluation.metrics import Scores
-from pspnet.training.device import choose_device, choose_precision, has_fast_bfloat16
-from pspnet.training.interrupt import StopRequest
-from pspnet.training.log import RunLog
+from pspnet.system.device import choose_device, choose_precision, has_fast_bfloat16
+from pspnet.system.exit_codes import run_guarded
+from pspnet.system.signals import StopRequest
 from pspnet.training.loop import Trainer
 from pspnet.training.network import BuildNetwork, build_network
+from pspnet.training.run_log import RunLog
 from pspnet.training.setup import build_run, describe_run
 
 

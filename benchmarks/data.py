@@ -51,13 +51,12 @@ from PIL import Image
 # The project, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.pipelines import PIPELINES, Sample, normalise
+from benchmarks.support.pipelines import PIPELINES, Sample, normalise
 from pspnet.benchmarking.interleave import OwnTime, Timing, measure, ratio_quartiles
 from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import factor, markdown
 from pspnet.classes import SHAPES_CLASSES, palette_for
-from pspnet.data import jpeg
-from pspnet.data.cache_folder import open_cache
+from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, load_pairs
 from pspnet.data.dataset import (
     Batch,
@@ -68,10 +67,11 @@ from pspnet.data.dataset import (
     load_batches,
     to_class_ids,
 )
-from pspnet.data.images import encode_palette_png, read_annotation, read_image
+from pspnet.data.io import jpeg
+from pspnet.data.io.images import encode_palette_png, read_annotation, read_image
 from pspnet.data.shapes import draw_scene
 from pspnet.data.transforms import TrainTransform
-from pspnet.entry import run_guarded
+from pspnet.system.exit_codes import run_guarded
 
 BATCH = 16
 

@@ -30,15 +30,16 @@ from PIL import Image
 # The project and this folder's modules, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import hosts, soak
-from benchmarks.load import Sent, Times, Wire, many_at_once, one_by_one, summary
+from benchmarks import soak
+from benchmarks.support import hosts
+from benchmarks.support.load import Sent, Times, Wire, many_at_once, one_by_one, summary
+from pspnet.artifact.bundle import write_code
+from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME, architecture_of, save_artifact
 from pspnet.benchmarking import record
-from pspnet.config import Config
-from pspnet.cores import available_cores
+from pspnet.config.schema import Config
 from pspnet.data.shapes import draw_scene
 from pspnet.models.pspnet import build_model
-from pspnet.serving.artifact import CONFIG_NAME, WEIGHTS_NAME, architecture_of, save_artifact
-from pspnet.serving.bundle import write_code
+from pspnet.system.cpu import available_cores
 
 HOSTS = ("serve", "toolkit")
 _TIMED = "timed_handlers.py"
@@ -188,7 +189,7 @@ def _model_directory(arguments: argparse.Namespace, folder: Path) -> Path:
         config = Config(num_classes=21, data="none", width=arguments.width, use_pretrained_model=False)
         save_artifact(target, build_model(**architecture_of(config)), config, {}, {})
     code = write_code(target)
-    shutil.copyfile(Path(__file__).with_name(_TIMED), code / _TIMED)
+    shutil.copyfile(Path(__file__).parent / "support" / _TIMED, code / _TIMED)
     return target
 
 

@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pspnet.benchmarking.interleave import OwnTime, Timing, measure, ratio_quartiles
 from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import factor, markdown, milliseconds
-from pspnet.entry import run_guarded
 from pspnet.evaluation.boundary import count_boundary
 from pspnet.evaluation.calibration import confidence_of_logits, count_confidence
 from pspnet.evaluation.metrics import count_by_image
+from pspnet.system.exit_codes import run_guarded
 
 SIZES = {
     "CamVid, 11 classes, 360x480": (11, 360, 480),

@@ -13,9 +13,9 @@ import torch
 
 from pspnet.benchmarking.interleave import Timing, measure
 from pspnet.benchmarking.table import markdown, milliseconds, percent
-from pspnet.runtimes.eager import EagerRuntime
-from pspnet.serving.codec import decode_image
-from pspnet.serving.png import encode_mask
+from pspnet.inference.runtimes.eager import EagerRuntime
+from pspnet.masks.png import encode_mask
+from pspnet.serving.protocol.request_image import decode_image
 
 WHOLE = "whole"
 _STAGES = ("decode", "copy", "forward", "arg-max", "back", "PNG")

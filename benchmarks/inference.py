@@ -4,7 +4,7 @@
     python benchmarks/inference.py --model MODEL_DIR --gluon_python PYTHON --memory --frame_path --output inference.json
 
 Every case takes the same uint8 image in memory and gives its class ids in memory: normalisation, up-sampling, arg-max
-and, on a GPU, both copies count. benchmarks/cases.py says what the cases are; one that cannot run here is named with
+and, on a GPU, both copies count. benchmarks/support/cases.py lists the cases; one that cannot run here is named with
 the reason. In each round every case runs once, in changing order, and ratios to `plain` are taken round by round.
 `of the peak`: operations of the network in its plain form per second, as a share of a large matrix product's rate in
 float32; work that a form saves counts as done. --memory starts each case in processes of its own, twice: with nothing
@@ -29,19 +29,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import cold_start, frame_path
-from benchmarks.cases import CASES, GLUONCV, PLAIN, Subject, case_flops, is_ours, open_case
-from benchmarks.model_directory import random_model
-from pspnet.benchmarking.comparison import Agreement, agree, compare, table
-from pspnet.benchmarking.frames import Size, jpeg, make_images, parse_size, size_text
+from benchmarks.support.cases import CASES, GLUONCV, PLAIN, Subject, case_flops, is_ours, open_case
+from benchmarks.support.small_model import random_model
+from pspnet.artifact.model_directory import load_artifact
 from pspnet.benchmarking.interleave import measure
 from pspnet.benchmarking.peak import measure_peak
 from pspnet.benchmarking.record import machine_text, run_record, versions, write_record
+from pspnet.benchmarking.relative import Agreement, agree, compare, table
 from pspnet.benchmarking.table import markdown
-from pspnet.entry import run_guarded
+from pspnet.benchmarking.timed_frames import Size, jpeg, make_images, parse_size, size_text
 from pspnet.errors import PspnetError
-from pspnet.runtimes.eager import EagerRuntime
-from pspnet.serving.artifact import load_artifact
-from pspnet.training.device import choose_device
+from pspnet.inference.runtimes.eager import EagerRuntime
+from pspnet.system.device import choose_device
+from pspnet.system.exit_codes import run_guarded
 
 _SIZES = ((240, 240), (360, 480))
 # Seconds of rest before a case: libraries' idle threads stop spinning in it.

@@ -33,15 +33,15 @@ from PIL import Image
 # The project, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pspnet.benchmarking.memory import ask_child
+from pspnet.benchmarking.peak_memory import ask_child
 from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import markdown
 from pspnet.data.shapes import draw_scene
-from pspnet.entry import run_guarded
 from pspnet.errors import DataError, PspnetError
-from pspnet.stream.mask_format import RecordHead, SegmentHeader
-from pspnet.stream.mask_writer import SegmentWriter
-from sagemaker_entry.lambda_package import write_package
+from pspnet.masks.segment import RecordHead, SegmentHeader
+from pspnet.masks.writer import SegmentWriter
+from pspnet.system.exit_codes import run_guarded
+from sagemaker_entry.pipeline.lambda_package import write_package
 
 BUCKET, KEY = "masks-bucket", "masks/segment.pspm"
 
@@ -49,7 +49,7 @@ CHILD = """
 import json, os, sys, time
 sys.path[0] = sys.argv[2]  # in place of the folder in which the benchmark was started
 started = time.perf_counter()
-from sagemaker_entry import lambda_handler
+from sagemaker_entry.pipeline import handler as lambda_handler
 seconds = {"import": time.perf_counter() - started}
 for name in ("first event", "same event"):
     started = time.perf_counter()

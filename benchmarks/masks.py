@@ -36,13 +36,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pspnet.benchmarking.record import run_record
-from pspnet.entry import run_guarded
 from pspnet.errors import DataError
-from pspnet.stream import encodings
-from pspnet.stream.encodings import ENCODINGS, Form, decode
-from pspnet.stream.mask_format import RecordHead, SegmentHeader
-from pspnet.stream.mask_reader import MaskSegment
-from pspnet.stream.mask_writer import SegmentSettings, SegmentWriter
+from pspnet.masks import codec as encodings
+from pspnet.masks.codec import ENCODINGS, Form, decode
+from pspnet.masks.reader import MaskSegment
+from pspnet.masks.segment import RecordHead, SegmentHeader
+from pspnet.masks.writer import SegmentSettings, SegmentWriter
+from pspnet.system.exit_codes import run_guarded
 
 FILTERS = {"none": encodings.NONE, "sub": encodings.SUB, "up": encodings.UP, "average": 3, "paeth": encodings.PAETH}
 STRATEGIES = {"": zlib.Z_DEFAULT_STRATEGY, ", run lengths": zlib.Z_RLE}
@@ -146,7 +146,7 @@ def read_inputs(args: argparse.Namespace) -> tuple[list[np.ndarray], float | Non
     """Masks, the mean bytes of the frames' JPEG files if there are any, and the mean share of changed pixels."""
     frames = sorted(args.frames.glob("*.jpg")) if args.frames else []
     if args.model is not None:
-        from pspnet.serving.predictor import Predictor
+        from pspnet.inference.predictor import Predictor
 
         predictor = Predictor.load(args.model)
         frames = frames[:: args.every]

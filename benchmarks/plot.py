@@ -17,9 +17,9 @@ from typing import Any
 # The project, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pspnet.entry import run_guarded
 from pspnet.errors import ConfigError, DataError
-from pspnet.files import replacing
+from pspnet.system.atomic_files import atomic_write
+from pspnet.system.exit_codes import run_guarded
 
 # Blue and vermilion of Okabe and Ito's palette, which colour-blind readers tell apart, and greys.
 _OURS, _PLAIN, _OTHER, _INK = "#0072b2", "#d55e00", "#9aa5ad", "#3a4248"
@@ -66,7 +66,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
     with matplotlib.rc_context(_STYLE):
         figure = _DRAW[found["benchmark"]](pyplot, found)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(temporary, metadata=metadata, dpi=110, bbox_inches="tight")
         pyplot.close(figure)

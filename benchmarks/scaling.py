@@ -22,13 +22,13 @@ import torch
 # The project and this folder's modules, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import scaling_network, scaling_processes, scaling_workers
-from benchmarks.model_directory import random_model
+from benchmarks.support import scaling_network, scaling_processes, scaling_workers
+from benchmarks.support.small_model import random_model
 from pspnet.benchmarking.peak import measure_peak
 from pspnet.benchmarking.record import machine_text, run_record, write_record
-from pspnet.cores import available_cores
-from pspnet.entry import run_guarded
-from pspnet.training.device import choose_device
+from pspnet.system.cpu import available_cores
+from pspnet.system.device import choose_device
+from pspnet.system.exit_codes import run_guarded
 
 PARTS = (*scaling_network.POINTS, "workers", "processes")
 _WORKERS = (0, 1, 2, 4, 8)

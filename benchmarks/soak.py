@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.hosts import Host, memory_of
-from benchmarks.load import Load, Sent, many_at_once, summary
+from benchmarks.support.hosts import Host, memory_of
+from benchmarks.support.load import Load, Sent, many_at_once, summary
 
 CLIENTS = 2
 SECONDS_BETWEEN = 5.0

@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pspnet.benchmarking.record import run_record, write_record
 from pspnet.data.inputs import find_images
-from pspnet.entry import run_guarded
 from pspnet.errors import PspnetError
+from pspnet.system.exit_codes import run_guarded
 
 _ROOT = Path(__file__).resolve().parents[1]
 _QUALITY = 90
@@ -111,7 +111,15 @@ def _run(arguments: argparse.Namespace, runtime: str, video: _Video, folder: Pat
     """One stream; its summary and the bytes of its masks."""
     folder.mkdir()
     masks, pipe, summary = folder / "masks", folder / "pipe.png", folder / "summary.json"
-    command = [sys.executable, "-m", "pspnet.cli", "stream", str(video.path), "--model", str(arguments.model.resolve())]
+    command = [
+        sys.executable,
+        "-m",
+        "pspnet.cli",
+        "stream",
+        str(video.path),
+        "--model",
+        str(arguments.model.resolve()),
+    ]
     command += ["--rate", f"{arguments.rate:g}", "--policy", "latest", "--summary", str(summary), "--quiet"]
     command += ["--spill", str(folder / "spill"), "--to", f"{masks}/", "png:-"]
     if arguments.overlay is not None:

@@ -43,21 +43,19 @@ from torch import nn
 # The project and this folder's modules, from wherever the script is started.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.library_networks import build_smp
+from benchmarks.support.library_networks import build_smp
 from pspnet.benchmarking.flops import count_flops
 from pspnet.benchmarking.interleave import Timing, measure, ratio_quartiles
-from pspnet.benchmarking.memory import ChildError, ask_child, peak_mib
 from pspnet.benchmarking.peak import measure_peak
+from pspnet.benchmarking.peak_memory import ChildError, ask_child, peak_mib
 from pspnet.benchmarking.plain import make_plain
 from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import factor, markdown, milliseconds, percent
 from pspnet.data.dataset import Batch
-from pspnet.entry import run_guarded
 from pspnet.errors import ConfigError, PspnetError
-from pspnet.models.algorithms import build_algorithm
+from pspnet.models.build import build_algorithm
 from pspnet.models.pspnet import SegmentationNetwork, build_model
-from pspnet.training.compiled import CompiledModel, compile_wanted
-from pspnet.training.device import (
+from pspnet.system.device import (
     Precision,
     choose_device,
     choose_precision,
@@ -65,10 +63,12 @@ from pspnet.training.device import (
     set_tf32,
     tuned_convolutions,
 )
+from pspnet.system.exit_codes import run_guarded
 from pspnet.training.distributed import Processes
-from pspnet.training.losses import build_loss
-from pspnet.training.optim import build_optimizer, parameter_groups
-from pspnet.training.recompute import recompute_blocks
+from pspnet.training.optimization.losses import build_loss
+from pspnet.training.optimization.optimizer import build_optimizer, parameter_groups
+from pspnet.training.performance.activation_checkpointing import recompute_blocks
+from pspnet.training.performance.compilation import CompiledModel, compile_wanted
 from pspnet.training.step import TrainingStep, build_scaler
 
 PLAIN = "plain"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from pspnet.entry import run_guarded
-from sagemaker_entry.cli import dispatch
+from pspnet.system.exit_codes import run_guarded
+from sagemaker_entry.commands import dispatch
 
 if __name__ == "__main__":
     sys.exit(run_guarded(dispatch, sys.argv[1:]))

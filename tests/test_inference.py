@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 
 import inference
-from pspnet.config import Config
+from pspnet.artifact.model_directory import architecture_of, save_artifact
+from pspnet.config.schema import Config
 from pspnet.errors import ConfigError
+from pspnet.inference.predictor import Predictor
 from pspnet.models.pspnet import build_model
-from pspnet.serving.artifact import architecture_of, save_artifact
-from pspnet.serving.codec import RequestError
-from pspnet.serving.predictor import Predictor
+from pspnet.serving.protocol.request_image import RequestError
 from tests.serving.pictures import encoded, noise
 
 PIXELS = noise(40, 56, 1)

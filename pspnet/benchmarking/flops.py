@@ -9,7 +9,7 @@ def count_flops(function: Callable[[], object]) -> int:
     """Operations of the convolutions and matrix products that a call makes, its backward pass included if it has one.
 
     PyTorch's own counter sees the operations as they run; batch norm, ReLU, interpolation and the like don't count,
-    nor do the fused operations of the inference form (pspnet.models.folded). So give it a network in its plain form
+    nor do the fused operations of the inference form (models/fused/folded.py). So give it a network in its plain form
     (pspnet.benchmarking.plain): the work that was asked for is the same in every form.
     """
     from torch.utils.flop_counter import FlopCounterMode

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pspnet.cores import available_cores, processor_name
-from pspnet.files import replacing
+from pspnet.system.atomic_files import atomic_write
+from pspnet.system.cpu import available_cores, processor_name
 
 _PACKAGES = (
     "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "albumentations", "simplejpeg", "deflate",
@@ -70,7 +70,7 @@ def run_record(command: str | None = None) -> dict[str, Any]:
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
     """Write a benchmark's JSON file, whole or not at all; OSError where that can't be done."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pspnet.classes import IGNORE_INDEX, LabelMap, load_label_map
-from pspnet.data.images import ANNOTATION_SUFFIXES, IMAGE_SUFFIXES
+from pspnet.data.io.images import ANNOTATION_SUFFIXES, IMAGE_SUFFIXES
 from pspnet.errors import DataError
 
 _NAMES_SHOWN = 5

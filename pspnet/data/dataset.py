@@ -20,9 +20,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pspnet.classes import IGNORE_INDEX, LabelMap
-from pspnet.data.cache import ImageCache
+from pspnet.data.cache.sample_cache import ImageCache
 from pspnet.data.channels import Pair, label_problem
-from pspnet.data.images import read_annotation, read_image
+from pspnet.data.io.images import read_annotation, read_image
 from pspnet.errors import DataError
 
 

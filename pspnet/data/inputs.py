@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pspnet.data.channels import list_files
-from pspnet.data.images import IMAGE_SUFFIXES
+from pspnet.data.io.images import IMAGE_SUFFIXES
 from pspnet.errors import DataError
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pspnet.classes import IGNORE_INDEX, SHAPES_CLASSES, palette_for
-from pspnet.data.folders import is_free, new_folder
-from pspnet.data.images import encode_palette_png
+from pspnet.data.io.images import encode_palette_png
 from pspnet.errors import DataError
+from pspnet.system.atomic_folders import is_free, new_folder
 
 Floats = NDArray[np.float64]
 

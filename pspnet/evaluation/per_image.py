@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 
 from pspnet.errors import DataError
-from pspnet.evaluation.tally import DETAILS
-from pspnet.files import replacing
+from pspnet.evaluation.image_counts import DETAILS
+from pspnet.system.atomic_files import atomic_write
 
 FORMAT = "pspnet-per-image-1"
 PER_IMAGE_NAME = "per_image.npz"
@@ -117,7 +117,7 @@ def write_records(path: Path, records: dict[str, Record]) -> None:
         }
         parts.update({key: counts for key in DETAILS for counts in [record.detail(key)] if counts is not None})
         arrays.update({f"{protocol}.{key}": array for key, array in parts.items()})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez(str(temporary), **arrays)  # type: ignore[arg-type]
 
 

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from pspnet.classes import IGNORE_INDEX, LabelMap
 from pspnet.data.channels import Pair, list_files, name_some
 from pspnet.data.dataset import to_class_ids
-from pspnet.data.images import ANNOTATION_SUFFIXES, read_annotation
+from pspnet.data.io.images import ANNOTATION_SUFFIXES, read_annotation
 from pspnet.errors import DataError
+from pspnet.evaluation.image_counts import Tally
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.tally import Tally
 
 
 def pair_predictions(predictions: Path, annotations: Path) -> list[Pair]:

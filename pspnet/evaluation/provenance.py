@@ -23,8 +23,8 @@ import torch
 import pspnet
 from pspnet.data.channels import Pair
 from pspnet.errors import DataError
-from pspnet.evaluation.resume import file_hash
-from pspnet.files import replacing
+from pspnet.evaluation.partial_results import file_hash
+from pspnet.system.atomic_files import atomic_write
 
 FORMAT = "pspnet-provenance-1"
 PROVENANCE_NAME = "provenance.json"
@@ -68,7 +68,7 @@ def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
     """Write the facts with the date, whole or not at all; OSError where that can't be done."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     content = {"format": FORMAT, "date": now, "versions": versions(), "system": platform.platform(), **facts}
-    with replacing(folder / PROVENANCE_NAME) as temporary:
+    with atomic_write(folder / PROVENANCE_NAME) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ import torch
 from pspnet.classes import LabelMap
 from pspnet.data.channels import Pair
 from pspnet.data.dataset import read_pair
-from pspnet.data.images import read_annotation, write_palette_png
+from pspnet.data.io.images import read_annotation, write_palette_png
 from pspnet.errors import DataError
 from pspnet.evaluation.metrics import Scores, count_by_image
 from pspnet.evaluation.per_image import Record

@@ -19,19 +19,19 @@ from starlette.routing import Route
 
 import pspnet
 from pspnet.errors import PspnetError
-from pspnet.runtimes.choice import Choice
-from pspnet.serving.answers import choose_answer
-from pspnet.serving.codec import RequestError
+from pspnet.inference.limits import Limits
+from pspnet.inference.predictor import Predictor
+from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving.engine import Engine
-from pspnet.serving.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
 from pspnet.serving.jobs import BUSY, CancelledJobError, Job
-from pspnet.serving.limits import Limits
 from pspnet.serving.loading import load_predictor
-from pspnet.serving.logs import JsonLog
 from pspnet.serving.openapi import PATHS
-from pspnet.serving.predictor import Predictor
-from pspnet.serving.settings import ServeSettings, read_settings
-from pspnet.serving.telemetry import CONTENT_TYPE, STAGES, Table
+from pspnet.serving.processes.json_log import JsonLog
+from pspnet.serving.processes.server_metrics import CONTENT_TYPE, STAGES, Table
+from pspnet.serving.protocol.answers import choose_answer
+from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
+from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.serve_settings import ServeSettings, read_settings
 
 CLIENT_GONE = 499
 INVOCATIONS = "/invocations"
@@ -178,7 +178,7 @@ class App(FastAPI):
 
 
 class _Endpoint:
-    """One path of the app, straight on ASGI (see pspnet.serving.exchange)."""
+    """One path of the app, straight on ASGI (see pspnet.serving.protocol.exchange)."""
 
     def __init__(self, handle: Callable[[Exchange], Awaitable[None]]) -> None:
         self._handle = handle

@@ -20,14 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from pspnet.serving.answers import choose_answer
-from pspnet.serving.codec import RequestError
+from pspnet.inference.limits import Limits
+from pspnet.inference.predictor import Prediction, Predictor
 from pspnet.serving.jobs import BUSY, STOPPING, CancelledJobError, Job, predict_jobs
-from pspnet.serving.limits import Limits
-from pspnet.serving.predictor import Prediction, Predictor
-from pspnet.serving.settings import AUTO, GPU_BATCH
-from pspnet.serving.telemetry import READY, Row
-from pspnet.serving.telemetry import STOPPING as ROW_STOPPING
+from pspnet.serving.processes.server_metrics import READY, Row
+from pspnet.serving.processes.server_metrics import STOPPING as ROW_STOPPING
+from pspnet.serving.protocol.answers import choose_answer
+from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.serve_settings import AUTO, GPU_BATCH
 
 
 class Engine:

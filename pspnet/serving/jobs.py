@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from pspnet.errors import is_out_of_memory
-from pspnet.serving.answers import AnswerForm, check_answer, encode
-from pspnet.serving.codec import decode_image, known_answer
-from pspnet.serving.limits import Limits
-from pspnet.serving.predictor import Prediction, Predictor
+from pspnet.inference.limits import Limits
+from pspnet.inference.predictor import Prediction, Predictor
+from pspnet.serving.protocol.answers import AnswerForm, check_answer, encode
+from pspnet.serving.protocol.request_image import decode_image, known_answer
 
 BUSY = "The endpoint has more requests than it can answer; try again shortly."
 STOPPING = "The endpoint is stopping; try again shortly."

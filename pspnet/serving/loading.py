@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from pspnet.artifact.bundle import ARCHIVE_NAME, unpacked
 from pspnet.errors import ConfigError, WeightsError
-from pspnet.models.precision import choose_precision
-from pspnet.serving.bundle import ARCHIVE_NAME, unpacked
-from pspnet.serving.limits import Limits
-from pspnet.serving.predictor import Predictor
-from pspnet.serving.settings import AUTO, ServeSettings
+from pspnet.inference.limits import Limits
+from pspnet.inference.predictor import Predictor
+from pspnet.serving.serve_settings import AUTO, ServeSettings
+from pspnet.system.precision import choose_precision
 
 
 def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predictor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pspnet.stream.mask_reader import MaskRecord, MaskSegment, read_masks
+    from pspnet.masks.reader import MaskRecord, MaskSegment, read_masks
 
 __all__ = ["MaskRecord", "MaskSegment", "read_masks"]
 
@@ -13,7 +13,7 @@ __all__ = ["MaskRecord", "MaskSegment", "read_masks"]
 def __getattr__(name: str) -> Any:
     # Resolved on first use, so that a source or sink alone never pays for what reads masks.
     if name in __all__:
-        from pspnet.stream import mask_reader
+        from pspnet.masks import reader as mask_reader
 
         return getattr(mask_reader, name)
     raise AttributeError(f"module 'pspnet.stream' has no attribute {name!r}")

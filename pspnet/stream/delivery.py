@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pspnet.stream.backoff import Backoff
-from pspnet.stream.frames import MaskedFrame
+from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.reserve import Reserve
-from pspnet.stream.sink import Sink, SinkClosed, SinkError
+from pspnet.stream.sinks.base import Sink, SinkClosed, SinkError
 from pspnet.stream.spill import Spill
 from pspnet.stream.statistics import SinkStatistics
+from pspnet.system.backoff import Backoff
 
 _HANGING = 10.0  # seconds beyond the grace after which a sink's thread is left alone
 _IDLE_FLUSH = 30.0  # seconds without an item after which a sink is asked to bring away what it holds

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from pspnet.stream.frames import Frame
+from pspnet.masks.frames import Frame
 
 
 class Handover:

@@ -51,7 +51,7 @@ class LocalModel:
     @classmethod
     def load(cls, directory: Path, device: str = "auto", **options: Any) -> LocalModel:
         """Read a model directory; `options` are those of Predictor.load. Raises WeightsError and ConfigError."""
-        from pspnet.serving.predictor import Predictor
+        from pspnet.inference.predictor import Predictor
 
         return cls(Predictor.load(directory, device, **options))
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pspnet.errors import PspnetError
-from pspnet.stream.backoff import Backoff
+from pspnet.masks.frames import Frame, MaskedFrame
 from pspnet.stream.delivery import Delivery
-from pspnet.stream.frames import Frame, MaskedFrame
 from pspnet.stream.handover import Handover
 from pspnet.stream.model import Model, ModelUnavailable
-from pspnet.stream.source import Source
+from pspnet.stream.sources.base import Source
 from pspnet.stream.statistics import Statistics
+from pspnet.system.backoff import Backoff
 
 _WAITING_FRAMES = 4  # between decoder and model, where every frame counts
 _TOLD_FAILURES = 5  # frames without a mask that are told one by one

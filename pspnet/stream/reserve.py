@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pspnet.stream.frames import MaskedFrame
+from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.spill import DamagedItem, FolderInUse, Spill
 from pspnet.stream.statistics import SinkStatistics
 

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from pspnet.errors import ConfigError
-from pspnet.files import replacing
-from pspnet.serving.png import encode_mask
-from pspnet.stream.frames import Frame, MaskedFrame
+from pspnet.masks.frames import Frame, MaskedFrame
+from pspnet.masks.png import encode_mask
+from pspnet.system.atomic_files import atomic_write
 
 # Far from 0, so that items that were older but still in memory can be put before the first one.
 _FIRST_NUMBER = 10**9
@@ -117,7 +117,7 @@ class Spill:
 
     def _write(self, number: int, item: MaskedFrame) -> None:
         content = _pack(item, self._images)
-        with replacing(self._path(number)) as temporary:
+        with atomic_write(self._path(number)) as temporary:
             temporary.write_bytes(content)
         self._count += 1
         self.size += len(content)

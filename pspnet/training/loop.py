@@ -14,23 +14,23 @@ from typing import Any
 
 import torch
 
-from pspnet.config import Config
+from pspnet.config.schema import Config
 from pspnet.data.dataset import Batch, load_batches
 from pspnet.errors import WeightsError
 from pspnet.evaluation.metrics import ConfusionMatrix, Scores
-from pspnet.evaluation.protocols import evaluate_whole
+from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.weights import load_state_strict
-from pspnet.training.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
-from pspnet.training.device import tuned_convolutions
-from pspnet.training.interrupt import StopRequest
-from pspnet.training.log import RunLog
-from pspnet.training.memory import memory_explained
-from pspnet.training.optim import ExponentialMovingAverage
-from pspnet.training.position import Outcome, Position
+from pspnet.system.device import tuned_convolutions
+from pspnet.system.signals import StopRequest
+from pspnet.training.optimization.optimizer import ExponentialMovingAverage
+from pspnet.training.performance.memory import memory_explained
+from pspnet.training.performance.prefetch import ahead_on_device
 from pspnet.training.results import write_results
-from pspnet.training.resume import check_same_run, find_checkpoint, load_run_state, take_best_along
+from pspnet.training.run_log import RunLog
 from pspnet.training.setup import Run, build_run, describe_run
-from pspnet.training.transfer import ahead_on_device
+from pspnet.training.state.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
+from pspnet.training.state.position import Outcome, Position
+from pspnet.training.state.resume import check_same_run, find_checkpoint, load_run_state, take_best_along
 
 _TRAINING_MEMORY = "Train with {}, a smaller --crop_size, or --gradient_checkpointing True."
 _VALIDATION_MEMORY = "Validate with a smaller --validation_mini_batch_size; images count at their full size there."

@@ -8,14 +8,14 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from pspnet.config import Config
+from pspnet.artifact.bundle import unpacked
+from pspnet.artifact.model_directory import architecture_of, load_artifact
+from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
-from pspnet.models.algorithms import build_algorithm
+from pspnet.models.build import build_algorithm
 from pspnet.models.imports import read_backbone
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.weights import IMAGENET_WEIGHTS, load_imagenet_backbone, load_state_strict
-from pspnet.serving.artifact import architecture_of, load_artifact
-from pspnet.serving.bundle import unpacked
 
 # Has every algorithm's interface: images in, logits or (logits, auxiliary logits) out.
 BuildNetwork = Callable[[Config, torch.device], nn.Module]

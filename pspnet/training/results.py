@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pspnet.artifact.bundle import write_code
+from pspnet.artifact.model_directory import save_artifact
 from pspnet.classes import palette_for
-from pspnet.config import Config
+from pspnet.config.schema import Config
 from pspnet.data.dataset import read_pair
-from pspnet.data.images import write_image
+from pspnet.data.io.images import write_image
 from pspnet.evaluation.metrics import Scores, constant_scores
-from pspnet.evaluation.protocols import predict_whole
+from pspnet.evaluation.protocols.whole import predict_whole
 from pspnet.evaluation.report import format_scores, sample_row, sample_sheet
-from pspnet.files import replacing
-from pspnet.serving.artifact import save_artifact
-from pspnet.serving.bundle import write_code
-from pspnet.training.log import RunLog
+from pspnet.system.atomic_files import atomic_write
+from pspnet.training.run_log import RunLog
 from pspnet.training.setup import Run
 
 SAMPLE_TITLES = ("image", "truth", "prediction", "errors (red)")
@@ -37,7 +37,7 @@ def write_results(run: Run, log: RunLog, counts: np.ndarray, epoch: int, seconds
         {"epoch": epoch, "steps": steps, "seconds": round(seconds, 1)},
     )
     write_code(Path(config.model_dir))
-    with replacing(output_dir / "metrics.json") as temporary:
+    with atomic_write(output_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     constant = constant_scores(counts)
     log.line(f"\nBest epoch: {epoch}, validation channel at full resolution")

@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from pspnet.artifact.model_directory import class_names_of
 from pspnet.classes import LabelMap
-from pspnet.config import Config
-from pspnet.config_checks import SHAPES
-from pspnet.data.cache_folder import open_cache
+from pspnet.config.rules import SHAPES
+from pspnet.config.schema import Config
+from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, find_label_map, load_pairs
 from pspnet.data.dataset import (
     EvaluationBatchSampler,
@@ -30,24 +31,23 @@ from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 from pspnet.models.pspnet import SegmentationNetwork
-from pspnet.serving.artifact import class_names_of
-from pspnet.training import device as devices
-from pspnet.training.compiled import CompiledModel, compile_wanted
+from pspnet.system import device as devices
 from pspnet.training.distributed import Processes, join_processes
-from pspnet.training.log import RunLog
-from pspnet.training.losses import build_loss
-from pspnet.training.memory import choose_micro_batch, fits_in_memory
 from pspnet.training.network import BuildNetwork, build_network
-from pspnet.training.optim import (
+from pspnet.training.optimization.losses import build_loss
+from pspnet.training.optimization.optimizer import (
     EarlyStopping,
     ExponentialMovingAverage,
     LearningRateSchedule,
     build_optimizer,
     parameter_groups,
 )
-from pspnet.training.recompute import check_recomputable, recompute_blocks
+from pspnet.training.performance.activation_checkpointing import check_recomputable, recompute_blocks
+from pspnet.training.performance.compilation import CompiledModel, compile_wanted
+from pspnet.training.performance.memory import choose_micro_batch, fits_in_memory
+from pspnet.training.performance.prefetch import share_of, usual_part
+from pspnet.training.run_log import RunLog
 from pspnet.training.step import TrainingStep
-from pspnet.training.transfer import share_of, usual_part
 
 
 @dataclass(frozen=True)

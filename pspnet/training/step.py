@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
-from pspnet.training.device import Precision
+from pspnet.system.device import Precision
 from pspnet.training.distributed import Processes
-from pspnet.training.losses import loss_weight
-from pspnet.training.optim import ExponentialMovingAverage, is_fused, load_optimizer_state
-from pspnet.training.readback import Readback
-from pspnet.training.transfer import cut, to_device
+from pspnet.training.optimization.losses import loss_weight
+from pspnet.training.optimization.optimizer import ExponentialMovingAverage, is_fused, load_optimizer_state
+from pspnet.training.performance.prefetch import cut, to_device
+from pspnet.training.performance.readback import Readback
 
 _NAMES_SHOWN = 8
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pspnet.benchmarking import record
-from pspnet.cores import available_cores
+from pspnet.system.cpu import available_cores
 
 
 def test_a_run_names_its_command_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import data as benchmark
-from benchmarks.pipelines import PIPELINES, normalise
+from benchmarks.support.pipelines import PIPELINES, normalise
 from pspnet.data.channels import load_pairs
 
 

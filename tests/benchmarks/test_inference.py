@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import cold_start, inference
-from benchmarks.cases import CASES, open_case
-from benchmarks.gluoncv_process import GluonProcess
-from pspnet.entry import run_guarded
+from benchmarks.support.cases import CASES, open_case
+from benchmarks.support.gluoncv_process import GluonProcess
 from pspnet.errors import PspnetError
+from pspnet.system.exit_codes import run_guarded
 
 TINY = ("--width", "4", "--num_classes", "3", "--rounds", "2", "--device", "cpu")
 

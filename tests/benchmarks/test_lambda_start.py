@@ -13,7 +13,7 @@ pytest.importorskip("moto.server", reason="moto is not installed: pip install 'm
 
 from benchmarks import lambda_start as benchmark
 from pspnet.errors import DataError
-from sagemaker_entry import lambda_package
+from sagemaker_entry.pipeline import lambda_package
 
 
 def write_masks(folder: Path, count: int) -> None:

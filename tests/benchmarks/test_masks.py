@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import masks as benchmark
 from pspnet.errors import DataError
-from pspnet.stream.encodings import encode_runs
+from pspnet.masks.codec import encode_runs
 
 
 def write(folder: Path, count: int = 4) -> list[np.ndarray]:

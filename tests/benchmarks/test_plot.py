@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import plot
-from pspnet.entry import run_guarded
+from pspnet.system.exit_codes import run_guarded
 
 
 def timing(milliseconds: float, **more: Any) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import scaling, scaling_network, scaling_processes, scaling_workers
-from benchmarks.model_directory import random_model
-from benchmarks.scaling_network import Cost, Point
+from benchmarks import scaling
+from benchmarks.support import scaling_network, scaling_processes, scaling_workers
+from benchmarks.support.scaling_network import Cost, Point
+from benchmarks.support.small_model import random_model
 from pspnet.benchmarking.interleave import Timing
-from pspnet.entry import run_guarded
 from pspnet.errors import PspnetError
+from pspnet.system.exit_codes import run_guarded
 
 POINTS = [Point("32x32", (32, 32), num_classes=2), Point("two", (32, 48), batch=2, num_classes=2)]
 

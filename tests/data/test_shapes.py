@@ -10,7 +10,7 @@ from PIL import Image
 from pspnet.classes import SHAPES_CLASSES, voc_palette
 from pspnet.data import shapes
 from pspnet.data.channels import load_pairs
-from pspnet.data.images import read_annotation, read_image
+from pspnet.data.io.images import read_annotation, read_image
 from pspnet.data.shapes import draw_scene, write_shapes
 from pspnet.errors import DataError
 

@@ -16,7 +16,7 @@ from pspnet.evaluation.calibration import (
     predict_with_confidence,
     reliability,
 )
-from pspnet.evaluation.protocols import predict_whole
+from pspnet.evaluation.protocols.whole import predict_whole
 
 
 @pytest.mark.parametrize("strip_bytes", [1, 2**26])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pspnet.classes import LabelMap, voc_palette
-from pspnet.data.images import write_palette_png
+from pspnet.data.io.images import write_palette_png
 from pspnet.errors import DataError
 from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.predictions import pair_predictions, score_predictions

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import hosts
-from pspnet.config import Config
+from benchmarks.support import hosts
+from pspnet.artifact.bundle import write_code
+from pspnet.artifact.model_directory import architecture_of, save_artifact
+from pspnet.config.schema import Config
+from pspnet.inference.predictor import Predictor
 from pspnet.models.pspnet import build_model
-from pspnet.serving.artifact import architecture_of, save_artifact
-from pspnet.serving.bundle import write_code
-from pspnet.serving.predictor import Predictor
-from sagemaker_entry.hosting import HostSettings
-from sagemaker_entry.hosting_requests import REALTIME_BYTES, container_environment
+from sagemaker_entry.hosting.endpoint_settings import HostSettings
+from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES, container_environment
 from tests.hosts.exchange import encoded, picture
 
 

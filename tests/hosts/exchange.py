@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from benchmarks.hosts import Host, Reply
-from pspnet.serving.predictor import Prediction
+from benchmarks.support.hosts import Host, Reply
+from pspnet.inference.predictor import Prediction
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

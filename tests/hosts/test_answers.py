@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from benchmarks.hosts import Host
-from pspnet.serving.predictor import Prediction, Predictor
-from pspnet.serving.recordio import encode_probabilities
+from benchmarks.support.hosts import Host
+from pspnet.inference.predictor import Prediction, Predictor
+from pspnet.serving.protocol.recordio import encode_probabilities
 from tests.hosts.exchange import assert_refused, assert_same_mask, decoded, encoded, npy, opened, picture, post
 
 FRAME = picture(96, 128)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import endpoint, soak
-from benchmarks.hosts import Reply
-from benchmarks.load import Times, server_timing, summary
+from benchmarks.support.hosts import Reply
+from benchmarks.support.load import Times, server_timing, summary
 
 QUICK = ["--width", "4", "--size", "64x48", "--requests", "4", "--rounds", "2", "--clients", "2", "--seconds", "0.5"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hosts
+from benchmarks.support import hosts
 from tests.hosts import fuzz
 from tests.hosts.exchange import encoded, opened, picture, post
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.hosts import Host
+from benchmarks.support.hosts import Host
 from pspnet.benchmarking.record import versions
-from pspnet.cli import dispatch
-from pspnet.data.images import read_image
+from pspnet.cli.dispatch import dispatch
+from pspnet.data.io.images import read_image
 from pspnet.data.shapes import draw_scene
-from pspnet.serving.png import encode_mask
-from pspnet.serving.predictor import Predictor
+from pspnet.inference.predictor import Predictor
+from pspnet.masks.png import encode_mask
 from tests.hosts.exchange import assert_same_mask, decoded, picture, post
 
 FRAME = Image.fromarray(draw_scene(np.random.default_rng(5), (480, 360))[0])

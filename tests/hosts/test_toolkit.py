@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from benchmarks.hosts import Host
-from sagemaker_entry.hosting_requests import REALTIME_BYTES
+from benchmarks.support.hosts import Host
+from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
 from tests.hosts.exchange import assert_refused, encoded, picture, post
 
 FRAME_PNG = encoded(picture(96, 128))

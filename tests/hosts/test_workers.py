@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 
-from benchmarks.hosts import Host
+from benchmarks.support.hosts import Host
 from tests.hosts.exchange import encoded, picture, post
 
 FRAME_PNG = encoded(picture(96, 128))

@@ -107,7 +107,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory as training writes it. Not to be changed."""
-    from tests.sagemaker_entry.hosting_fixtures import save_tiny_model
+    from tests.sagemaker_entry.hosting.hosting_fixtures import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("hosting") / "model")
 
@@ -115,6 +115,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stored(aws: Aws, tiny_model: Path, tmp_path: Path) -> str:
     """The address of that model's archive on S3."""
-    from tests.sagemaker_entry.hosting_fixtures import pack, upload
+    from tests.sagemaker_entry.hosting.hosting_fixtures import pack, upload
 
     return upload(aws, pack(tiny_model, tmp_path / "model.tar.gz", ("code", "config.json", "model.safetensors")))

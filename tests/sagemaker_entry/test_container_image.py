@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from pspnet import Predictor
+from pspnet.client.transport import EndpointError
 from sagemaker_entry import EndpointPredictor
-from sagemaker_entry.transports import EndpointError
-from tests.sagemaker_entry.hosting_fixtures import save_tiny_model
+from tests.sagemaker_entry.hosting.hosting_fixtures import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "sagemaker_entry" / "docker"

@@ -22,12 +22,12 @@ import uvicorn
 from PIL import Image
 
 from pspnet.errors import ConfigError, WeightsError
-from pspnet.runtimes.choice import Choice
+from pspnet.inference.limits import Limits
+from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving import app as app_module
 from pspnet.serving.app import Service, create_app
-from pspnet.serving.limits import Limits
-from pspnet.serving.logs import JsonLog
-from pspnet.serving.settings import read_settings
+from pspnet.serving.processes.json_log import JsonLog
+from pspnet.serving.serve_settings import read_settings
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn
 

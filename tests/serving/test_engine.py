@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from pspnet.errors import WeightsError
-from pspnet.serving.answers import choose_answer
-from pspnet.serving.codec import RequestError
+from pspnet.inference.limits import Limits
 from pspnet.serving.engine import Engine
 from pspnet.serving.jobs import CancelledJobError, Job
-from pspnet.serving.limits import Limits
-from pspnet.serving.telemetry import READY, Table
+from pspnet.serving.processes.server_metrics import READY, Table
+from pspnet.serving.protocol.answers import choose_answer
+from pspnet.serving.protocol.request_image import RequestError
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pspnet.config import Config
+from pspnet.artifact.model_directory import architecture_of, save_artifact
+from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, WeightsError
+from pspnet.inference.limits import Limits
 from pspnet.models.pspnet import build_model
-from pspnet.serving.artifact import architecture_of, save_artifact
-from pspnet.serving.limits import Limits
 from pspnet.serving.loading import choose_serving_device, load_predictor
-from pspnet.serving.settings import read_settings
+from pspnet.serving.serve_settings import read_settings
 
 
 @pytest.fixture

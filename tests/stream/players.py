@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from pspnet.classes import voc_palette
-from pspnet.stream.frames import Frame, MaskedFrame
-from pspnet.stream.sink import SinkError
+from pspnet.masks.frames import Frame, MaskedFrame
+from pspnet.stream.sinks.base import SinkError
 
 
 def frame(index: int, height: int = 4, width: int = 6) -> Frame:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.delivery import Delivery, DeliveryLimits
-from pspnet.stream.frames import MaskedFrame
-from pspnet.stream.sink import SinkClosed, SinkError
+from pspnet.stream.sinks.base import SinkClosed, SinkError
 from pspnet.stream.spill import Spill
 from pspnet.stream.statistics import SinkStatistics
 from tests.stream.players import ListSink, masked, wait_until

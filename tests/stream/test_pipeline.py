@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from pspnet.errors import PspnetError
+from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.delivery import Delivery, DeliveryLimits
-from pspnet.stream.frames import MaskedFrame
 from pspnet.stream.model import Model, ModelUnavailable
 from pspnet.stream.pipeline import Pipeline, PipelineSettings
-from pspnet.stream.sink import SinkClosed
-from pspnet.stream.source import Source, SourceError
+from pspnet.stream.sinks.base import SinkClosed
+from pspnet.stream.sources.base import Source, SourceError
 from pspnet.stream.spill import Spill
 from pspnet.stream.statistics import Statistics
 from tests.stream.players import CountingSource, InstantModel, ListSink, wait_until

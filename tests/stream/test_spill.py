@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pspnet.errors import ConfigError
-from pspnet.stream.frames import MaskedFrame
+from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.spill import DamagedItem, FolderInUse, Spill, folder_name
 from tests.stream.players import masked
 

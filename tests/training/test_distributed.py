@@ -19,18 +19,18 @@ import pytest
 import torch
 from torch import nn
 
-from pspnet.config import Config
+from pspnet.artifact.model_directory import architecture_of, save_artifact
+from pspnet.config.schema import Config
 from pspnet.data.dataset import Batch, load_batches
 from pspnet.data.shapes import write_shapes
 from pspnet.evaluation.metrics import Scores
-from pspnet.evaluation.protocols import evaluate_whole
+from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.pspnet import build_model
-from pspnet.serving.artifact import architecture_of, save_artifact
-from pspnet.training.checkpoint import load_checkpoint
-from pspnet.training.device import Precision
+from pspnet.system.device import Precision
 from pspnet.training.distributed import Processes, join_processes
-from pspnet.training.losses import build_loss
+from pspnet.training.optimization.losses import build_loss
 from pspnet.training.setup import build_run
+from pspnet.training.state.checkpoint import load_checkpoint
 from pspnet.training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +123,7 @@ def work_as_process(data: Path, folder: Path) -> None:
     from torch import distributed
 
     from pspnet.errors import ConfigError, PspnetError
-    from pspnet.training.interrupt import StopRequest
+    from pspnet.system.signals import StopRequest
     from pspnet.training.loop import train
 
     processes = join_processes("cpu")

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pspnet.config import Config
+from pspnet.artifact.model_directory import load_artifact
+from pspnet.config.schema import Config
 from pspnet.data.shapes import write_shapes
 from pspnet.errors import DataError, NonFiniteLossError, WeightsError
-from pspnet.serving.artifact import load_artifact
+from pspnet.system.signals import StopRequest
 from pspnet.training import loop
-from pspnet.training.checkpoint import load_checkpoint, save_checkpoint
-from pspnet.training.interrupt import StopRequest
-from pspnet.training.log import RunLog
 from pspnet.training.loop import Outcome, Trainer, train
+from pspnet.training.run_log import RunLog
 from pspnet.training.setup import build_run
+from pspnet.training.state.checkpoint import load_checkpoint, save_checkpoint
 from pspnet.training.step import TrainingStep
 
 TRAIN_IMAGES = 7

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from pspnet.config import Config
+from pspnet.artifact.model_directory import save_imported
+from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
 from pspnet.models.imports import read_weights
 from pspnet.models.pspnet import build_model
 from pspnet.models.resnet import ResNet
-from pspnet.serving.artifact import save_imported
 from pspnet.training.network import build_network
 
 CPU = torch.device("cpu")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pspnet.config import Config
+from pspnet.artifact.model_directory import load_artifact
+from pspnet.config.schema import Config
 from pspnet.data.shapes import write_shapes
 from pspnet.errors import WeightsError
-from pspnet.models.algorithms import DeepLabV3
-from pspnet.serving.artifact import load_artifact
-from pspnet.serving.predictor import Predictor
-from pspnet.training.interrupt import StopRequest
-from pspnet.training.log import RunLog
+from pspnet.inference.predictor import Predictor
+from pspnet.models.build import DeepLabV3
+from pspnet.system.signals import StopRequest
 from pspnet.training.loop import Trainer, train
 from pspnet.training.network import build_network
+from pspnet.training.run_log import RunLog
 from pspnet.training.setup import build_run
 
 # Plain gradient descent keeps no state, so that checkpoints of a network in full width stay small.

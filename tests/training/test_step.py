@@ -13,10 +13,10 @@ from torch import nn
 from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.models.pspnet import build_model
-from pspnet.training.device import Precision
+from pspnet.system.device import Precision
 from pspnet.training.distributed import Processes
-from pspnet.training.losses import build_loss, loss_weight
-from pspnet.training.optim import ExponentialMovingAverage, build_optimizer, is_fused, parameter_groups
+from pspnet.training.optimization.losses import build_loss, loss_weight
+from pspnet.training.optimization.optimizer import ExponentialMovingAverage, build_optimizer, is_fused, parameter_groups
 from pspnet.training.step import TrainingStep
 
 CPU = torch.device("cpu")

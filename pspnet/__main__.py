@@ -1,0 +1,5 @@
+"""`python -m pspnet`: the same as the console command."""
+
+from pspnet.cli import main
+
+main()

@@ -1,0 +1,190 @@
+"""The record beside an exported network: what it was made of, with which settings, and what its check found.
+
+Exports of a model lie in MODEL_DIR/exports/<format>-<precision>/: the graph's files and `export.json`, the record. All
+graphs look the same from outside: input `images` (N, 3, H, W) uint8 RGB with N, H and W free; outputs `mask` (N, H, W)
+uint8 and `logits` (N, K, h, w) float32 at the head's size, before up-sampling. Reading needs no torch and no runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pspnet.errors import WeightsError
+from pspnet.system.atomic_files import atomic_write
+
+FORMAT = "pspnet-export-1"
+RECORD_NAME = "export.json"
+EXPORTS_NAME = "exports"
+WEIGHTS_NAME = "model.safetensors"
+
+FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
+PRECISIONS = ("float32", "int8")
+
+INPUT_NAME = "images"
+OUTPUT_NAMES = ("mask", "logits")
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What export.json holds.
+
+    Attributes:
+        format: of FORMATS.
+        precision: of PRECISIONS.
+        file: name of the file that a runtime opens, in the record's folder.
+        weights_sha256: of the model.safetensors that the graph was made of, as hexadecimal digits.
+        align_corners: convention of the up-sampling of the logits, for who wants probabilities.
+        num_classes: classes K.
+        versions: of the packages that made it.
+        check: how it compares with the network in PyTorch; `passed` is always true in a file that was kept.
+        int8: what quantisation cost, empty for float32.
+        files: name -> size in bytes, of all files of the graph.
+    """
+
+    format: str
+    precision: str
+    file: str
+    weights_sha256: str
+    align_corners: bool
+    num_classes: int
+    versions: dict[str, str] = field(default_factory=dict)
+    check: dict[str, Any] = field(default_factory=dict)
+    int8: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write export.json into the export's folder, whole or not at all; OSError where the disk won't have it."""
+        content = {"format_version": FORMAT, **asdict(self)}
+        with atomic_write(folder / RECORD_NAME) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> ExportRecord:
+        """The record in an export's folder; WeightsError names what is missing, damaged or foreign, and the fix."""
+        path = folder / RECORD_NAME
+        if not path.is_file():
+            raise WeightsError(f"{folder}: no export, it has no {RECORD_NAME}. {_AGAIN}")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise WeightsError(f"{path}: not readable as JSON ({error}). {_AGAIN}") from error
+        problem = _problem(content)
+        if problem:
+            raise WeightsError(f"{path}: {problem} {_AGAIN}")
+        return cls(**{name: content[name] for name in _FIELDS if name in content})
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export of a model directory: its folder and its record."""
+
+    folder: Path
+    record: ExportRecord
+
+    @property
+    def path(self) -> Path:
+        """The file that a runtime opens."""
+        return self.folder / self.record.file
+
+    def check_files(self) -> None:
+        """Raise WeightsError where a file of the graph is missing or has not the length that it was written with."""
+        for name, size in self.record.files.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                what = "is missing" if found is None else f"has {found:,} bytes of {size:,}"
+                raise WeightsError(f"{path}: {what}, so this export is not whole. {_AGAIN}")
+
+    def check_current(self, weights_sha256: str) -> None:
+        """Raise WeightsError where the export was made of other weights than those of this checksum."""
+        if self.record.weights_sha256 != weights_sha256:
+            raise WeightsError(
+                f"{self.folder}: was exported from other weights than the {WEIGHTS_NAME} that lies there now. {_AGAIN}"
+            )
+
+
+_AGAIN = "Export again: `pspnet export MODEL_DIR --format FORMAT`."
+
+
+def folder_name(format: str, precision: str) -> str:
+    """Name of an export's folder, such as "onnx-float32"."""
+    return f"{format}-{precision}"
+
+
+def load_export(model_dir: Path, format: str, precision: str = "float32") -> Export:
+    """An export that is whole and was made of the weights of its model directory.
+
+    Hashes the weights: about 0.2 s for ResNet-50.
+
+    Raises WeightsError for one that is not there, damaged, foreign, or made of other weights, and says to export again.
+    """
+    folder = model_dir / EXPORTS_NAME / folder_name(format, precision)
+    if not (folder / RECORD_NAME).is_file():
+        int8 = " --int8 --calibration DATA" if precision == "int8" else ""
+        raise WeightsError(
+            f"{model_dir}: holds no {format} export in {precision}; make it with "
+            f"`pspnet export {model_dir} --format {format}{int8}`."
+        )
+    export = Export(folder, ExportRecord.read(folder))
+    found = folder_name(export.record.format, export.record.precision)
+    if found != folder.name:
+        raise WeightsError(f"{folder}: its {RECORD_NAME} describes {found}. {_AGAIN}")
+    export.check_files()
+    export.check_current(hash_weights(model_dir))
+    return export
+
+
+def hash_weights(model_dir: Path) -> str:
+    """SHA-256 of a model directory's weights, as hexadecimal digits; WeightsError where they cannot be read."""
+    path = model_dir / WEIGHTS_NAME
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error.strerror or error}). Give the model directory that training wrote."
+        ) from error
+    return digest.hexdigest()
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "format": (lambda value: value in FORMATS, f"one of {', '.join(FORMATS)}"),
+    "precision": (lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "file": (lambda value: _is_plain_name(value), "the name of a file in its folder"),
+    "weights_sha256": (lambda value: isinstance(value, str) and len(value) == 64, "64 hexadecimal digits"),
+    "align_corners": (lambda value: isinstance(value, bool), "true or false"),
+    "num_classes": (lambda value: type(value) is int and 1 <= value <= 255, "a whole number from 1 to 255"),
+    "versions": (lambda value: isinstance(value, dict), "a mapping"),
+    "check": (lambda value: isinstance(value, dict), "a mapping"),
+    "int8": (lambda value: isinstance(value, dict), "a mapping"),
+    "files": (lambda value: _are_sizes(value), "a mapping of file names to sizes"),
+}
+
+
+def _problem(content: Any) -> str | None:
+    """What is wrong with the content of an export.json, or None."""
+    found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
+    if found != FORMAT:
+        return f"expected the format {FORMAT}, found {found!r}: made by another program or another version."
+    for name, (is_right, expected) in _FIELDS.items():
+        if name not in content:
+            return f"`{name}` is missing."
+        if not is_right(content[name]):
+            return f"`{name}` is {repr(content[name])[:60]}: expected {expected}."
+    return None
+
+
+def _is_plain_name(value: Any) -> bool:
+    """A name that cannot lead out of the folder."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_plain_name(name) and type(size) is int for name, size in value.items())

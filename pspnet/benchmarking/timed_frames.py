@@ -1,0 +1,49 @@
+"""The images that are timed, and their sizes as text."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pspnet.data.io.images import read_image
+from pspnet.data.shapes import draw_scene
+from pspnet.models.pspnet import MIN_SIZE
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def parse_size(text: str) -> Size:
+    """`360x480` -> (360, 480), height first. For argparse, which prints the text of its ArgumentTypeError."""
+    found = re.fullmatch(r"\s*(\d{1,5})\s*[xX]\s*(\d{1,5})\s*", text)
+    if found is None or min(int(found[1]), int(found[2])) < MIN_SIZE:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}; expected HEIGHTxWIDTH such as 360x480, each side {MIN_SIZE} or more"
+        )
+    return int(found[1]), int(found[2])
+
+
+def size_text(size: Size) -> str:
+    """(360, 480) -> `360x480`."""
+    return f"{size[0]}x{size[1]}"
+
+
+def make_images(size: Size, batch: int = 1, path: Path | None = None) -> np.ndarray:
+    """Images (N, H, W, 3) uint8 RGB: a file at this size, or drawn scenes. DataError for an unreadable file."""
+    height, width = size
+    if path is not None:
+        picture = Image.fromarray(read_image(path)).resize((width, height), Image.Resampling.BILINEAR)
+        return np.repeat(np.asarray(picture)[None], batch, axis=0)
+    return np.stack([draw_scene(np.random.default_rng(seed), (width, height))[0] for seed in range(batch)])
+
+
+def jpeg(image: np.ndarray, quality: int = 90) -> bytes:
+    """The bytes of an (H, W, 3) uint8 image as a JPEG file, as a camera would send it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()

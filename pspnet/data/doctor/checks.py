@@ -1,0 +1,256 @@
+"""What can be wrong with files that were read: pure functions from their facts to problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pspnet.classes import IGNORE_INDEX
+from pspnet.data.channels import Channel, label_fix
+from pspnet.data.doctor.findings import ERROR, WARNING, Problem, keep_examples
+from pspnet.data.doctor.scan import PairFacts
+
+# The smallest picture that the model takes.
+_SMALLEST_SIDE = 32
+_LISTED = 12
+
+
+@dataclass(frozen=True)
+class ScannedChannel:
+    """A channel, the facts of its pairs, and the class id that is ignored besides 255."""
+
+    channel: Channel
+    facts: list[PairFacts]
+    ignore_index: int = IGNORE_INDEX
+
+    @cached_property
+    def class_pixels(self) -> list[dict[int, int]]:
+        """Per pair: class id -> pixels, after the label map; ignored ones under 255; empty if unreadable."""
+        return [self._classes(fact.pixels) for fact in self.facts]
+
+    def _classes(self, pixels: dict[int, int]) -> dict[int, int]:
+        classes: Counter[int] = Counter()
+        for value, count in pixels.items():
+            label_map = self.channel.label_map
+            class_id = value if label_map is None else int(label_map.table[value])
+            classes[IGNORE_INDEX if class_id == self.ignore_index else class_id] += count
+        return dict(classes)
+
+
+def check_files(scanned: ScannedChannel) -> list[Problem]:
+    """Unreadable files, wrong modes, sizes that differ, EXIF rotation, tiny pictures and pictures that stand twice."""
+    checks: list[tuple[str, str, Callable[[PairFacts], str], str, str]] = [
+        (
+            "unreadable_image", ERROR,
+            lambda f: f.image_error and f"{f.pair.image.name}: {f.image_error}",
+            "images that cannot be read", "Copy them again from their source, or remove them with their annotations.",
+        ),
+        (
+            "unreadable_annotation", ERROR,
+            lambda f: "" if f.wrong_mode else f.annotation_error and f"{f.pair.annotation.name}: {f.annotation_error}",
+            "annotations that cannot be read", "Copy them again from their source, or remove them with their images.",
+        ),
+        (
+            "annotation_mode", ERROR,
+            lambda f: f"{f.pair.annotation.name}: {f.annotation_error}" if f.wrong_mode else "",
+            "annotations that are no 8-bit single-channel or palette PNG files, so that their pixels are no class ids",
+            "Write them again with pixel value = class id.",
+        ),
+        (
+            "size_mismatch", ERROR, _size_mismatch,
+            "annotations of another size than their image",
+            "Write each mask on its image's stored pixel grid (EXIF rotation is not applied).",
+        ),
+        (
+            "small_image", WARNING if scanned.channel.name == "train" else ERROR, _too_small,
+            f"images smaller than {_SMALLEST_SIDE} pixels on a side, which the model does not take whole",
+            "Remove them, or enlarge them and their masks.",
+        ),
+        (
+            "exif_orientation", WARNING,
+            lambda f: f"{f.pair.image.name}: orientation {f.orientation}" if f.orientation != 1 else "",
+            "images whose EXIF tag asks viewers to rotate them; training and prediction keep the stored grid",
+            "See that each mask lies on the stored grid; if it was drawn on the upright picture, rotate the pixels and "
+            "drop the EXIF tag.",
+        ),
+    ]  # fmt: skip
+    problems = []
+    for kind, severity, describe, what, fix in checks:
+        examples = [text for text in map(describe, scanned.facts) if text]
+        if examples:
+            problems.append(_problem(kind, severity, scanned, examples, what, fix))
+    return problems + _repeated(scanned)
+
+
+def _problem(
+    kind: str, severity: str, scanned: ScannedChannel, examples: list[str], what: str, fix: str,
+    files: Mapping[int, int] | None = None,
+) -> Problem:  # fmt: skip
+    """`files` counts the files that hold each wrong value."""
+    values = dict(sorted((files or {}).items()))
+    message = f"{what}: {len(examples):,}"
+    if values:
+        message += f" ({_listed([f'{value} in {_files(count)}' for value, count in values.items()])})"
+    return Problem(kind, severity, scanned.channel.name, len(examples), message, fix, keep_examples(examples), values)
+
+
+def _size_mismatch(fact: PairFacts) -> str:
+    image, mask = fact.image_size, fact.annotation_size
+    if image is None or mask is None or image == mask:
+        return ""
+    text = f"{fact.pair.annotation.name} is {mask[0]}x{mask[1]}, {fact.pair.image.name} is {image[0]}x{image[1]}"
+    turned = fact.orientation >= 5 and image == mask[::-1]
+    return text + (" (the mask was drawn on the picture as EXIF rotates it)" if turned else "")
+
+
+def _too_small(fact: PairFacts) -> str:
+    size = fact.image_size
+    return "" if size is None or min(size) >= _SMALLEST_SIDE else f"{fact.pair.image.name}: {size[0]}x{size[1]}"
+
+
+def _repeated(scanned: ScannedChannel) -> list[Problem]:
+    groups: dict[bytes, list[str]] = {}
+    for fact in scanned.facts:
+        if fact.image_digest:
+            groups.setdefault(fact.image_digest, []).append(fact.pair.image.name)
+    repeated = [" = ".join(names) for names in groups.values() if len(names) > 1]
+    if not repeated:
+        return []
+    what = "pictures that stand more than once in this channel, pixel for pixel"
+    fix = "Keep one of each, unless it is meant to weigh more."
+    return [_problem("repeated_image", WARNING, scanned, repeated, what, fix)]
+
+
+def check_shared_images(scanned: Sequence[ScannedChannel]) -> list[Problem]:
+    """Pictures of a channel that also stand in an earlier one: scores on them say nothing about new pictures."""
+    problems = []
+    seen: dict[bytes, str] = {}
+    for channel in scanned:
+        name = channel.channel.name
+        own = [(fact.image_digest, f"{name}/{fact.pair.image.name}") for fact in channel.facts if fact.image_digest]
+        shared = [f"{path} = {seen[digest]}" for digest, path in own if digest in seen]
+        if shared:
+            what = "pictures that also stand in another channel, pixel for pixel"
+            fix = "Remove them from one of the two: scores on pictures that were trained on are worth nothing."
+            problems.append(_problem("shared_image", ERROR, channel, shared, what, fix))
+        for digest, path in own:
+            seen.setdefault(digest, path)
+    return problems
+
+
+def check_labels(scanned: ScannedChannel, num_classes: int, class_names: Sequence[str]) -> list[Problem]:
+    """Class ids that the model lacks, pixel values that the label map does not name, and classes that never occur."""
+    problems = [*_outside(scanned, num_classes), *_unnamed(scanned), *_map_outside(scanned, num_classes)]
+    readable = [classes for classes in scanned.class_pixels if classes]
+    used = {class_id for classes in readable for class_id in classes if class_id < num_classes}
+    if readable:
+        problems += _all_ignored(scanned) if used else [_no_labels(scanned)]
+        problems += _too_few_classes(scanned, used, num_classes, class_names)
+    return problems
+
+
+def _outside(scanned: ScannedChannel, num_classes: int) -> Iterator[Problem]:
+    examples: list[str] = []
+    files: Counter[int] = Counter()
+    for fact, classes in zip(scanned.facts, scanned.class_pixels):
+        wrong = {value: classes[value] for value in sorted(classes) if num_classes <= value != IGNORE_INDEX}
+        files.update(wrong.keys())
+        if wrong:
+            found = ", ".join(f"{value} ({count:,} pixels)" for value, count in wrong.items())
+            examples.append(f"{fact.pair.annotation.name}: {found}")
+    if not examples:
+        return
+    fix = label_fix(files, scanned.channel.label_map, scanned.channel.name)
+    what = f"annotations with class ids outside 0..{num_classes - 1} that are not {IGNORE_INDEX} (ignored)"
+    yield _problem("label_outside", ERROR, scanned, examples, what, fix, files)
+
+
+def _unnamed(scanned: ScannedChannel) -> Iterator[Problem]:
+    label_map = scanned.channel.label_map
+    if label_map is None:
+        return
+    examples: list[str] = []
+    files: Counter[int] = Counter()
+    for fact in scanned.facts:
+        unnamed = [value for value in sorted(fact.pixels) if not label_map.named[value]]
+        files.update(unnamed)
+        if unnamed:
+            examples.append(f"{fact.pair.annotation.name}: {', '.join(map(str, unnamed))}")
+    if examples:
+        what = "annotations with pixel values that the label map does not name, and which therefore are ignored"
+        fix = "Name them in the label map, if they stand for classes."
+        yield _problem("unnamed_pixel_value", WARNING, scanned, examples, what, fix, files)
+
+
+def _map_outside(scanned: ScannedChannel, num_classes: int) -> Iterator[Problem]:
+    label_map = scanned.channel.label_map
+    # A scale names every pixel value, also those that never occur. Those that do are errors of `_outside`.
+    if label_map is None or label_map.named.all():
+        return
+    ids = sorted({int(value) for value in label_map.table[label_map.named]} - {IGNORE_INDEX, scanned.ignore_index})
+    outside = [
+        f"class id {value}, from pixel values {label_map.pixel_values(value)}" for value in ids if value >= num_classes
+    ]
+    if outside:
+        what = f"class ids of the label map outside 0..{num_classes - 1}"
+        fix = "Mend the label map (key = class id, value = pixel value), or raise --num_classes."
+        yield _problem("label_map_outside", WARNING, scanned, outside, what, fix)
+
+
+def _no_labels(scanned: ScannedChannel) -> Problem:
+    values = sorted({value for fact in scanned.facts for value in fact.pixels})
+    what = "annotations without a pixel of any class, all of this channel: there is nothing to learn or to score"
+    fix = f"Their pixel values are {_listed(values)}: mend the masks, num_classes or the label map."
+    names = [fact.pair.annotation.name for fact in scanned.facts if fact.pixels]
+    return _problem("no_labels", ERROR, scanned, names, what, fix)
+
+
+def _all_ignored(scanned: ScannedChannel) -> list[Problem]:
+    names = [
+        fact.pair.annotation.name
+        for fact, classes in zip(scanned.facts, scanned.class_pixels)
+        if classes and set(classes) == {IGNORE_INDEX}
+    ]
+    what = "annotations that are ignored from edge to edge, so that their images teach and score nothing"
+    fix = "Remove them with their images, or mend the masks."
+    return [_problem("all_ignored", WARNING, scanned, names, what, fix)] if names else []
+
+
+def _too_few_classes(
+    scanned: ScannedChannel, used: set[int], num_classes: int, class_names: Sequence[str]
+) -> Iterator[Problem]:
+    name = scanned.channel.name
+    if len(used) == 1 and name == "train":
+        binary = any(IGNORE_INDEX in classes for classes in scanned.class_pixels)
+        yield Problem(
+            "single_class", ERROR, name, 1,
+            f"class {min(used)} is the only one in all annotations: a model could only learn to answer it everywhere.",
+            f"{IGNORE_INDEX} is ignored. If it stands for a class, add a label map "
+            f'(label_map/{name}_label_map.json: {{"map": {{"0": 0, "1": {IGNORE_INDEX}}}}}).'
+            if binary
+            else "Mend the masks or the label map.",
+        )  # fmt: skip
+    absent = [f"{class_id} {class_names[class_id]}" for class_id in range(num_classes) if class_id not in used]
+    if absent and used:
+        fix = (
+            "They cannot be learned: check num_classes and the label map, or add pictures."
+            if name == "train"
+            else "mIoU leaves them out: move pictures that hold them here if they matter."
+        )
+        if len(absent) > len(used) and scanned.channel.label_map is None:
+            values = sorted({value for fact in scanned.facts for value in fact.pixels})
+            fix += f" Pixel values found: {_listed(values)}; if they are grey levels and no ids, add a label map."
+        message = f"classes that never occur: {len(absent)} ({_listed(absent)})"
+        yield Problem("absent_class", WARNING, name, len(absent), message, fix)
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'s' * (count != 1)}"
+
+
+def _listed(items: Sequence[object]) -> str:
+    """The first items, and how many more there are."""
+    shown = ", ".join(str(item) for item in items[:_LISTED])
+    return shown if len(items) <= _LISTED else f"{shown} and {len(items) - _LISTED} more"

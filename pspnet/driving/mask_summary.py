@@ -1,0 +1,75 @@
+"""A mask as one line of JSON: class shares and the way ahead. Needs numpy only.
+
+Legend: H, W mask height and width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pspnet.driving.corridor import Corridor, View, class_shares, drivable_corridor, nearest_obstacle
+
+ROWS = 8
+"""Rows of the corridor that are written at most."""
+
+
+def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -> dict[str, Any]:
+    """What docs/driving.md describes, fit for JSON; without a view only size and class shares.
+
+    Args:
+        mask: (H, W) uint8 class ids.
+        class_names: names in the order of the ids; a class beyond them is called by its id.
+        view: what is drivable, and where the vehicle is in the image.
+    """
+    rows, columns = mask.shape
+    shares = {name_of(index, class_names): round(share, 6) for index, share in class_shares(mask).items()}
+    found: dict[str, Any] = {"height": rows, "width": columns, "classes": shares}
+    if view is None:
+        return found
+    found["corridor"] = _corridor(drivable_corridor(mask, view), view, rows, columns)
+    if view.width is not None:
+        obstacle = nearest_obstacle(mask, view)
+        found["obstacle"] = None
+        if obstacle is not None:
+            found["obstacle"] = {
+                "row": obstacle.row,
+                "height": round(obstacle.row / rows, 6),
+                "class": name_of(obstacle.class_id, class_names),
+            }
+            if obstacle.metres is not None:
+                found["obstacle"]["metres"] = round(obstacle.metres, 3)
+    return found
+
+
+def _corridor(corridor: Corridor, view: View, rows: int, columns: int) -> dict[str, Any] | None:
+    """Where the corridor begins and closes, and up to ROWS of its rows, from the bottom to the top, evenly spaced."""
+    length = corridor.left.size
+    if length == 0:
+        return None
+    lines = []
+    for at in np.unique(np.linspace(0, length - 1, min(ROWS, length)).round().astype(int)):
+        row, left, right = corridor.bottom - int(at), int(corridor.left[at]), int(corridor.right[at])
+        line = {
+            "row": row,
+            "left": left,
+            "right": right,
+            "width": round((right - left) / columns, 6),
+            "offset": round((left + right) / 2 / columns - view.column, 6),
+        }
+        metres = view.camera.metres(row, rows) if view.camera else None
+        lines.append(line if metres is None else {**line, "metres": round(metres, 3)})
+    return {"bottom": corridor.bottom, "top": corridor.top, "height": round(corridor.top / rows, 6), "rows": lines}
+
+
+def name_of(index: int, class_names: Sequence[str]) -> str:
+    """A class's name, or its id as text."""
+    return class_names[index] if index < len(class_names) else str(index)
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """One line of JSON with its line end. The same values give the same text; NaN is refused, since JSON has none."""
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"

@@ -1,0 +1,181 @@
+"""The page: reads evaluations, measures and compares them, and writes one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import pspnet
+from pspnet.classes import IGNORE_INDEX, LabelMap, load_label_map
+from pspnet.data.channels import Pair, list_files
+from pspnet.data.io.images import ANNOTATION_SUFFIXES, IMAGE_SUFFIXES
+from pspnet.errors import DataError
+from pspnet.evaluation.html_report.intervals import RESAMPLES, SEED
+from pspnet.evaluation.html_report.pictures import Samples, collect_samples
+from pspnet.evaluation.html_report.report_inputs import Subject, read_subjects
+from pspnet.evaluation.html_report.views import (
+    LOWER_IS_BETTER,
+    Comparison,
+    Measured,
+    SubjectView,
+    compare,
+    view_of,
+    view_of_run,
+)
+from pspnet.system.atomic_files import atomic_write
+
+REPORT_NAME = "report.html"
+_DASH, _MINUS = "\u2013", "\u2212"
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report is made of besides its folders.
+
+    Attributes:
+        protocols: those to show; None for all of a single folder, the first of each of several.
+        images, annotations: folders of the data, None for those that the evaluation names.
+        run: folder of the training run, None for the one that the model lies in.
+        samples: images of each group (best, median, worst); 0 for none.
+    """
+
+    protocols: Sequence[str] | None = None
+    images: Path | None = None
+    annotations: Path | None = None
+    run: Path | None = None
+    samples: int = 3
+
+
+def write_report(folders: Sequence[Path], output: Path, options: ReportOptions | None = None) -> None:
+    """Write the report of one evaluation (or training run), or of several side by side, whole or not at all.
+
+    Raises DataError for folders that can't be read and evaluations that can't be compared, ConfigError for protocols
+    that are not there, OSError where the file can't be written.
+    """
+    options = options or ReportOptions()
+    subjects = [subject for folder in folders for subject in _subjects_of(folder, folders, options)]
+    measured = [Measured.of(subject, subject.record) for subject in subjects if subject.record is not None]
+    if len(subjects) > 1 and len(measured) < len(subjects):
+        run = next(subject for subject in subjects if subject.record is None)
+        raise DataError(
+            f"{run.folder}: a training run without counts of images, so it can't be compared. Score its model first: "
+            f"pspnet evaluate {run.folder / 'model'} --images DIR --annotations DIR --output OUT; then give OUT here."
+        )
+    comparison = compare(measured, strict=len(folders) > 1) if len(measured) > 1 else None
+    shown = measured if len(folders) > 1 else measured[:1]
+    views = [view_of(one, _samples(one.subject, options)) for one in shown] or [view_of_run(subjects[0])]
+    title = ", ".join(view.label for view in views) if len(folders) > 1 else folders[0].resolve().name
+    page = render(views, comparison, title)
+    with atomic_write(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render(views: Sequence[SubjectView], comparison: Comparison | None, title: str) -> str:
+    """The page's text. Nothing in it is fetched: its policy forbids all but its own style, script and data."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(percent=percent, signed=signed, interval=interval_text, known=known)
+    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return environment.get_template("report.html").render(
+        title=title,
+        views=views,
+        comparison=comparison,
+        style=style,
+        script=script,
+        script_digest=digest,
+        written=now.isoformat(timespec="seconds"),
+        version=pspnet.__version__,
+        resamples=RESAMPLES,
+        seed=SEED,
+        lower_is_better=LOWER_IS_BETTER,
+    )
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a number to show."""
+    return value is not None and not math.isnan(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.1234 -> `12.3`; an en dash for nothing."""
+    return _DASH if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference in percentage points with its sign; a true minus, and no sign for what rounds to nothing."""
+    if value is None or math.isnan(value):
+        return _DASH
+    text = f"{100 * value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
+
+
+def interval_text(interval: Any, as_difference: bool = False, digits: int = 1) -> str:
+    """Both ends in percent, an en dash where there is no interval."""
+    if interval.low is None or interval.high is None:
+        return _DASH
+    if as_difference:
+        return f"{signed(interval.low, digits)} to {signed(interval.high, digits)}"
+    return f"{percent(interval.low, digits)}{_DASH}{percent(interval.high, digits)}"
+
+
+def _subjects_of(folder: Path, folders: Sequence[Path], options: ReportOptions) -> list[Subject]:
+    found = read_subjects(folder, options.protocols, options.run)
+    if len(folders) == 1:
+        return found
+    if options.protocols is None:
+        found = found[:1]
+    names = Counter(other.resolve().name for other in folders)
+    resolved = folder.resolve()
+    name = resolved.name if names[resolved.name] == 1 else f"{resolved.parent.name}/{resolved.name}"
+    return [
+        Subject(**{**vars(subject), "label": name if len(found) == 1 else f"{name}: {subject.protocol}"})
+        for subject in found
+    ]
+
+
+def _samples(subject: Subject, options: ReportOptions) -> Samples:
+    if options.samples == 0 or subject.record is None:
+        return Samples({})
+    if subject.protocol == "builtin":
+        return Samples({}, "The protocol builtin scores a resized crop and not the image, so no images are shown.")
+    facts = subject.provenance
+    folders = []
+    for given, key in ((options.images, "images"), (options.annotations, "annotations")):
+        written = facts.get(key)
+        folders.append(given if given is not None else Path(written) if written else None)
+    images = _files(folders[0], IMAGE_SUFFIXES, options.images is not None)
+    annotations = _files(folders[1], ANNOTATION_SUFFIXES, options.annotations is not None)
+
+    def find_pair(name: str) -> Pair | None:
+        return Pair(images[name], annotations[name]) if name in images and name in annotations else None
+
+    ignore = int(facts.get("ignore", IGNORE_INDEX))
+    try:
+        label_map: LabelMap | None = load_label_map(Path(facts["label_map"])) if facts.get("label_map") else None
+    except DataError as error:
+        return Samples({}, f"No images are shown: {error}")
+    return collect_samples(
+        subject.folder, subject.protocol, subject.record, find_pair, subject.palette, label_map, ignore, options.samples
+    )
+
+
+def _files(folder: Path | None, suffixes: tuple[str, ...], required: bool) -> dict[str, Path]:
+    """Files by their names without ending. A folder that was given must be there; one that is only remembered need
+    not."""
+    if folder is None or not (required or folder.is_dir()):
+        return {}
+    return {path.stem: path for path in list_files(folder, suffixes, "report")}

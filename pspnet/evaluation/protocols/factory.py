@@ -1,0 +1,124 @@
+"""The protocols by name, with their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pspnet.errors import ConfigError
+from pspnet.evaluation.protocols.builtin import CentreView
+from pspnet.evaluation.protocols.windows import SCALES, WindowSettings
+from pspnet.models.pspnet import MIN_SIZE
+
+PROTOCOLS = ("whole", "slide", "multiscale", "builtin")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images are run through a network to be scored.
+
+    Attributes:
+        name: one of PROTOCOLS.
+        windows: of slide and multiscale; None for one pass per image.
+        crop_size: of builtin; None where images are scored whole.
+    """
+
+    name: str
+    windows: WindowSettings | None = None
+    crop_size: int | None = None
+
+    @property
+    def view(self) -> CentreView | None:
+        """What is cut out of image and mask before they are scored, None for nothing."""
+        return None if self.crop_size is None else CentreView(self.crop_size)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides about the scores, for JSON."""
+        if self.windows is not None:
+            return {
+                "crop_size": self.windows.crop_size,
+                "base_size": self.windows.base_size,
+                "stride": self.windows.stride,
+                "scales": list(self.windows.scales),
+                "flip": self.windows.flip,
+            }
+        return {} if self.crop_size is None else {"crop_size": self.crop_size}
+
+    def passes(self, height: int, width: int) -> int:
+        """How many images or windows go through the network for one image of this size; 0 for one without pixels, as
+        unreadable files are listed."""
+        if not height or not width:
+            return 0
+        return 1 if self.windows is None else self.windows.passes(height, width)
+
+
+def choose_protocols(
+    names: Sequence[str],
+    crop_size: int | None,
+    base_size: int | None,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
+) -> list[Protocol]:
+    """Protocols by name, in the order of PROTOCOLS; `builtin` brings `whole` along, so that nobody sees it alone.
+
+    Args:
+        crop_size: side of windows and of the built-in's crop in px; None where the model does not say it.
+        base_size: long side in px at scale 1, 0 for the image's own; None where the model does not say it.
+        scales: of multiscale, None for SCALES.
+        flip: for slide and multiscale; None for slide without and multiscale with.
+
+    Raises ConfigError for names, sizes and scales that cannot be used.
+    """
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown or not names:
+        found = repr(unknown[0]) if unknown else "none"
+        raise ConfigError(
+            f"--protocol: found {found}; expected one or more of {', '.join(PROTOCOLS)}, separated by commas."
+        )
+    if "builtin" in names:
+        names = [*names, "whole"]
+    scales = SCALES if scales is None else tuple(scales)
+    if not scales or min(scales) <= 0 or max(scales) > 8:
+        raise ConfigError(f"--scales: found {list(scales)}; expected one or more numbers above 0 and up to 8.")
+    if base_size is not None and base_size < 0:
+        raise ConfigError(f"--base_size: found {base_size}; expected px, or 0 for the image's own size.")
+    built = []
+    for name in PROTOCOLS:
+        if name not in names:
+            continue
+        if name == "whole":
+            built.append(Protocol(name))
+        elif name == "builtin":
+            built.append(Protocol(name, crop_size=_known_crop(crop_size, name)))
+        else:
+            multiple = name == "multiscale"
+            windows = WindowSettings(
+                _known_crop(crop_size, name),
+                _known_base(base_size, name),
+                scales if multiple else (1.0,),
+                multiple if flip is None else flip,
+            )
+            built.append(Protocol(name, windows))
+    return built
+
+
+def _known_crop(crop_size: int | None, protocol: str) -> int:
+    if crop_size is None:
+        raise ConfigError(
+            f"protocol {protocol}: the model directory does not say which crop_size the model was trained with; give "
+            "--crop_size."
+        )
+    if crop_size < MIN_SIZE:
+        raise ConfigError(f"--crop_size: found {crop_size}; the network takes {MIN_SIZE} px and more.")
+    return crop_size
+
+
+def _known_base(base_size: int | None, protocol: str) -> int:
+    if base_size is None:
+        raise ConfigError(
+            f"protocol {protocol}: the model directory does not say which base_size the model was trained with; give "
+            "--base_size (long side in px, 0 for the images' own size)."
+        )
+    return base_size

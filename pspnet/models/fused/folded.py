@@ -1,0 +1,288 @@
+"""The inference form of a PSPNet: batch norm folded into the convolutions, the auxiliary head left out.
+
+Computes the same function as the network it is made from, with fewer passes over memory: a convolution, its bias, the
+residual addition and ReLU are one operation where oneDNN is at hand (float32 and bfloat16 on CPUs), and 3x3
+convolutions of many channels use Winograd's algorithm there. For float32 the logits agree to about 1e-5 of their size.
+
+Shape letters:
+    N  images in the batch             K  classes
+    H  image height in pixels          W  image width in pixels
+    C  channels of the backbone's map  s  output stride of the backbone
+    h, w  rows and columns of the map
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pspnet.models.fused.winograd import WinogradConv2d
+from pspnet.models.pspnet import PSPNet, check_images
+from pspnet.models.pyramid import PSPHead, PyramidBranch
+from pspnet.models.resampling import average_grids
+from pspnet.models.resnet import Bottleneck, ResNet
+from pspnet.models.spread import convolve_upsampled
+
+# Below this many channels the transforms of a Winograd convolution cost more than they save.
+_WINOGRAD_CHANNELS = 128
+
+
+def fold(
+    model: PSPNet, dtype: torch.dtype = torch.float32, winograd: bool | None = None, portable: bool = False
+) -> FoldedPSPNet:
+    """The inference form of a network, on the network's device; the network itself stays as it is.
+
+    Args:
+        dtype: of weights and activations. The logits are float32 all the same.
+        winograd: whether to use Winograd's algorithm where it is faster; by default on CPUs in float32, if not
+            portable.
+        portable: only PyTorch's public operations, which can be compiled and exported: other programs fuse and lay out
+            memory by themselves.
+    """
+    device = next(model.parameters()).device
+    if winograd is None:
+        winograd = device.type == "cpu" and dtype == torch.float32 and not portable
+    with torch.no_grad():
+        return FoldedPSPNet(model, _Form(dtype, winograd, portable)).eval()
+
+
+def inference_form(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The fastest module that computes a network's logits in evaluation, on the network's device.
+
+    `fold` for PSPNet; others (torchvision's) as they are, under autocast for a `dtype` other than float32.
+    """
+    if isinstance(model, PSPNet):
+        return fold(model, dtype)
+    model = model.eval().to(memory_format=torch.channels_last)
+    return model if dtype == torch.float32 else _Autocast(model, dtype)
+
+
+class _Autocast(nn.Module):
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB, uint8 or floating point 0..255 -> logits (N, K, H, W), float32."""
+        with torch.autocast(images.device.type, self.dtype):
+            logits: Tensor = self.model(images)  # (N, K, H, W)
+        return logits
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How convolutions are computed."""
+
+    dtype: torch.dtype
+    winograd: bool
+    portable: bool
+
+    def fold(self, conv: nn.Module, bn: nn.Module, relu: bool = True) -> nn.Module:
+        """One module for a convolution and the batch norm after it."""
+        assert isinstance(conv, nn.Conv2d)
+        weight, bias = _folded_weights(conv, bn)
+        return self.convolution(weight, bias, conv, relu)
+
+    def convolution(self, weight: Tensor, bias: Tensor, conv: nn.Conv2d, relu: bool = True) -> nn.Module:
+        """The convolution `conv` with another weight and bias."""
+        weight, bias = weight.to(self.dtype), bias.to(self.dtype)
+        many = weight.shape[1] >= _WINOGRAD_CHANNELS
+        if self.winograd and many and conv.kernel_size == (3, 3) and conv.stride == (1, 1):
+            assert conv.padding == conv.dilation
+            return WinogradConv2d(weight, bias, conv.dilation[0], relu)
+        kind: type[FusedConv2d] = FusedConv2d
+        if not self.portable and _has_onednn(weight):
+            kind = OneDnnConv2d
+        return kind(weight, bias, conv.stride, conv.padding, conv.dilation, relu)
+
+
+class FoldedPSPNet(nn.Module):
+    """See `fold`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, model: PSPNet, form: _Form) -> None:
+        super().__init__()
+        self.dtype = form.dtype
+        self.align_corners = model.align_corners
+        self.register_buffer("mean", model.mean.float())
+        self.register_buffer("scale", 1 / model.std.float())
+        self.backbone = _FoldedResNet(model.backbone, form)
+        self.head = _FoldedHead(model.head, form)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) RGB, uint8 or floating point 0..255 -> logits (N, K, H, W), float32. Errors as PSPNet's."""
+        check_images(images)
+        x = (images.to(torch.float32, memory_format=torch.channels_last) - self.mean) * self.scale  # (N, 3, H, W)
+        logits = self.head(self.backbone(x.to(self.dtype)))  # (N, K, H/s, W/s)
+        size = images.shape[-2:]
+        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=self.align_corners)  # (N, K, H, W)
+
+
+class _FoldedResNet(nn.Module):
+    def __init__(self, backbone: ResNet, form: _Form) -> None:
+        super().__init__()
+        stem = backbone.stem
+        pairs = [
+            (stem.get_submodule(f"conv{n}"), stem.get_submodule(f"bn{n}"))
+            for n in (1, 2, 3)
+            if hasattr(stem, f"conv{n}")
+        ]
+        self.stem = nn.Sequential(*(form.fold(conv, bn) for conv, bn in pairs), stem.maxpool)
+        layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+        blocks = [block for layer in layers for block in layer if isinstance(block, Bottleneck)]
+        self.blocks = nn.Sequential(*(_FoldedBottleneck(block, form) for block in blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised -> layer4's (N, C, H/s, W/s)."""
+        x = self.stem(x)  # (N, 64 or 128, H/4, W/4)
+        x = self.blocks(x)  # (N, C, H/s, W/s)
+        return x
+
+
+class _FoldedBottleneck(nn.Module):
+    def __init__(self, block: Bottleneck, form: _Form) -> None:
+        super().__init__()
+        self.conv1 = form.fold(block.conv1, block.bn1)
+        self.conv2 = form.fold(block.conv2, block.bn2)
+        self.conv3 = form.fold(block.conv3, block.bn3)
+        self.downsample: nn.Module | None = None
+        if isinstance(block.downsample, nn.Sequential):
+            self.downsample = form.fold(block.downsample[0], block.downsample[1], relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, 4 * channels, h/stride, w/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)  # (N, 4c, h/stride, w/stride)
+        y = self.conv2(self.conv1(x))  # (N, c, h/stride, w/stride)
+        result: Tensor = self.conv3(y, shortcut)  # (N, 4c, h/stride, w/stride)
+        return result
+
+
+class _FoldedHead(nn.Module):
+    taps: Tensor
+
+    def __init__(self, head: PSPHead, form: _Form) -> None:
+        super().__init__()
+        self.align_corners = head.align_corners
+        branches = [branch for branch in head.pyramid.branches if isinstance(branch, PyramidBranch)]
+        self.bins = [branch.bin_size for branch in branches]
+        self.branches = nn.ModuleList(form.fold(branch.conv, branch.bn) for branch in branches)
+        weight, bias = _folded_weights(head.conv, head.bn)  # (C/4, 2C, 3, 3), (C/4,)
+        own = head.conv.in_channels - head.pyramid.out_channels
+        self.conv = form.convolution(weight[:, :own], bias, head.conv)
+        self.register_buffer("taps", weight[:, own:].to(form.dtype).contiguous(memory_format=torch.channels_last))
+        assert head.classifier.bias is not None
+        self.classifier = form.convolution(head.classifier.weight, head.classifier.bias, head.classifier, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> logits (N, K, h, w)."""
+        grids = [branch(grid) for branch, grid in zip(self.branches, average_grids(x, self.bins))]
+        spread = convolve_upsampled(grids, self.taps, x.shape[-2:], self.align_corners)  # (N, C/4, h, w)
+        logits: Tensor = self.classifier(self.conv(x, spread))  # (N, K, h, w)
+        return logits
+
+
+class FusedConv2d(nn.Module):
+    """A convolution with its bias, an optional addition and an optional ReLU.
+
+    Args:
+        weight: (O, C, kernel, kernel).
+        bias: (O,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, stride: Any, padding: Any, dilation: Any, relu: bool = True
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", bias)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.relu = relu
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """(N, C, h, w), and what is added before ReLU (N, O, h', w') or None -> (N, O, h', w').
+
+        `added` may be overwritten.
+        """
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        if added is not None:
+            y = y + added
+        return F.relu(y) if self.relu else y
+
+
+class OneDnnConv2d(FusedConv2d):
+    """All of it as one oneDNN operation, on CPUs.
+
+    oneDNN has memory layouts of its own for the weight, and the best one depends on the map's size. A size that comes
+    twice in a row gets its weight laid out once and for all; others pay for it in every call.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._last_size: torch.Size | None = None
+        self._packed: tuple[torch.Size, Tensor] | None = None  # replaced as a whole: several threads may be here
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """As FusedConv2d's."""
+        places = (self._weight_for(x), self.bias, self.padding, self.stride, self.dilation, 1)
+        relu = "relu" if self.relu else None
+        if added is None:
+            y = torch.ops.mkldnn._convolution_pointwise(x, *places, relu or "none", [], "")
+        else:
+            y = torch.ops.mkldnn._convolution_pointwise_.binary(added, x, *places, "add", 1.0, relu, [], None)
+        result: Tensor = y
+        return result
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        packed, last_size = self._packed, self._last_size
+        self._last_size = x.shape
+        if packed is not None and packed[0] == x.shape:
+            return packed[1]
+        if x.shape != last_size:
+            return self.weight
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        weight: Tensor = reorder(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, 1, tuple(x.shape))
+        self._packed = (x.shape, weight)
+        return weight
+
+
+def _has_onednn(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not _has_onednn_operations():
+        return False
+    is_bfloat16 = weight.dtype == torch.bfloat16
+    return weight.dtype == torch.float32 or (is_bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@lru_cache(maxsize=1)
+def _has_onednn_operations() -> bool:
+    """These operations are PyTorch's own but not public, so their absence must cost no more than speed."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        torch.ops.mkldnn._convolution_pointwise_.binary  # noqa: B018
+        torch.ops.mkldnn._convolution_pointwise  # noqa: B018
+        torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: B018
+        torch._C._nn.mkldnn_reorder_conv2d_weight  # noqa: B018
+    except (AttributeError, RuntimeError):  # newer and older versions' word for an operation that is not there
+        return False
+    return True
+
+
+def _folded_weights(conv: nn.Conv2d, bn: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does what the convolution and batch norm after it do in evaluation."""
+    assert isinstance(bn, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()  # (O,)
+    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+    bias = bn.bias.double() - bn.running_mean.double() * scale
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)

@@ -1,0 +1,111 @@
+"""Whether an answer fits, and its bytes.
+
+Legend: H, W image height and width; C classes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pspnet.inference.limits import DEFAULT_LIMITS, Limits
+from pspnet.inference.predictor import Prediction
+from pspnet.masks.png import encode_mask
+from pspnet.serving.protocol import npy, recordio
+from pspnet.serving.protocol.accept import FORMS, NPY, NPZ, OVERLAY, PALETTE, SUMMARY, AnswerForm, choose_answer
+from pspnet.serving.protocol.request_image import RequestError
+
+__all__ = ["FORMS", "AnswerForm", "check_answer", "choose_answer", "class_counts", "encode", "encode_mask"]
+
+_JPEG_QUALITY = 90
+# Probabilities are computed and compressed as a whole; what they take uncompressed is bounded too.
+_COMPRESSION = 4
+
+
+def check_answer(form: AnswerForm, height: int, width: int, classes: int, limits: Limits) -> None:
+    """Before predicting: RequestError 413 where class probabilities cannot fit into limits.answer_bytes.
+
+    Other answers are small; `encode` checks what it wrote.
+    """
+    if not form.needs_probabilities:
+        return
+    value_bytes = np.dtype(form.dtype).itemsize
+    limit = limits.answer_bytes * (_COMPRESSION if form.media_type == NPZ else 1)
+    size = recordio.encoded_size(classes, height, width) - classes * height * width * (4 - value_bytes)
+    if size <= limit:
+        return
+    side = math.isqrt(max(0, limit - 128) // (classes * value_bytes))
+    smaller = "" if (form.media_type, form.dtype) == (NPZ, "uint8") else "application/x-npz; probabilities=uint8, or "
+    raise RequestError(
+        413,
+        f"Probabilities of {classes} classes for {width}x{height} pixels take {size:,} bytes as {form.dtype}; this "
+        f"endpoint takes {limit:,} at most. Send at most about {side}x{side} pixels, or accept {smaller}image/png for "
+        "the mask alone.",
+    )
+
+
+def encode(prediction: Prediction, form: AnswerForm, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The answer's body. Raises RequestError 413 where it is larger than limits.answer_bytes."""
+    body = _encode(prediction, form)
+    if len(body) > limits.answer_bytes:
+        raise RequestError(
+            413,
+            f"The answer has {len(body):,} bytes; this endpoint answers with at most {limits.answer_bytes:,}. "
+            "Send a smaller image or accept image/png.",
+        )
+    return body
+
+
+def _encode(prediction: Prediction, form: AnswerForm) -> bytes:
+    if form.needs_probabilities:
+        return _encode_probabilities(prediction, form)
+    if form.kind == SUMMARY:
+        return json.dumps(class_counts(prediction)).encode()
+    if form.kind == OVERLAY:
+        return _encode_overlay(prediction)
+    if form.media_type == NPY:
+        return npy.write(prediction.mask)
+    if form.media_type == NPZ:
+        return npy.write_compressed("mask", prediction.mask)
+    return encode_mask(prediction.mask, prediction.palette if form.kind == PALETTE else None)
+
+
+def _encode_probabilities(prediction: Prediction, form: AnswerForm) -> bytes:
+    shares = prediction.probabilities  # (C, H, W) float32
+    if shares is None:
+        raise RequestError(406, f"This call gives no probabilities, so it cannot answer in {form.media_type}.")
+    if form.media_type not in (NPY, NPZ):
+        try:
+            return recordio.encode_probabilities(shares)
+        except recordio.TooLongError as error:
+            raise RequestError(413, f"The answer is too long: {error}") from None
+    values = np.empty(shares.shape, dtype=form.dtype)
+    for index, share in enumerate(shares):  # class by class, so that the copies in between stay small
+        values[index] = np.rint(share * 255) if form.dtype == "uint8" else share
+    return npy.write(values) if form.media_type == NPY else npy.write_compressed("probabilities", values)
+
+
+def _encode_overlay(prediction: Prediction) -> bytes:
+    """A JPEG file of the image under its mask's colours, half and half."""
+    colours = prediction.palette[prediction.mask]  # (H, W, 3)
+    mixed = (prediction.image >> 1) + (colours >> 1)
+    buffer = io.BytesIO()
+    Image.fromarray(mixed).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def class_counts(prediction: Prediction) -> dict[str, Any]:
+    """Size of the mask, and for every class in it its id, name, pixels and share of all pixels."""
+    mask = prediction.mask
+    counts = np.bincount(mask.ravel(), minlength=len(prediction.class_names))
+    classes = [
+        {"id": index, "name": name, "pixels": int(counts[index]), "share": float(counts[index] / mask.size)}
+        for index, name in enumerate(prediction.class_names)
+        if counts[index]
+    ]
+    return {"height": mask.shape[0], "width": mask.shape[1], "classes": classes}

@@ -1,0 +1,62 @@
+"""Masks as pictures: the model's colours laid over the frame, and a list of the classes below it.
+
+Legend: H, W image height and width.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pspnet.classes import IGNORE_INDEX
+from pspnet.masks.frames import MaskedFrame
+from pspnet.stream.sinks.base import SinkContext
+
+_ROW, _COLUMN, _MARGIN = 16, 116, 4  # px of the list of classes
+_MOST_CLASSES = 32  # a list of more would hide the picture; then it names the largest ones of the frame
+
+
+def painted(item: MaskedFrame, context: SinkContext) -> np.ndarray:
+    """(H + list, W, 3) uint8 RGB: the frame under the mask's colours, with a list of classes where it is asked for."""
+    picture = overlay(item.frame.image, item.mask, context.palette, context.opacity)
+    if not context.legend:
+        return picture
+    return np.concatenate([picture, legend(item.mask, context)])
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float) -> np.ndarray:
+    """(H, W, 3) uint8 image with the (H, W) mask's colours laid over it; ignored pixels stay as they are."""
+    blended: np.ndarray = cv2.addWeighted(image, 1 - opacity, palette[mask], opacity, 0)
+    ignored = mask == IGNORE_INDEX
+    if ignored.any():
+        blended[ignored] = image[ignored]
+    return blended
+
+
+def legend(mask: np.ndarray, context: SinkContext) -> np.ndarray:
+    """(rows, W, 3) uint8: colour and name of every class, or of the largest ones where they are too many.
+
+    Its height depends on W and the number of classes alone, so that all frames of a video have one size.
+    """
+    width = mask.shape[1]
+    names = context.class_names
+    columns = max(1, (width - _MARGIN) // _COLUMN)
+    shown = _shown(mask, len(names))
+    rows = -(-min(len(names), _MOST_CLASSES) // columns)
+    sheet = Image.new("RGB", (width, rows * _ROW + 2 * _MARGIN), (24, 24, 24))
+    draw = ImageDraw.Draw(sheet)
+    for place, class_id in enumerate(shown):
+        left = _MARGIN + place % columns * _COLUMN
+        top = _MARGIN + place // columns * _ROW
+        colour = tuple(int(value) for value in context.palette[class_id])
+        draw.rectangle((left, top + 2, left + 11, top + 13), fill=colour, outline=(200, 200, 200))
+        draw.text((left + 16, top + 2), names[class_id][:16], fill=(235, 235, 235))
+    return np.asarray(sheet)
+
+
+def _shown(mask: np.ndarray, classes: int) -> list[int]:
+    if classes <= _MOST_CLASSES:
+        return list(range(classes))
+    counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
+    return sorted(int(class_id) for class_id in np.argsort(-counts, kind="stable")[:_MOST_CLASSES])

@@ -1,0 +1,188 @@
+"""A sink that sends every mask to an HTTP server."""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import http.client
+import json
+import os
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from pspnet.errors import ConfigError
+from pspnet.masks.frames import MaskedFrame
+from pspnet.masks.writer import head_of
+from pspnet.stream.sinks.base import SinkContext, SinkError, without_secrets
+from pspnet.stream.sinks.mask_files import png_file
+
+FORMATS = ("png", "json")
+MAX_WAIT = 60.0
+"""Seconds for which a server's Retry-After is waited at most before it is tried again."""
+
+_PASSING = (408, 425, 429)
+_READ = 65_536  # of an answer, so that its connection can be used again
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class WebhookSink:
+    """POST http(s)://... for every mask: its PNG file, or JSON with the classes' pixel counts.
+
+    Headers of every request: X-Pspnet-Frame, X-Pspnet-Captured, X-Pspnet-Timestamp; a server that got an item twice,
+    because its answer was lost, tells it by them. Any answer of 2xx means that the item was taken. Redirects are not
+    followed: they would send masks and secrets to where nobody meant them to go.
+
+    Settings of the context:
+        webhook_send: png or json (default: png).
+        webhook_timeout: seconds for the connection and for each part of the answer (default: 10).
+        webhook_headers: NAME: VALUE, separated by semicolons; ${VARIABLE} in a value is read from the environment, so
+            that a secret stands neither in a command line nor in a list of processes.
+    """
+
+    durable, wants_images = True, False
+
+    def __init__(self, url: str, context: SinkContext) -> None:
+        """Connects with the first item. Raises ConfigError for an address or setting that cannot be used."""
+        parts, settings = urlsplit(url), context.settings
+        try:
+            self._port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"{without_secrets(url)}: has a port that is none.") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{without_secrets(url)}: is no address; expected http://HOST/PATH or https://HOST/PATH.")
+        if parts.username or parts.password:
+            raise ConfigError(
+                "The webhook's address holds a password; use webhook_headers=Authorization: ${TOKEN} instead."
+            )
+        self._host, self._secure = parts.hostname, parts.scheme == "https"
+        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        # A query may hold a key, but tells one sink from another.
+        query = f" [query {hashlib.sha256(parts.query.encode()).hexdigest()[:8]}]" if parts.query else ""
+        self.name = f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
+        self._context = context
+        self._format = settings.get("webhook_send", "png")
+        if self._format not in FORMATS:
+            raise ConfigError(f"webhook_send: found {self._format!r}; expected png or json.")
+        self._timeout = _seconds(settings.get("webhook_timeout", "10"))
+        self._headers = read_headers(settings.get("webhook_headers", ""), os.environ)
+        self._connection: http.client.HTTPConnection | None = None
+        self._not_before = 0.0
+
+    def write(self, item: MaskedFrame) -> None:
+        """Send a mask. Raises SinkError: temporary for no connection, 5xx, 408, 425 and 429; lasting for the others."""
+        wait = self._not_before - time.monotonic()
+        if wait > 0:
+            raise SinkError(f"{self.name}: the server asked for {wait:.0f} s more without requests.", temporary=True)
+        head = head_of(item)
+        headers = {
+            **self._headers,
+            "Content-Type": "image/png" if self._format == "png" else "application/json",
+            "User-Agent": "pspnet",
+            "X-Pspnet-Frame": str(head.frame),
+            "X-Pspnet-Captured": f"{head.captured:.6f}",
+            "X-Pspnet-Timestamp": f"{head.timestamp:.6f}",
+        }
+        body = png_file(item, self._context) if self._format == "png" else summary_json(item, self._context.class_names)
+        status, retry_after = self._post(body, headers)
+        if 200 <= status < 300:
+            return
+        temporary = status >= 500 or status in _PASSING
+        if temporary and retry_after is not None:
+            self._not_before = time.monotonic() + min(MAX_WAIT, retry_after)
+        why = "; it redirects, which is not followed: give the address it leads to" if 300 <= status < 400 else ""
+        raise SinkError(f"{self.name}: the server answered {status} to frame {head.frame}{why}.", temporary)
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
+        """Status, and the seconds of Retry-After. A kept connection that the server has closed is opened once more."""
+        for fresh in (self._connection is None, True):
+            try:
+                return self._exchange(body, headers)
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                closed = isinstance(error, (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError))
+                if fresh or not closed:
+                    lasting = isinstance(error, ssl.SSLCertVerificationError)
+                    reason = " ".join(str(error).split()) or type(error).__name__
+                    raise SinkError(f"{self.name}: cannot be reached ({reason}).", temporary=not lasting) from error
+        raise AssertionError("a fresh connection either answers or fails")
+
+    def _exchange(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
+        if self._connection is None:
+            kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+            self._connection = kind(self._host, self._port, timeout=self._timeout)
+        self._connection.request("POST", self._path, body, headers)
+        answer = self._connection.getresponse()
+        status, wait = answer.status, read_retry_after(answer.getheader("Retry-After"))
+        if len(answer.read(_READ)) == _READ:
+            self.close()  # the rest of a long answer is nobody's
+        return status, wait
+
+    def flush(self) -> None:
+        """Every item was answered when write() returned."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
+    """A mask as JSON: frame, times, labels, size, and of every class in it the id, name, pixels and share."""
+    head, counts = head_of(item), np.bincount(item.mask.ravel(), minlength=256)
+    classes = [
+        {
+            "id": int(one),
+            "name": class_names[one] if one < len(class_names) else f"class_{one}",
+            "pixels": int(counts[one]),
+            "share": round(float(counts[one]) / item.mask.size, 6),
+        }
+        for one in np.flatnonzero(counts)
+    ]
+    height, width = item.mask.shape
+    about = {"frame": head.frame, "captured": head.captured, "timestamp": head.timestamp, "labels": head.labels}
+    return json.dumps({**about, "width": width, "height": height, "classes": classes}).encode()
+
+
+def read_headers(text: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """`NAME: VALUE; NAME: VALUE` with ${VARIABLE}s replaced. Raises ConfigError, which never shows a value."""
+    headers = {}
+    for part in filter(None, (one.strip() for one in text.split(";"))):
+        name, colon, value = part.partition(":")
+        if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()):
+            raise ConfigError("webhook_headers: a part is no header; expected NAME: VALUE, separated by semicolons.")
+        missing = [one for one in _VARIABLE.findall(value) if one not in environment]
+        if missing:
+            raise ConfigError(f"webhook_headers: the environment variable {missing[0]} is not set.")
+        value = _VARIABLE.sub(lambda found: environment[found[1]], value).strip()
+        if not value.isascii() or not value.isprintable():
+            raise ConfigError(f"webhook_headers: the value of {name.strip()} holds characters that no header may have.")
+        headers[name.strip()] = value
+    return headers
+
+
+def read_retry_after(text: str | None) -> float | None:
+    """The seconds of a Retry-After header, which holds them or a date; None without one that can be read."""
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 600:
+        raise ConfigError(f"webhook_timeout: found {text!r}; expected seconds above 0, up to 600.")
+    return value

@@ -1,0 +1,89 @@
+"""Where and in which number format to train: chosen by what the device has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pspnet.errors import ConfigError
+from pspnet.system.cpu import available_cores
+from pspnet.system.precision import Precision, choose_precision
+
+__all__ = [
+    "Precision", "choose_device", "choose_precision", "choose_workers", "describe", "has_fast_bfloat16",
+    "make_deterministic", "memory_in_words", "set_tf32", "tuned_convolutions",
+]  # fmt: skip
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> a device; ConfigError where cuda is asked for and there is none."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"device = {name}: this PyTorch ({torch.__version__}) sees no GPU; use --device auto or --device cpu."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """True for a CPU with AMX tiles, where bfloat16 is several times faster; without them it is slower than float32."""
+    supported: Any = getattr(getattr(torch, "cpu", None), "_is_amx_tile_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())
+
+
+def choose_workers(setting: str | int, device: torch.device, local_processes: int = 1) -> int:
+    """`auto` -> loader processes by cores, which the processes of a machine share and a container's quota bounds.
+
+    A CPU that trains itself keeps two cores for the training; a GPU's host keeps none, since its main process waits.
+    """
+    if isinstance(setting, int):
+        return setting
+    cores = available_cores() // max(1, local_processes)
+    return min(16, cores) if device.type == "cuda" else max(0, min(4, cores - 2))
+
+
+def make_deterministic() -> None:
+    """Ask for algorithms that repeat bit by bit; what has none on a GPU warns instead of stopping the run."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether GPUs from Ampere on may round the factors of float32 convolutions and matrix products to TF32."""
+    # Not by torch 2.9's fp32_precision: once that is set, the older settings cannot be read, and the compiler of torch
+    # 2.9 and 2.10 reads them.
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def tuned_convolutions(wanted: bool) -> Iterator[None]:
+    """Have cuDNN try its algorithms for every new size, inside this context: worth it where sizes repeat."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def memory_in_words(device: torch.device) -> str:
+    """The device's memory, for a message: "the 14.6 GiB of Tesla T4"."""
+    if device.type != "cuda":
+        return "the memory"
+    properties = torch.cuda.get_device_properties(device)
+    return f"the {properties.total_memory / 2**30:.1f} GiB of {properties.name}"
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the first log line."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.get_num_threads()} threads"

@@ -1,0 +1,68 @@
+"""`delete`: an endpoint with its configurations, models and autoscaling, or all that these commands made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from pspnet.errors import ConfigError
+from sagemaker_entry.aws.resources import Group, describe_endpoint, find_groups, owner_of, remove
+from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session
+from sagemaker_entry.training.job_settings import JobSettings
+
+
+def delete_command(arguments: argparse.Namespace) -> int:
+    """List what will be removed, ask, remove it. What these commands did not make is never touched."""
+    if bool(arguments.endpoint) == arguments.all:
+        raise ConfigError("delete: give either the name of an endpoint, or --all.")
+    session = boto_session(JobSettings(region=arguments.region, profile=arguments.profile))
+    client = session.client("sagemaker")
+    groups = list(find_groups(client, arguments.endpoint).values())
+    if arguments.endpoint and not any(group.endpoint for group in groups):
+        _check_foreign(client, arguments.endpoint, bool(groups))
+    if not groups:
+        print(f"There is nothing of this project in {session.region_name}.")
+        return 0
+    print(f"To be deleted in {session.region_name}:")
+    for group in groups:
+        for line in group.lines():
+            print(f"  {line}")
+    if not arguments.yes and not confirmed():
+        print("Nothing was deleted.")
+        return 1
+    return remove_all(session, groups)
+
+
+def _check_foreign(client: Any, endpoint: str, leftovers: bool) -> None:
+    """Raise AwsError for an endpoint that is not there, or that others made."""
+    found = describe_endpoint(client, endpoint)
+    if found is not None:
+        with aws_errors(f"asking about the endpoint {endpoint}"):
+            foreign = owner_of(client, found["EndpointArn"]) is None
+        if foreign:
+            raise AwsError(
+                f"the endpoint {endpoint} was not made by this project (it lacks the tag), so it is left alone; "
+                f"`aws sagemaker delete-endpoint --endpoint-name {endpoint}` deletes it."
+            )
+    if not leftovers:
+        raise AwsError(f"there is no endpoint {endpoint}; `python -m sagemaker_entry status` lists those there are.")
+
+
+def confirmed() -> bool:
+    """Ask on the terminal; raises ConfigError where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise ConfigError("delete: nobody can be asked here; give --yes to delete without asking.")
+    return input("Delete all of this? Type yes: ").strip().lower() == "yes"
+
+
+def remove_all(session: Any, groups: list[Group]) -> int:
+    """Remove every group; an error in one is told and does not keep the others. Returns the exit code."""
+    failed = 0
+    for group in groups:
+        try:
+            remove(session, group)
+        except AwsError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0

@@ -1,0 +1,194 @@
+"""The requests that host a model, field by field as AWS documents them. Pure: no AWS package, no network, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sagemaker_entry.hosting.endpoint_settings import PROJECT_TAG, HostSettings
+
+VARIANT = "AllTraffic"
+"""Name of an endpoint's only variant, as the SageMaker SDK calls it."""
+CODE_FOLDER = "/opt/ml/model/code"
+
+REALTIME_BYTES = 6_291_456
+"""Largest request and answer of a real-time endpoint, as the API's own description of InvokeEndpoint says."""
+SERVERLESS_BYTES = 4_000_000
+"""Largest request and answer of a serverless endpoint."""
+LARGEST_BYTES = 100_000_000
+"""Largest image and answer that a batch transform (AWS's limit) or an asynchronous endpoint (ours) takes."""
+REQUEST_SECONDS = 60
+"""What SageMaker lets a container take for one request."""
+LONG_SECONDS = 900
+
+_STARTUP_SECONDS = 600
+_FRAME_BYTES = 1_000_000  # what TorchServe's own framing may add to a body
+_SCALABLE = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
+
+
+@dataclass(frozen=True)
+class HostPlace:
+    """What only the account, the region and the moment decide. `name` is the model's and the configuration's."""
+
+    endpoint: str
+    name: str
+    image_uri: str
+    role_arn: str
+    model_uri: str
+    bucket: str
+
+
+def tag_list(settings: HostSettings, owner: str) -> list[dict[str, str]]:
+    """The user's tags and the project's own, whose value is the endpoint or transform that owns the resource."""
+    return [{"Key": key, "Value": value} for key, value in (*settings.tags, (PROJECT_TAG, owner))]
+
+
+def container_environment(settings: HostSettings, largest: int, seconds: int = REQUEST_SECONDS) -> dict[str, str]:
+    """Variables of the container; those that were given with --env win.
+
+    Args:
+        largest: bytes of the largest request or answer that the way there carries.
+        seconds: how long the server may take for one request.
+
+    SAGEMAKER_* are read by AWS's PyTorch inference toolkit, TS_* by its TorchServe (whose own limits are 6.5 MB),
+    PSPNET_* by the handlers and by `pspnet serve`.
+    """
+    return {
+        "SAGEMAKER_PROGRAM": "inference.py",
+        "SAGEMAKER_SUBMIT_DIRECTORY": CODE_FOLDER,
+        "SAGEMAKER_CONTAINER_LOG_LEVEL": "20",
+        # A request without Accept gets the mask, as from the built-in algorithm; the toolkit's own default is JSON.
+        "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": "image/png",
+        "SAGEMAKER_MODEL_SERVER_WORKERS": str(settings.workers),
+        "SAGEMAKER_MODEL_SERVER_TIMEOUT": str(seconds),
+        # Above the handlers' limits, so that a body that is too large meets their sentence and not a broken frame.
+        "TS_MAX_REQUEST_SIZE": str(largest + _FRAME_BYTES),
+        "TS_MAX_RESPONSE_SIZE": str(largest + _FRAME_BYTES),
+        "PSPNET_REQUEST_BYTES": str(largest),
+        "PSPNET_ANSWER_BYTES": str(largest),
+        "PSPNET_WORKERS": str(settings.workers),
+        **dict(settings.env),
+    }
+
+
+def largest_body(settings: HostSettings) -> int:
+    """Bytes of the largest request and answer that this kind of endpoint carries."""
+    if settings.serverless:
+        return SERVERLESS_BYTES
+    return LARGEST_BYTES if settings.asynchronous else REALTIME_BYTES
+
+
+def model_request(settings: HostSettings, place: HostPlace, environment: Mapping[str, str]) -> dict[str, Any]:
+    """CreateModel."""
+    request: dict[str, Any] = {
+        "ModelName": place.name,
+        "PrimaryContainer": {
+            "Image": place.image_uri,
+            "Mode": "SingleModel",
+            "ModelDataUrl": place.model_uri,
+            "Environment": dict(environment),
+        },
+        "ExecutionRoleArn": place.role_arn,
+        "Tags": tag_list(settings, place.endpoint),
+    }
+    if settings.network_isolation:
+        request["EnableNetworkIsolation"] = True
+    return request
+
+
+def endpoint_config_request(settings: HostSettings, place: HostPlace) -> dict[str, Any]:
+    """CreateEndpointConfig: one variant on machines or serverless; asynchronous and data capture where asked for."""
+    request: dict[str, Any] = {
+        "EndpointConfigName": place.name,
+        "ProductionVariants": [_variant(settings, place)],
+        "Tags": tag_list(settings, place.endpoint),
+    }
+    if settings.asynchronous:
+        answers = settings.output_path or f"s3://{place.bucket}/{settings.prefix}/answers/{place.endpoint}"
+        request["AsyncInferenceConfig"] = {
+            "ClientConfig": {"MaxConcurrentInvocationsPerInstance": settings.concurrency or 2},
+            "OutputConfig": {"S3OutputPath": answers, "S3FailurePath": f"{answers.rstrip('/')}/failed"},
+        }
+    if settings.data_capture:
+        request["DataCaptureConfig"] = {
+            "EnableCapture": True,
+            "InitialSamplingPercentage": settings.data_capture,
+            "DestinationS3Uri": f"s3://{place.bucket}/{settings.prefix}/capture",
+            "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+        }
+    return request
+
+
+def _variant(settings: HostSettings, place: HostPlace) -> dict[str, Any]:
+    variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": place.name, "InitialVariantWeight": 1.0}
+    if settings.serverless:
+        limits = {"MemorySizeInMB": settings.memory, "MaxConcurrency": settings.concurrency or 5}
+        return {**variant, "ServerlessConfig": limits}
+    return {
+        **variant,
+        "InstanceType": settings.instance_type,
+        "InitialInstanceCount": settings.instance_count,
+        # The container unpacks some hundred megabytes, installs its requirements and warms up before it answers.
+        "ModelDataDownloadTimeoutInSeconds": _STARTUP_SECONDS,
+        "ContainerStartupHealthCheckTimeoutInSeconds": _STARTUP_SECONDS,
+    }
+
+
+def endpoint_request(settings: HostSettings, place: HostPlace) -> dict[str, Any]:
+    """CreateEndpoint."""
+    return {
+        "EndpointName": place.endpoint,
+        "EndpointConfigName": place.name,
+        "Tags": tag_list(settings, place.endpoint),
+    }
+
+
+def update_request(place: HostPlace) -> dict[str, Any]:
+    """UpdateEndpoint: AWS starts the new machines beside the old ones and turns over when they answer."""
+    return {"EndpointName": place.endpoint, "EndpointConfigName": place.name}
+
+
+def scalable_target(endpoint: str) -> dict[str, str]:
+    """How Application Auto Scaling calls the endpoint's variant."""
+    return {**_SCALABLE, "ResourceId": f"endpoint/{endpoint}/variant/{VARIANT}"}
+
+
+def target_request(settings: HostSettings, endpoint: str) -> dict[str, Any]:
+    """RegisterScalableTarget."""
+    low = 1 if settings.min_instances is None else settings.min_instances
+    return {**scalable_target(endpoint), "MinCapacity": low, "MaxCapacity": settings.max_instances}
+
+
+def policy_name(endpoint: str) -> str:
+    """Name of the endpoint's scaling policy."""
+    return f"{endpoint}-requests"
+
+
+def policy_request(settings: HostSettings, endpoint: str) -> dict[str, Any]:
+    """PutScalingPolicy: keep the requests per machine and minute (asynchronous: the waiting ones) near the target."""
+    metric: dict[str, Any]
+    if settings.asynchronous:
+        metric = {
+            "CustomizedMetricSpecification": {
+                "MetricName": "ApproximateBacklogSizePerInstance",
+                "Namespace": "AWS/SageMaker",
+                "Dimensions": [{"Name": "EndpointName", "Value": endpoint}],
+                "Statistic": "Average",
+            }
+        }
+    else:
+        kind = "SageMakerVariantInvocationsPerInstance"
+        metric = {"PredefinedMetricSpecification": {"PredefinedMetricType": kind}}
+    return {
+        "PolicyName": policy_name(endpoint),
+        **scalable_target(endpoint),
+        "PolicyType": "TargetTrackingScaling",
+        "TargetTrackingScalingPolicyConfiguration": {
+            "TargetValue": float(settings.target_invocations),
+            **metric,
+            # A machine takes minutes to come up: out quickly, in slowly.
+            "ScaleOutCooldown": 60,
+            "ScaleInCooldown": 300,
+        },
+    }

@@ -1,0 +1,142 @@
+"""Look into a model before anything is created in AWS: is it one of this project's, and does it carry its code?"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from pspnet.errors import WeightsError
+from pspnet.system.locations import find_beside
+
+# As in pspnet/artifact/model_directory.py and bundle.py, which need torch; a test keeps them the same.
+FORMAT = "pspnet-model-1"
+WEIGHTS_NAME, CONFIG_NAME, CODE_NAME, ARCHIVE_NAME = "model.safetensors", "config.json", "code", "model.tar.gz"
+HANDLERS = f"{CODE_NAME}/inference.py"
+PACKAGE_FILE = f"{CODE_NAME}/pspnet/__init__.py"
+
+_LARGEST_TEXT = 16 * 1024 * 1024
+_UNREADABLE = (tarfile.TarError, EOFError, OSError)
+
+
+@dataclass
+class Findings:
+    """What a model archive or directory holds of what an endpoint needs."""
+
+    names: set[str] = field(default_factory=set)
+    config: dict[str, Any] = field(default_factory=dict)
+    handlers: bytes = b""
+
+    @property
+    def has_code(self) -> bool:
+        """Whether it carries the handlers and the package, and so deploys as it is."""
+        return {HANDLERS, PACKAGE_FILE} <= self.names
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more is needed, so that the rest of an archive need not be read."""
+        return self.has_code and {WEIGHTS_NAME, CONFIG_NAME} <= self.names
+
+
+def check_findings(found: Findings, where: str) -> None:
+    """Raise WeightsError if this is no model directory of this project."""
+    missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if name not in found.names]
+    if missing:
+        others = ", ".join(sorted(name for name in found.names if "/" not in name)[:5])
+        foreign = ""
+        if "model_algo-1" in found.names:
+            foreign = " It is the built-in algorithm's artifact: `pspnet import --from gluoncv` makes a model of it."
+        raise WeightsError(
+            f"{where}: holds no {' and no '.join(missing)}{f' (but {others})' if others else ''}, so it is no model of "
+            f"this project.{foreign} Give a model directory or model.tar.gz that training wrote."
+        )
+    form = found.config.get("format")
+    if form != FORMAT:
+        raise WeightsError(
+            f"{where}: its {CONFIG_NAME} is {f'of the format {form!r}' if form else 'of another program'}; expected "
+            f"{FORMAT!r}. Give a model directory or model.tar.gz that training wrote."
+        )
+
+
+def has_other_code(found: Findings) -> bool:
+    """Whether a model carries handlers of another version than this installation's."""
+    own = find_beside("inference.py")
+    return found.has_code and own is not None and own.read_bytes() != found.handlers
+
+
+def look_into_directory(folder: Path) -> Findings:
+    """What a model directory holds; raises WeightsError for a config that cannot be read."""
+    known = (WEIGHTS_NAME, CONFIG_NAME, HANDLERS, PACKAGE_FILE)
+    names = {name for name in known if (folder / name).is_file()} | {path.name for path in folder.iterdir()}
+    found = Findings(names)
+    if CONFIG_NAME in names:
+        found.config = _parse_config((folder / CONFIG_NAME).read_bytes(), str(folder))
+    if HANDLERS in names:
+        found.handlers = (folder / HANDLERS).read_bytes()
+    return found
+
+
+def look_into_archive(stream: IO[bytes], where: str) -> Findings:
+    """What a model.tar.gz holds, read from its beginning and no further than needed. Nothing is written anywhere.
+
+    Raises WeightsError for an archive that is damaged, or that holds paths which lead out of the model directory.
+    """
+    found = Findings()
+    try:
+        with tarfile.open(fileobj=stream, mode="r|gz") as tar:
+            for member in tar:
+                name = member_name(member, where)
+                if member.isfile():
+                    found.names.add(name)
+                if name in (CONFIG_NAME, HANDLERS) and member.isfile():
+                    if member.size > _LARGEST_TEXT:
+                        raise WeightsError(f"{where}: its {name} has {member.size:,} bytes; it is damaged.")
+                    content = tar.extractfile(member)
+                    assert content is not None, "a file of an archive has content"
+                    if name == CONFIG_NAME:
+                        found.config = _parse_config(content.read(), where)
+                    else:
+                        found.handlers = content.read()
+                if found.is_complete:
+                    break
+    except _UNREADABLE as error:
+        raise WeightsError(f"{where}: not a readable model archive ({error}). Copy it again.") from error
+    return found
+
+
+def member_name(member: tarfile.TarInfo, where: str) -> str:
+    """Path of an archive's member from the model directory; raises WeightsError if it leads out of it."""
+    name = member.name[2:] if member.name.startswith("./") else member.name
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise WeightsError(f"{where}: holds the path {member.name!r}, which leads out of the model directory.")
+    return name
+
+
+def _parse_config(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        config = json.loads(content)
+    except ValueError as error:
+        raise WeightsError(f"{where}: its {CONFIG_NAME} is not JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{where}: its {CONFIG_NAME} is no JSON object.")
+    return config
+
+
+def pack_model(folder: Path, archive: Path) -> None:
+    """Write a model.tar.gz of weights, config and code/; the code comes first, so that looking into it is quick."""
+    with tarfile.open(archive, "w:gz", compresslevel=1, dereference=True) as tar:
+        for name in (CODE_NAME, CONFIG_NAME, WEIGHTS_NAME):
+            tar.add(folder / name, arcname=name, filter=_plain)
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """A member without the packer's user and without caches; devices and the like stay out."""
+    if "__pycache__" in member.name or not (member.isfile() or member.isdir()):
+        return None
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o755 if member.isdir() else 0o644
+    return member

@@ -1,0 +1,172 @@
+"""The model that is to be hosted: a job's artifact, an archive on S3, or one on this disk. Ends as an archive on S3."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pspnet.errors import WeightsError
+from sagemaker_entry.aws.session import AwsError, aws_errors
+from sagemaker_entry.hosting.endpoint_settings import HostSettings
+from sagemaker_entry.hosting.model_check import (
+    ARCHIVE_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Findings,
+    check_findings,
+    has_other_code,
+    look_into_archive,
+    look_into_directory,
+    pack_model,
+)
+from sagemaker_entry.training.job_log import job_status
+from sagemaker_entry.training.job_request import is_s3, parse_uri
+
+_JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
+
+
+def kind_of(model: str) -> str:
+    """What a model argument names: "s3", "local" or "job". Raises WeightsError for what can be none of them."""
+    if is_s3(model):
+        bucket, key = parse_uri(model)
+        if not bucket or not key.endswith(".tar.gz"):
+            raise WeightsError(f"{model}: expected the address of an archive, s3://BUCKET/.../model.tar.gz.")
+        return "s3"
+    if Path(model).exists():
+        return "local"
+    if not _JOB_NAME.fullmatch(model):
+        raise WeightsError(
+            f"{model}: there is no such file or folder; give a model directory, a model.tar.gz, s3://.../model.tar.gz, "
+            "or the name of a training job."
+        )
+    return "job"
+
+
+def target_uri(settings: HostSettings, bucket: str, name: str) -> str:
+    """Where the archive of a model that is not on S3 as it has to be is uploaded to."""
+    return f"s3://{bucket}/{settings.prefix}/models/{name}/{ARCHIVE_NAME}"
+
+
+def artifact_of_job(session: Any, name: str) -> str:
+    """S3 address of the model that a training job left. Raises AwsError for a job that is missing, running, failed."""
+    description = job_status(session.client("sagemaker"), name)
+    status = description["TrainingJobStatus"]
+    artifact: str | None = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+    if status == "InProgress":
+        raise AwsError(f"the job {name} is still running; deploy it when it has completed.")
+    if status == "Failed":
+        reason = description.get("FailureReason") or "SageMaker gave no reason"
+        raise AwsError(f"the job {name} failed, so it left no model to deploy. {reason}")
+    if status == "Stopped" and artifact:
+        print(f"warning: the job {name} was stopped early; its model is the best one up to then.")
+    elif status != "Completed" or not artifact:
+        raise AwsError(f"the job {name} is {status} and left no model; give one that completed.")
+    return artifact
+
+
+def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callable[[], str], name: str) -> str:
+    """The S3 address of a complete model archive for the argument; a warning or an upload is told.
+
+    A job's artifact or an archive on S3 that carries its code stays where it is. Anything else is completed and
+    uploaded under the prefix. Raises WeightsError and AwsError before anything is created.
+    """
+    kind = kind_of(model)
+    if kind == "local":
+        with local_archive(Path(model), settings.refresh_code) as archive:
+            return _upload(session.client("s3"), archive, target_uri(settings, bucket(), name), settings)
+    uri = artifact_of_job(session, model) if kind == "job" else model
+    source_bucket, key = parse_uri(uri)
+    s3 = session.client("s3")
+    with aws_errors(f"reading {uri}", settings.account):
+        body = _open_object(s3, source_bucket, key, uri)
+        found = look_into_archive(body, uri)
+        body.close()
+    check_findings(found, uri)
+    if found.has_code and not settings.refresh_code:
+        _tell_other_code(found, uri)
+        return uri
+    with tempfile.TemporaryDirectory(prefix="pspnet-model-") as folder:
+        archive = Path(folder) / ARCHIVE_NAME
+        with aws_errors(f"reading {uri}", settings.account):
+            s3.download_file(source_bucket, key, str(archive))
+        with local_archive(archive, refresh_code=settings.refresh_code) as complete:
+            return _upload(s3, complete, target_uri(settings, bucket(), name), settings)
+
+
+def _open_object(s3: Any, bucket: str, key: str, uri: str) -> Any:
+    from botocore.exceptions import ClientError
+
+    try:
+        return s3.get_object(Bucket=bucket, Key=key)["Body"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchKey":
+            raise AwsError(f"{uri}: S3 holds no such object; `aws s3 ls` shows what is there.") from error
+        raise
+
+
+def _tell_other_code(found: Findings, where: str) -> None:
+    if has_other_code(found):
+        print(f"note: {where} carries code of another version; --refresh_code replaces it.", file=sys.stderr)
+
+
+def look_locally(path: Path) -> tuple[Path, Findings]:
+    """The directory or archive that holds a model on this disk, and what it holds; WeightsError for no such model."""
+    if path.is_dir() and not (path / CONFIG_NAME).is_file() and (path / ARCHIVE_NAME).is_file():
+        path = path / ARCHIVE_NAME
+    if path.is_dir():
+        found = look_into_directory(path)
+    else:
+        with open(path, "rb") as stream:
+            found = look_into_archive(stream, str(path))
+    check_findings(found, str(path))
+    return path, found
+
+
+@contextmanager
+def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
+    """A complete model.tar.gz of a model directory or archive on this disk; the original stays as it is.
+
+    Raises WeightsError for what is no model of this project or does not load.
+    """
+    path, found = look_locally(path)
+    if not refresh_code:
+        _tell_other_code(found, str(path))
+    from pspnet.artifact.bundle import CODE_NAME, unpacked, write_code
+    from pspnet.artifact.model_directory import load_artifact
+
+    keep_code = found.has_code and not refresh_code
+    with tempfile.TemporaryDirectory(prefix="pspnet-model-") as folder:
+        packed, staged = Path(folder) / "packed", Path(folder) / "staged"
+        packed.mkdir()
+        staged.mkdir()
+        if path.is_file():
+            (packed / ARCHIVE_NAME).symlink_to(path.resolve())
+        with unpacked(packed if path.is_file() else path) as model:
+            load_artifact(model)
+            if path.is_file() and keep_code:
+                yield path
+                return
+            for name in (WEIGHTS_NAME, CONFIG_NAME, *([CODE_NAME] if keep_code else [])):
+                (staged / name).symlink_to((model / name).resolve())
+            if not keep_code:
+                write_code(staged)
+            archive = Path(folder) / ARCHIVE_NAME
+            pack_model(staged, archive)
+        yield archive
+
+
+def _upload(s3: Any, archive: Path, uri: str, settings: HostSettings) -> str:
+    bucket, key = parse_uri(uri)
+    size = archive.stat().st_size
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=ARCHIVE_NAME, leave=False, disable=None)
+    with bar, aws_errors(f"uploading {uri}", settings.account):
+        s3.upload_file(str(archive), bucket, key, Callback=bar.update, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
+    print(f"Model: {uri} ({size:,} bytes sent)", flush=True)
+    return uri

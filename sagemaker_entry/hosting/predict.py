@@ -1,0 +1,92 @@
+"""`predict`: the masks of images from an endpoint, by its name or address, as files."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from pspnet.classes import palette_for
+from pspnet.client.transport import EndpointError
+from pspnet.data.inputs import find_images
+from pspnet.data.io.images import read_image, write_image, write_palette_png
+from pspnet.errors import DataError, PspnetError
+from sagemaker_entry.aws.session import AwsError
+from sagemaker_entry.hosting.endpoint_predictor import EndpointPredictor, decode_mask
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+# Our endpoints colour the mask with the model's palette; others ignore the parameter and send the grey one.
+_COLOURED = "image/png; palette=true"
+
+
+def predict_command(arguments: argparse.Namespace) -> int:
+    """Write palette PNG masks. An image that fails is named and passed over; the exit code is then 1."""
+    for key, least in (("workers", 1), ("retries", 0)):
+        if getattr(arguments, key) < least:
+            raise DataError(f"{key}: found {getattr(arguments, key)}; expected at least {least}.")
+    paths = find_images(arguments.images, SUFFIXES)
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output: {arguments.output} cannot be made ({error.strerror or error}).") from error
+    failed = 0
+    predictor = EndpointPredictor(
+        arguments.endpoint,
+        region=arguments.region,
+        profile=arguments.profile,
+        retries=arguments.retries,
+        asynchronous=True,
+    )
+    bar = tqdm(total=len(paths), unit="image", leave=False, disable=len(paths) < 2 or not sys.stderr.isatty())
+    with predictor, bar, ThreadPoolExecutor(min(arguments.workers, len(paths))) as pool:
+        tasks = [pool.submit(_predict_one, predictor, path, arguments.output, arguments.overlay) for path in paths]
+        try:
+            for path, task in zip(paths, tasks):
+                try:
+                    task.result()
+                except AwsError:
+                    raise  # credentials and permissions, and below a server that is not there: so for every image
+                except PspnetError as error:
+                    if isinstance(error, EndpointError) and error.status in (0, 404):
+                        raise
+                    text = str(error) if str(path) in str(error) else f"{path}: {error}"
+                    print(f"error: {text}", file=sys.stderr)
+                    failed += 1
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    print(f"{len(paths) - failed} masks in {arguments.output}" + (f", {failed} images failed" if failed else ""))
+    return 1 if failed else 0
+
+
+def _predict_one(predictor: EndpointPredictor, path: Path, output: Path, with_overlay: bool) -> None:
+    content = predictor.ask(path, _COLOURED).body
+    mask, palette = decode_mask(content), palette_of(content)
+    write_palette_png(output / f"{path.stem}.png", mask, palette)
+    if with_overlay:
+        from pspnet.evaluation.report import overlay
+
+        image = read_image(path)
+        if image.shape[:2] != mask.shape:
+            raise DataError(f"{path}: the endpoint answered with a mask of another size, {mask.shape[::-1]}.")
+        picture = Image.fromarray(overlay(image, mask, palette))
+        write_image(output / f"{path.stem}_overlay.jpg", picture, quality=90)
+
+
+def palette_of(content: bytes) -> np.ndarray:
+    """(256, 3) uint8 colours of a palette PNG; PASCAL VOC's for a grey one, as from the built-in algorithm."""
+    palette = palette_for(())
+    with Image.open(io.BytesIO(content)) as picture:
+        colours = picture.getpalette() if picture.mode == "P" else None
+    if colours:
+        own = np.array(colours, dtype=np.uint8).reshape(-1, 3)
+        palette[: len(own)] = own
+    return palette

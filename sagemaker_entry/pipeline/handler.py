@@ -1,0 +1,225 @@
+"""The AWS Lambda function behind the masks: a file of masks comes to S3, a line of JSON for each frame goes out.
+
+    S3 event, alone or in SQS messages -> mask file -> class shares, corridor, obstacle -> summaries/<key>.jsonl
+                                                                                     -> a message, if asked for
+
+The same file gives the same bytes under the same key, so an event may come twice or late. It is packed with
+`python -m sagemaker_entry lambda_package` and needs NumPy, Pillow and the boto3 that the Lambda runtime has.
+docs/driving.md describes its settings and what the lines mean.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote_plus
+
+from pspnet.driving.mask_summary import json_line, summarise
+from pspnet.errors import PspnetError
+from sagemaker_entry.pipeline.lambda_masks import is_mask_file, read_frames
+from sagemaker_entry.pipeline.lambda_settings import LambdaSettings, read_settings
+
+# Left for the next message: some seconds for a cold connection, and half as much again as the longest one so far took.
+_LEAST_SECONDS, _MARGIN = 5.0, 1.5
+_GONE = ("NoSuchKey", "404", "NotFound")
+
+
+class FileError(PspnetError):
+    """A file of masks that cannot be summarised."""
+
+
+def handler(event: dict[str, Any], context: Any = None) -> dict[str, Any]:
+    """What Lambda calls. `event` is an S3 event, or SQS messages that hold S3 events; `context` tells the time left.
+
+    Returns {"batchItemFailures": [{"itemIdentifier": ...}]} for SQS: only these messages come again, those among them
+    for which no time was left. Of a plain S3 event every file is tried; where one failed, RuntimeError is raised at the
+    end, and Lambda sends all of it again.
+    """
+    settings = _settings()
+    messages = [record for record in event.get("Records", []) if record.get("eventSource") == "aws:sqs"]
+    if messages:
+        failed = _undone_messages(messages, settings, context)
+        return {"batchItemFailures": [{"itemIdentifier": message["messageId"]} for message in failed]}
+    problems = _try_all(event, settings)
+    if problems:
+        raise RuntimeError("; ".join(problems))
+    return {"batchItemFailures": []}
+
+
+def _undone_messages(messages: list[dict[str, Any]], settings: LambdaSettings, context: Any) -> list[dict[str, Any]]:
+    """Work on messages in their order; those that failed, and those for which no time is left.
+
+    A function that is stopped by its time limit has done nothing, as far as the queue knows, and all would come again.
+    """
+    failed: list[dict[str, Any]] = []
+    longest = 0.0
+    for number, message in enumerate(messages):
+        started = time.monotonic()
+        if number and _seconds_left(context) < max(_LEAST_SECONDS, _MARGIN * longest):
+            print(f"{len(messages) - number} of {len(messages)} messages are left for another time.")
+            return failed + messages[number:]
+        if not _message_done(message, settings):
+            failed.append(message)
+        longest = max(longest, time.monotonic() - started)
+    return failed
+
+
+def _seconds_left(context: Any) -> float:
+    return math.inf if context is None else float(context.get_remaining_time_in_millis()) / 1000
+
+
+def _message_done(message: dict[str, Any], settings: LambdaSettings) -> bool:
+    try:
+        event = json.loads(message["body"])
+        if not isinstance(event, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        print(f"message {message['messageId']}: is no S3 event ({error}).")
+        return False
+    return not _try_all(event, settings)
+
+
+def _try_all(event: dict[str, Any], settings: LambdaSettings) -> list[str]:
+    """Summarise every file that an S3 event names; the sentences of those that failed."""
+    problems: list[str] = []
+    records = event.get("Records", [])
+    if not isinstance(records, list):
+        problems.append(f"the event's Records are {type(records).__name__}, no list.")
+        print(problems[-1])
+        return problems
+    for number, record in enumerate(records):
+        where = f"record {number} of the event"
+        try:
+            created = created_file(record)
+            if created is not None:
+                bucket, key, size = created
+                where = f"s3://{bucket}/{key}"
+                _summarise_file(bucket, key, size, settings)
+        except Exception as error:
+            # One broken file or record must not keep back the others; it is reported, and comes again.
+            reason = str(error) if isinstance(error, PspnetError) else f"{type(error).__name__}: {error}"
+            problems.append(f"{where}: {reason}")
+            print(problems[-1])
+    return problems
+
+
+def created_file(record: dict[str, Any]) -> tuple[str, str, int] | None:
+    """(bucket, key, size) of the object that a record of an S3 event says was created; None for one of another kind.
+
+    Raises FileError for a record that does not name it as S3 does.
+    """
+    try:
+        if record.get("eventSource") != "aws:s3" or not str(record.get("eventName", "")).startswith("ObjectCreated:"):
+            return None
+        stored = record["s3"]["object"]
+        return str(record["s3"]["bucket"]["name"]), unquote_plus(stored["key"]), int(stored.get("size", 0))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"is none of S3's ({type(error).__name__}: {error}).") from error
+
+
+def output_key(key: str, settings: LambdaSettings) -> str:
+    """Where the summary of a file of masks goes."""
+    return f"{settings.output_prefix}{key}.jsonl"
+
+
+def _summarise_file(bucket: str, key: str, size: int, settings: LambdaSettings) -> None:
+    if key.startswith(settings.output_prefix) or not is_mask_file(key):
+        print(f"s3://{bucket}/{key}: is no file of masks; left alone.")
+        return
+    if size > settings.largest_bytes:
+        raise FileError(
+            f"has {size} bytes, more than {settings.largest_bytes}; write shorter segments, or raise "
+            "PSPNET_LARGEST_BYTES together with the function's memory."
+        )
+    content = _read(bucket, key, settings)
+    if content is None:
+        print(f"s3://{bucket}/{key}: is not there any more; left alone.")
+        return
+    lines = list(_lines(content, key, settings))
+    body = "".join(lines).encode()
+    summary = output_key(key, settings)
+    _client("s3").put_object(Bucket=bucket, Key=summary, Body=body, ContentType="application/x-ndjson")
+    print(f"s3://{bucket}/{summary}: {len(lines)} frames")
+    if settings.forward_to is not None and lines:
+        _forward(bucket, key, summary, body, lines, settings)
+
+
+def _read(bucket: str, key: str, settings: LambdaSettings) -> bytes | None:
+    """The file as it is now; None if it was deleted.
+
+    Not the version that the event names: events may come late, and then an older summary would replace a newer one.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        answer = _client("s3").get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in _GONE:
+            return None
+        raise
+    content: bytes = answer["Body"].read(settings.largest_bytes + 1)
+    if len(content) > settings.largest_bytes:
+        raise FileError(f"has grown beyond {settings.largest_bytes} bytes.")
+    return content
+
+
+def _lines(content: bytes, key: str, settings: LambdaSettings) -> Iterator[str]:
+    for frame in read_frames(content, key, settings.classes):
+        view = settings.view(frame.class_names)
+        yield json_line({"key": key, **frame.about, **summarise(frame.mask, frame.class_names, view)})
+
+
+def _forward(bucket: str, key: str, summary: str, body: bytes, lines: list[str], settings: LambdaSettings) -> None:
+    """One message for a file: where its summary is, and its last line. The same summary has the same id."""
+    target = settings.forward_to
+    assert target is not None
+    identity = hashlib.sha256(f"{bucket}/{key}\n".encode() + body).hexdigest()
+    message = json_line(
+        {
+            "id": identity,
+            "bucket": bucket,
+            "key": key,
+            "summary": summary,
+            "frames": len(lines),
+            "last": json.loads(lines[-1]),
+        }
+    )
+    order = {}
+    if target.name.endswith(".fifo"):
+        # Files of one folder in their order; SQS and SNS drop the same id within five minutes themselves.
+        order = {"MessageGroupId": _group(key), "MessageDeduplicationId": identity}
+    if target.service == "sns":
+        _client("sns", target.region).publish(TopicArn=target.arn, Message=message, **order)
+        return
+    owner = target.account
+    queue = _client("sqs", target.region).get_queue_url(QueueName=target.name, QueueOwnerAWSAccountId=owner)["QueueUrl"]
+    _client("sqs", target.region).send_message(QueueUrl=queue, MessageBody=message, **order)
+
+
+def _group(key: str) -> str:
+    return re.sub(r"[^\w-]", "_", key.rpartition("/")[0], flags=re.ASCII)[-128:] or "masks"
+
+
+@functools.cache
+def _settings() -> LambdaSettings:
+    return read_settings(os.environ)
+
+
+@functools.cache
+def _client(service: str, region: str | None = None) -> Any:
+    """The client of a service, in the function's own region if no other is given."""
+    import boto3
+
+    return boto3.client(service, region_name=region)
+
+
+if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+    # While a function starts it has a whole processor, whatever its memory; what every event needs is made then.
+    _client("s3")

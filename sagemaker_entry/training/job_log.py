@@ -1,0 +1,103 @@
+"""Follow a training job: its states and its log, line by line, until it ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sagemaker_entry.aws.session import AwsError, aws_errors
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+_ENDED = ("Completed", "Failed", "Stopped")
+
+
+def job_status(client: Any, name: str) -> dict[str, Any]:
+    """SageMaker's description of a training job; raises AwsError."""
+    with aws_errors(f"asking about the job {name}"):
+        description: dict[str, Any] = client.describe_training_job(TrainingJobName=name)
+    return description
+
+
+def follow_job(session: Any, name: str, poll: float = 10.0) -> int:
+    """Print the job's states and log lines until it ends; 0 if it completed, 1 otherwise."""
+    client, log, told = session.client("sagemaker"), JobLog(session, name), 0
+    while True:
+        description = _watched_status(client, name)
+        transitions = description.get("SecondaryStatusTransitions", [])
+        for state in transitions[told:]:
+            print(f"[{state['Status']}] {state.get('StatusMessage', '')}".rstrip(), flush=True)
+        told = len(transitions)
+        ended = description["TrainingJobStatus"] in _ENDED
+        log.print_new()
+        if ended:
+            time.sleep(poll)  # the last lines, with the scores, come to the log a little later
+            log.print_new()
+            return _tell_end(description)
+        time.sleep(poll)
+
+
+def _watched_status(client: Any, name: str) -> dict[str, Any]:
+    """`job_status` of a job that runs on, whatever became of the network or the sign-in here."""
+    try:
+        return job_status(client, name)
+    except AwsError as error:
+        raise AwsError(
+            f"{error} The job itself goes on: aws sagemaker describe-training-job --training-job-name {name}"
+        ) from error
+
+
+def _tell_end(description: dict[str, Any]) -> int:
+    name, status = description["TrainingJobName"], description["TrainingJobStatus"]
+    seconds = description.get("BillableTimeInSeconds")
+    billed = f" {seconds:,} billable seconds." if seconds is not None else ""
+    if status == "Failed":
+        reason = description.get("FailureReason") or "SageMaker gave no reason"
+        raise AwsError(f"the job {name} failed.{billed} {reason}")
+    artifact = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
+    print(f"{name}: {status}.{billed}{f' Model: {artifact}' if artifact else ''}")
+    return 0 if status == "Completed" else 1
+
+
+class JobLog:
+    """The job's log streams, one a machine; every call prints what is new."""
+
+    def __init__(self, session: Any, name: str) -> None:
+        self._client = session.client("logs")
+        self._name = name
+        self._tokens: dict[str, str] = {}
+        self._readable = True
+
+    def print_new(self) -> None:
+        """Print the lines since the last call. Where the log may not be read, say so once and go on without."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if not self._readable:
+            return
+        try:
+            for stream in self._streams():
+                self._print_stream(stream)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in ("ResourceNotFoundException", "ThrottlingException"):
+                return  # the group comes into being with the first job's first line
+            self._readable = False
+            print(f"The log cannot be read here ({code}); it is in CloudWatch, {LOG_GROUP}, {self._name}.", flush=True)
+        except BotoCoreError:
+            return  # a network that is away for a moment; asking about the job tells if it stays away
+
+    def _streams(self) -> list[str]:
+        answer = self._client.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._name}/")
+        return sorted(stream["logStreamName"] for stream in answer["logStreams"])
+
+    def _print_stream(self, stream: str) -> None:
+        while True:
+            token = self._tokens.get(stream)
+            options = {"nextToken": token} if token else {}
+            answer = self._client.get_log_events(
+                logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **options
+            )
+            for event in answer["events"]:
+                print(event["message"], flush=True)
+            self._tokens[stream] = answer["nextForwardToken"]
+            if answer["nextForwardToken"] == token or not answer["events"]:
+                return

@@ -1,0 +1,84 @@
+"""What is uploaded as a job's source: train.py, the package, the configs and what the container has to install."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pspnet.errors import PspnetError
+from pspnet.system.locations import PACKAGE, find_beside
+
+LARGEST_SOURCE = 2_000_000
+"""Bytes. The source is little more than a megabyte of text; more would mean that data or weights came along."""
+
+_SCRIPTS = ("train.py", "inference.py")
+
+_REQUIREMENTS = """\
+# What AWS's PyTorch images lack, or hold in an older version. torch, torchvision and numpy are the image's own.
+albumentations>=1.4.18
+deflate>=0.7
+opencv-python-headless>=4.9
+pillow>=9.5
+pydantic>=2.7
+pyyaml>=6
+safetensors>=0.4
+simplejpeg>=1.7.2
+tensorboard>=2.14
+tqdm>=4.65
+"""
+
+_REQUIREMENTS_PYTHON38 = """\
+# What AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2) lacks: the last versions that run there.
+albumentations==1.4.18
+deflate>=0.7,<0.8
+eval-type-backport>=0.2
+opencv-python-headless>=4.9
+pillow>=9.5
+pydantic>=2.7,<2.11
+pyyaml>=6
+safetensors>=0.4,<0.6
+simplejpeg>=1.7.2,<1.7.4
+tensorboard>=2.14,<2.15
+tqdm>=4.65
+"""
+
+
+def requirements(python38: bool = False) -> str:
+    """The text of the job's requirements.txt, for the Python 3.8 image of ml.p2 machines or for newer ones."""
+    return _REQUIREMENTS_PYTHON38 if python38 else _REQUIREMENTS
+
+
+def stage_source(folder: Path, python38: bool = False) -> list[Path]:
+    """Copy exactly what a job needs into an empty folder; the files, relative to it.
+
+    train.py and inference.py (which goes into the model directory), the package without caches, configs/ and
+    requirements.txt. Works from a checkout and from an installed wheel, which carries the scripts and the configs
+    inside the package.
+
+    Raises PspnetError where the installation is incomplete, OSError where the folder cannot be written.
+    """
+    sources = {Path(name): _find(name) for name in _SCRIPTS}
+    configs = _find("configs")
+    sources.update({Path("configs", path.name): path for path in configs.glob("*.yaml")})
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE)
+        if name.parts[0] != "scripts":
+            sources[PACKAGE.name / name] = path
+    for name, path in sorted(sources.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    (folder / "requirements.txt").write_text(requirements(python38), encoding="utf-8")
+    staged = sorted([*sources, Path("requirements.txt")])
+    size = sum((folder / name).stat().st_size for name in staged)
+    assert size < LARGEST_SOURCE, f"the job's source has {size} bytes"
+    return staged
+
+
+def _find(name: str) -> Path:
+    path = find_beside(name)
+    if path is None:
+        raise PspnetError(
+            f"{PACKAGE.parent}: {name} is missing beside the package, and a job needs it. Install the package "
+            "again, or work in a complete checkout."
+        )
+    return path

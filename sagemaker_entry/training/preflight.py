@@ -1,0 +1,67 @@
+"""What `train` and `rehearse` both say and check, before anything is sent or started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from pspnet.config.rules import config_warnings
+from pspnet.config.schema import Config
+from pspnet.data.channels import Channel, find_label_map, list_files
+from pspnet.data.doctor.examine import examine, format_report
+from pspnet.data.io.images import IMAGE_SUFFIXES
+from pspnet.errors import DataError
+from sagemaker_entry.training.job_request import is_s3
+from sagemaker_entry.training.job_settings import JobSettings
+from sagemaker_entry.training.training_images import P2_NOTE, check_image, check_known, check_pair, parse_instance_type
+
+
+def check_machine(settings: JobSettings) -> None:
+    """Raise ConfigError for an unknown machine, or for an image or version that cannot run on it."""
+    parse_instance_type(settings.instance_type)
+    if find_spec("botocore") is not None:  # a rehearsal itself needs no package of AWS's
+        check_known(settings.instance_type)
+    check_pair(settings.instance_type, settings.pytorch_version)
+    if settings.image_uri is not None:
+        check_image(settings.instance_type, settings.image_uri)
+
+
+def print_warnings(config: Config, settings: JobSettings) -> None:
+    """Say what will run but was hardly meant."""
+    warnings = config_warnings(config)
+    if parse_instance_type(settings.instance_type)[0] == "p2":
+        warnings.append(P2_NOTE)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def check_data(folders: Mapping[str, Path], num_classes: int | None = None, workers: int = 8) -> bool:
+    """Print the doctor's report over the channels; whether training on them would be right."""
+    label_map = folders.get("label_map")
+    channels = [
+        Channel(name, folders[name], folders[f"{name}_annotation"], find_label_map(label_map, name))
+        for name in ("train", "validation")
+        if name in folders and f"{name}_annotation" in folders
+    ]
+    report = examine(channels, num_classes=num_classes, workers=min(workers, os.cpu_count() or 1))
+    print(format_report(report))
+    return report.ok
+
+
+def require_fit_data(folders: Mapping[str, Path], config: Config, settings: JobSettings) -> None:
+    """The doctor's report over local channels, unless `skip_check` was given; DataError where it finds an error."""
+    if folders and not settings.skip_check and not check_data(folders, config.num_classes):
+        raise DataError(
+            "the data are not fit for training; nothing was sent or started. Mend what the report names, or give "
+            "--skip_check."
+        )
+
+
+def count_local(config: Config) -> int | None:
+    """Training images of a local channel; None where it is on S3 or synthetic."""
+    if config.synthetic or config.train is None or is_s3(config.train):
+        return None
+    return len(list_files(Path(config.train), IMAGE_SUFFIXES, "train")) or None

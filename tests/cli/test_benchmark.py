@@ -1,0 +1,117 @@
+"""`pspnet benchmark`: figures of a small model, and one sentence for wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pspnet.artifact.model_directory import architecture_of, save_artifact
+from pspnet.cli import benchmark as cli_benchmark
+from pspnet.cli.dispatch import dispatch
+from pspnet.config.schema import Config
+from pspnet.models.pspnet import build_model
+from pspnet.system.exit_codes import run_guarded
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PSPNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pspnet.benchmarking.peak.measure_peak", lambda device: 1e11)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    config = Config(num_classes=5, data="none", width=4, use_pretrained_model=False)
+    save_artifact(folder, build_model(**architecture_of(config)), config, {}, {})
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return run_guarded(dispatch, ["benchmark", *(str(argument) for argument in arguments)])
+
+
+def test_a_model_is_timed_beside_its_published_form(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "benchmark.json"
+    assert run(model_dir, "--size", "40x64", "--runtimes", "eager", "--rounds", 2, "--output", output) == 0
+    out = capsys.readouterr().out
+    assert f"PSPNet, 5 classes, {model_dir}; 40x64, batch 1, 2 rounds" in out
+    assert "a large matrix product: 100 GFLOP/s in float32" in out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("| ")][2:] == ["plain", "eager"]
+    assert "--runtime auto uses eager for this size here." in out
+    found = json.loads(output.read_text())
+    assert list(found["runtimes"]) == ["plain", "eager"]
+    eager = found["runtimes"]["eager"]
+    assert len(eager["rounds_ms"]) == 2
+    assert eager["images_per_second"] == pytest.approx(1000 / eager["median_ms"], rel=1e-2)
+    assert eager["logit_difference"] < 1e-3
+    assert eager["same_pixels"] > 0.99
+    assert eager["ready_s"] > 0
+    assert eager["gflop"] == found["runtimes"]["plain"]["gflop"] > 0
+    assert found["runtimes"]["plain"]["gain"] is None
+    assert (found["auto"], found["size"], found["peak_gflop_per_second"]) == ("eager", [40, 64], 100.0)
+    assert found["command"].startswith("pspnet benchmark ")
+    assert found["machine"]["cores"] >= 1
+
+
+def test_what_cannot_run_is_left_out_with_its_reason(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (model_dir, "--size", "32x32", "--rounds", 1)
+    assert run(*arguments, "--runtimes", "eager", "tensorrt", "--device", "cpu") == 0
+    assert "left out: tensorrt: runtime tensorrt needs an NVIDIA GPU" in capsys.readouterr().out
+    assert run(*arguments, "--runtimes", "tensorrt", "--device", "cpu") == 2
+    assert "error: tensorrt: runtime tensorrt needs an NVIDIA GPU" in capsys.readouterr().err
+
+
+def test_random_weights_and_an_image_of_its_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pspnet.models.pspnet.build_model", lambda classes: build_model(classes, width=4))
+    path = tmp_path / "frame.png"
+    Image.fromarray(np.zeros((36, 50, 3), np.uint8)).save(path)
+    assert run("--image", path, "--rounds", 1, "--runtimes", "eager", "--batch", 2) == 0
+    out = capsys.readouterr().out
+    assert "PSPNet, 21 classes, random weights; 36x50, batch 2, 1 rounds" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["no/such/folder"], 1, "error: no/such/folder: not a model directory"),
+        (["--runtimes", "fastest"], 2, "error: --runtimes: found 'fastest'; expected one of eager, compile"),
+        (["--runtimes", "auto"], 2, "error: --runtimes: found 'auto'; expected one of eager, compile"),
+        (["--rounds", "0"], 2, "error: --rounds: found 0; expected 1 or more."),
+        (["--batch", "-1"], 2, "error: --batch: found -1; expected 1 or more."),
+        (["--image", "missing.jpg"], 1, "error: missing.jpg: not a readable image"),
+    ],
+)
+def test_wrong_input_gives_one_sentence(
+    arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(text)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("size", ["abc", "360", "16x480", "360x"])
+def test_a_wrong_size_is_told_with_what_is_expected(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("--size", size)
+    assert f"argument --size: found '{size}'; expected HEIGHTxWIDTH such as 360x480" in capsys.readouterr().err
+
+
+def test_a_busy_machine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_benchmark._warn_of_load({"load_average": [1.5, 1.0, 1.0], "cores": 2})
+    assert capsys.readouterr().out.startswith("Other programs keep this machine busy (load 1.5 on 2 cores)")
+    cli_benchmark._warn_of_load({"load_average": [0.9, 1.0, 1.0], "cores": 2})
+    cli_benchmark._warn_of_load({"load_average": [], "cores": 2})
+    assert capsys.readouterr().out == ""

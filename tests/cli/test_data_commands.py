@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from pspnet.cli.data import register
+from pspnet.errors import DataError
+
+
+def run(*argv: object) -> int:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers(required=True))
+    args = parser.parse_args([str(item) for item in argv])
+    code: int = args.run(args)
+    return code
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("cli") / "shapes"
+    assert run("prepare", "shapes", output, "--train", 12, "--validation", 8, "--width", 96, "--height", 72) == 0
+    return output
+
+
+def test_prepared_shapes_are_sound(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.json"
+    assert run("doctor", shapes, "--class-names", "shapes", "--workers", 1, "--json", report) == 0
+    text = capsys.readouterr().out
+    assert "6   star" in text
+    assert "0 errors, 0 warnings: ready to train." in text
+    content = json.loads(report.read_text())
+    assert content["ok"] is True
+    assert content["num_classes"] == 7
+    assert [channel["images"] for channel in content["channels"]] == [12, 8]
+    assert f"class_weights: [{', '.join(f'{weight:g}' for weight in content['class_weights'])}]" in text
+
+
+def test_too_few_classes_exit_with_1(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", shapes, "--num-classes", 4, "--workers", 1) == 1
+    assert "ERROR train: annotations with class ids outside 0..3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spelling", ["train_annotation", "train-annotation"])
+def test_one_channel_by_its_folders(shapes: Path, capsys: pytest.CaptureFixture[str], spelling: str) -> None:
+    assert run("doctor", "--train", shapes / "train", f"--{spelling}", shapes / "train_annotation") == 0
+    text = capsys.readouterr().out
+    assert "train       12     96x72" in text
+    assert "validation" not in text
+
+
+def test_a_label_map_folder_is_found_beside_the_channels(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for folder in ("train", "train_annotation", "validation", "validation_annotation"):
+        (data / folder).symlink_to(shapes / folder)
+    (data / "label_map").mkdir()
+    (data / "label_map" / "train_label_map.json").write_text('{"map": {"0": 0, "1": 1}}')
+    assert run("doctor", data, "--num_classes", 7, "--workers", 1) == 0
+    text = capsys.readouterr().out
+    assert "WARNING train: annotations with pixel values that the label map does not name" in text
+    assert "WARNING validation" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["doctor"], "nothing to examine. Give DATA_DIR, or --train and --train_annotation"),
+        (["doctor", "nowhere"], "nowhere: is not a folder; expected one that holds train"),
+        (["doctor", "--train", "x"], "channel train: give --train_annotation too"),
+        (["doctor", "--validation_annotation", "x"], "channel validation: give --validation too"),
+        (["doctor", ".", "--num_classes", 1], "num_classes: found 1; expected a whole number from 2 to 254"),
+        (["doctor", ".", "--ignore_index", 256], "ignore_index: found 256; expected a whole number from 0 to 255"),
+        (["doctor", ".", "--class_names", "a,b,a"], "class_names: 'a' stands twice"),
+        (["doctor", ".", "--class_names", "a"], "class_names: found 'a'; expected 2 to 254 names"),
+        (["prepare", "voc", "out"], "no source. Give a VOCdevkit folder or the tar with --source"),
+        (["prepare", "voc", "out", "--source", "gone"], "gone: does not exist"),
+        (["prepare", "shapes", "out", "--width", 8], "found size 8 x 96; both sides must be at least 32"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[object], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message):
+        run(*argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_that_cannot_be_written_is_an_error(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"report\.json: the report cannot be written \(No such file or directory\)"):
+        run("doctor", shapes, "--workers", 1, "--json", tmp_path / "gone" / "report.json")
+
+
+def test_shapes_are_not_written_over_something_else(shapes: Path) -> None:
+    with pytest.raises(DataError, match="asked for was"):
+        run("prepare", "shapes", shapes, "--seed", 5)

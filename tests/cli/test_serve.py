@@ -1,0 +1,96 @@
+"""`pspnet serve`: help, and everything that keeps it from serving, in one sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.support import hosts
+from pspnet.artifact.model_directory import architecture_of, save_artifact
+from pspnet.cli import dispatch as cli
+from pspnet.cli import serve as cli_serve
+from pspnet.config.schema import Config
+from pspnet.models.pspnet import build_model
+from pspnet.system.exit_codes import run_guarded
+from tests.serving.pictures import encoded, noise
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    config = Config(num_classes=3, data="x", width=4, use_pretrained_model=False)
+    torch.manual_seed(1)
+    save_artifact(tmp_path / "model", build_model(**architecture_of(config)), config, {}, {})
+    return tmp_path / "model"
+
+
+def serve(*arguments: str, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pspnet.cli", "serve", *arguments, "--port", "0"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=seconds,
+    )  # fmt: skip
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.dispatch(["serve", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--max-batch" in text
+    assert "(default: 127.0.0.1)" in text
+    assert "PSPNET_PORT" in text
+
+
+def test_wrong_settings_are_told_together(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSPNET_QUEUE", "0")
+    assert run_guarded(cli.dispatch, ["serve", "model", "--port", "http"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --port: found 'http'; expected a whole number from 0 to 65535.",
+        "PSPNET_QUEUE: found '0'; expected a whole number from 1 to 10000.",
+    ]
+    monkeypatch.delenv("PSPNET_QUEUE")
+    monkeypatch.setenv("PSPNET_PIXELS", "all")
+    assert run_guarded(cli.dispatch, ["serve", "model"]) == 2
+    assert "PSPNET_PIXELS" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_serve, "_PACKAGES", ("fastapi_is_not_here", "json"))
+    assert run_guarded(cli.dispatch, ["serve", "model"]) == 2
+    assert capsys.readouterr().err == (
+        "error: serving needs the package fastapi_is_not_here; install what it needs: pip install 'pspnet[serve]'.\n"
+    )
+
+
+def test_a_folder_without_a_model_is_told_once(tmp_path: Path) -> None:
+    result = serve(str(tmp_path), "--workers", "2")
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert len(errors) == 1, result.stderr
+    assert errors[0].startswith(f"error: {tmp_path}: not a model directory")
+    assert "Listening on http://127.0.0.1:" in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_told(model_dir: Path) -> None:
+    result = serve(str(model_dir), "--device", "cuda")
+    assert result.returncode == 2
+    assert "error: --device cuda: this PyTorch" in result.stderr
+
+
+def test_a_packed_model_is_served(model_dir: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    with tarfile.open(packed / "model.tar.gz", "w:gz") as archive:
+        for path in model_dir.iterdir():
+            archive.add(path, path.name)
+    with hosts.serve(packed, tmp_path, arguments=("--warmup-size", "32x32", "--threads", "1")) as host:
+        host.wait_ready(encoded(noise(40, 32)), "image/png")
+        assert len(host.workers()) == 1

@@ -1,0 +1,327 @@
+"""`pspnet stream` as a user runs it: real videos, a tiny model, an endpoint on loopback, signals, wrong input."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.support import hosts
+from pspnet.artifact.model_directory import architecture_of, save_artifact
+from pspnet.cli import dispatch as cli
+from pspnet.config.schema import Config
+from pspnet.data.io.images import read_image
+from pspnet.inference.predictor import Predictor
+from pspnet.models.pspnet import build_model
+from pspnet.stream import read_masks
+from pspnet.stream.sinks.base import SinkError
+from pspnet.stream.sinks.mask_files import FolderSink
+from pspnet.stream.spill import Spill, folder_name
+from pspnet.system.exit_codes import run_guarded
+from tests.stream.films import frames, number_of, read_video, write_video
+from tests.stream.players import masked, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+CAMVID = os.environ.get("PSPNET_CAMVID")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("stream") / "model"
+    config = Config(num_classes=3, data="x", width=4, use_pretrained_model=False, class_names="a, b, c")
+    torch.manual_seed(1)
+    save_artifact(directory, build_model(**architecture_of(config)), config, {}, {})
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PSPNET_CAMVID", raising=False)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "pspnet.cli", "stream", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def stream(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command(*arguments), env=environment(), capture_output=True, timeout=240)
+
+
+def masks_of(content: bytes) -> list[tuple[dict[str, object], np.ndarray]]:
+    file, found = io.BytesIO(content), []
+    while line := file.readline():
+        about = json.loads(line)
+        with Image.open(io.BytesIO(file.read(about["bytes"]))) as picture:
+            found.append((about, np.asarray(picture)))
+    return found
+
+
+def test_a_file_becomes_masks_a_video_and_a_summary(model_dir: Path, tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mkv", 12)
+    result = stream(film, "--model", model_dir, "--to", "-", "over.mp4", "--legend", "--summary", "sums/s.json")
+    assert result.returncode == 0, result.stderr.decode()
+    found = masks_of(result.stdout)
+    assert [about["index"] for about, _ in found] == list(range(12))
+    predictor = Predictor.load(model_dir, device="cpu")
+    decoded = read_video(film)
+    for (about, mask), (stamp, image) in zip(found, decoded):
+        assert about["timestamp"] == pytest.approx(stamp, abs=0.002)
+        np.testing.assert_array_equal(mask, predictor(image))
+    video = read_video(tmp_path / "over.mp4")
+    assert len(video) == 12
+    assert video[0][1].shape[0] > 48
+    summary = json.loads((tmp_path / "sums" / "s.json").read_text())
+    assert (summary["read"], summary["masks"], summary["late"], summary["failed"]) == (12, 12, 0, 0)
+    assert {sink["delivered"] for sink in summary["sinks"].values()} == {12}
+    assert "12 frames read, 12 masks, 0 dropped as late" in result.stderr.decode()
+    assert not (tmp_path / "pspnet-spill").exists()
+
+
+def test_the_overlay_of_real_frames_shows_them_under_their_masks(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CamVid's frames where PSPNET_CAMVID names its folder, synthetic ones otherwise."""
+    if CAMVID is not None:
+        monkeypatch.setenv("PSPNET_CAMVID", CAMVID)
+    film = write_video(tmp_path / "film.mkv", 3, height=360, width=480)
+    result = stream(film, "--model", model_dir, "--to", "-", "o.mkv", "masks/", "--opacity", "0.4")
+    assert result.returncode == 0, result.stderr.decode()
+    predictor = Predictor.load(model_dir, device="cpu")
+    masks = [mask for _, mask in masks_of(result.stdout)]
+    shown = [picture for _, picture in read_video(tmp_path / "o.mkv")]
+    for mask, picture, (_, image) in zip(masks, shown, read_video(film)):
+        np.testing.assert_array_equal(mask, predictor(image))
+        expected = 0.6 * image + 0.4 * predictor.palette[mask]
+        assert np.abs(picture - expected).mean() < 8
+    stored = [entry.mask for entry in read_masks(tmp_path / "masks")]
+    np.testing.assert_array_equal(stored, masks)
+
+
+def test_a_folder_played_as_if_live_drops_and_counts(model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index, image in enumerate(frames(40)):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    result = stream(folder, "--model", model_dir, "--to", "-", "--rate", "500", "--summary", "s.json")
+    assert result.returncode == 0, result.stderr.decode()
+    summary = json.loads(Path("s.json").read_text())
+    assert summary["read"] == 40
+    assert summary["late"] > 0
+    numbers = [about["index"] for about, _ in masks_of(result.stdout)]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 40 - summary["late"]
+    assert numbers[-1] == 39
+
+
+def test_an_endpoint_gives_the_masks_of_jpeg_frames(model_dir: Path, tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mkv", 6)
+    with hosts.serve(model_dir, tmp_path / "serve", arguments=["--warmup_size", "64x48"]) as server:
+        # The stream itself waits for the endpoint's model.
+        result = stream(film, "--endpoint", server.url, "--to", "-", "o.mkv", "--classes", "a,b", "--jpeg_quality", 95)
+    assert result.returncode == 0, result.stderr.decode()
+    found = masks_of(result.stdout)
+    assert len(found) == 6
+    predictor = Predictor.load(model_dir, device="cpu")
+    for (_, mask), (_, image) in zip(found, read_video(film)):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=95)
+        (tmp_path / "one.jpg").write_bytes(buffer.getvalue())
+        np.testing.assert_array_equal(mask, predictor(read_image(tmp_path / "one.jpg")))
+
+
+def test_endpoint_mode_needs_no_torch(tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mkv", 2)
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from pspnet.cli.dispatch import dispatch\n"
+        f"sys.exit(dispatch(['stream', {str(film)!r}, '--endpoint', 'http://127.0.0.1:9', '--to', 'o.mkv', "
+        "'--give_up', '0']))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=240, cwd=tmp_path
+    )
+    assert "torch" not in result.stderr
+    assert "2 failed" in result.stderr
+    assert "http://127.0.0.1:9: nothing listens there" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_delivers_what_was_taken(model_dir: Path, tmp_path: Path, number: int, code: int) -> None:
+    film = write_video(tmp_path / "film.mkv", 600)
+    with open("out", "wb") as output:
+        process = subprocess.Popen(
+            command(film, "--model", model_dir, "--to", "o.mkv", "-", "--rate", 10, "--policy=all", "--summary", "s"),
+            env=environment(), stdout=output, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    wait_until(lambda: Path("out").stat().st_size > 0, 120)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors.decode()
+    summary = json.loads(Path("s").read_text())
+    found = masks_of(Path("out").read_bytes())
+    assert 0 < summary["read"] < 600
+    assert len(found) == summary["masks"] == summary["read"]
+    assert [about["index"] for about, _ in found] == list(range(len(found)))
+    assert len(read_video(tmp_path / "o.mkv")) == len(found)
+    assert b"no more frames; delivering what was taken" in errors
+
+
+def waiting_bytes(reader: int) -> int:
+    """Bytes in a pipe that nobody has read."""
+    return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_a_second_signal_stops_at_once(model_dir: Path, tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mkv", 100)
+    reader, writer = os.pipe()  # nobody reads: standard output fills up and the sink hangs
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        command(film, "--model", model_dir, "--to", "-", "--grace", 600),
+        env=environment(), stdout=writer, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_until(lambda: waiting_bytes(reader) > 3600, 120)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(2.0)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert b"Stopped at once: what had not been delivered and is not on disk is lost." in errors
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_killed_stream_leaves_its_video_and_its_spilled_items(model_dir: Path, tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mkv", 300)
+    process = subprocess.Popen(
+        command(film, "--model", model_dir, "--to", "o.mkv", "http://127.0.0.1:9/hook", "--rate", "10"),
+        env=environment(), stderr=subprocess.PIPE,
+    )  # fmt: skip
+    folder = tmp_path / "pspnet-spill"
+    wait_until(lambda: len(list(folder.glob("*/item-*.zip"))) >= 20 or process.poll() is not None, 120)
+    process.kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+    # All but the last piece, of a second.
+    assert len(read_video(tmp_path / "o.mkv")) >= 5
+    (kept,) = folder.iterdir()
+    spill = Spill(kept, 10**9, images=False)
+    assert len(spill) >= 20
+    assert spill.first() is not None
+
+
+def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> None:
+    spill = Spill(tmp_path / "spill" / folder_name("stdout"), 10**6, images=False)
+    for number in (100, 101):
+        spill.append(masked(number))
+    spill.close()
+    film = write_video(tmp_path / "film.mkv", 3)
+    result = stream(film, "--model", model_dir, "--to", "-", "--spill", "spill")
+    assert result.returncode == 0, result.stderr.decode()
+    assert [about["index"] for about, _ in masks_of(result.stdout)] == [100, 101, 0, 1, 2]
+    assert b"2 items of an earlier run are in" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; a source is"),
+        (["film.mkv", "--to", "o.mkv", "--rate", "fast"], 2, "--rate: found 'fast'; expected own, or frames a second"),
+        (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is named twice"),
+        (["film.mkv", "--to", "masks", "./masks/"], 2, "--to: masks is named twice, in different words; name every"),
+        (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is named twice"),
+        (["film.mkv", "--to", "-", "png:-"], 2, "--to: - and png:- both write to standard output"),
+        (["film.mkv", "--to", "web:no"], 2, "web:no: expected web or web:PORT"),
+        (["film.mkv", "--to", "o.mkv", "--sink_setting", "x"], 2, "--sink_setting: found 'x'; expected NAME=VALUE"),
+        (
+            ["film.mkv", "--to", "o.mkv", "--sink_setting", "segment_second=1"],
+            2,
+            "--sink_setting: no sink has the setting 'segment_second'; did",
+        ),
+        (["film.mkv", "--to", "o.mkv", "--classes", "camvid"], 2, "--classes: a model directory has its own"),
+        (["film.mkv", "--to", "/proc/none/o.mkv"], 1, "/proc/none/o.mkv: its folder cannot be made"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, text: str
+) -> None:
+    write_video(tmp_path / "film.mkv", 1)
+    assert run_guarded(cli.dispatch, ["stream", *arguments, "--model", str(model_dir)]) == code
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {text}")
+    assert len(errors.splitlines()) == 1
+
+
+def test_an_error_while_opening_is_told_after_that_of_a_sink_that_closes(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waiting(_: object) -> None:
+        raise SinkError("masks: 2 segments wait in spool.", temporary=True)
+
+    film = write_video(tmp_path / "film.mkv", 1)
+    monkeypatch.setattr(FolderSink, "close", waiting)
+    arguments = ["stream", str(film), "--model", str(model_dir), "--to", "masks", "web:no"]
+    assert run_guarded(cli.dispatch, arguments) == 2
+    said, error = capsys.readouterr().err.splitlines()
+    assert said == "masks: 2 segments wait in spool."
+    assert error.startswith("error: web:no: expected web or web:PORT")
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = write_video(tmp_path / "film.mkv", 1)
+    monkeypatch.setattr("pspnet.stream.packages.find_spec", lambda _: None)
+    assert run_guarded(cli.dispatch, ["stream", str(film), "--model", str(model_dir), "--to", "o.mkv"]) == 2
+    assert capsys.readouterr().err == (
+        "error: reading video needs the package av, which this Python does not have: "
+        'pip install "pspnet[stream]" (from a checkout: pip install -e ".[stream]").\n'
+    )
+
+
+def test_help_names_every_sink_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.dispatch(["stream", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("s3://BUCKET/PREFIX", "web[:PORT]", "png:-", "--spill_bytes", "--max-frames", "kvs://STREAM"):
+        assert word in text
+
+
+def test_the_newest_frame_is_what_the_page_shows(model_dir: Path, tmp_path: Path) -> None:
+    """The web page of a running stream, over HTTP."""
+    import urllib.request
+
+    film = write_video(tmp_path / "film.mkv", 600)
+    process = subprocess.Popen(
+        command(film, "--model", model_dir, "--to", "web:0", "--opacity", "0", "--rate", "own"),
+        env=environment(), stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    url = process.stderr.readline().decode().split()[2]
+    with urllib.request.urlopen(f"{url}frame.jpg", timeout=120) as answer, Image.open(answer) as picture:
+        shown = number_of(np.asarray(picture))
+    status = json.loads(urllib.request.urlopen(f"{url}status.json", timeout=60).read())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert 0 <= shown < 600
+    assert status["masks"] >= 1

@@ -1,0 +1,260 @@
+"""Masks come back with their times, by time and frame, without reading everything, and from damaged files."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pspnet.masks.codec import ENCODINGS, MaskFileError
+from pspnet.masks.segment import SegmentHeader, pack_index
+from pspnet.masks.storage import BytesInMemory
+from pspnet.masks.writer import SegmentFolder, SegmentSettings, SegmentWriter, head_of
+from pspnet.stream import MaskSegment, read_masks
+from pspnet.stream.sinks.base import SinkContext
+from pspnet.stream.sinks.mask_files import FolderSink
+from tests.masks.mask_items import START, item, scene
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def segment(count: int, encoding: str = "temporal", key_every: int = 5, **size: int) -> bytes:
+    file = io.BytesIO()
+    header = SegmentHeader(
+        size.get("height", 24), size.get("width", 33), ("a", "b"), encoding=encoding, source="film.mkv"
+    )
+    writer = SegmentWriter(file, header, key_every)
+    for index in range(count):
+        one = item(index, scene(index, **size), fragment=str(index // 4))
+        writer.append(head_of(one), one.mask)
+    writer.finish()
+    return file.getvalue()
+
+
+def folder(path: Path, count: int = 60, encoding: str = "temporal") -> Path:
+    """Segments of a second, ten frames each; or files."""
+    sink = FolderSink(path, SinkContext(("a", "b")), SegmentSettings(encoding, seconds=0.95))
+    for index in range(count):
+        sink.write(item(index))
+    sink.close()
+    return path
+
+
+class CountedBytes(BytesInMemory):
+    """Counts what was read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, offset: int, length: int) -> bytes:
+        found = super().read(offset, length)
+        self.reads.append((offset, len(found)))
+        return found
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_everything_comes_back(encoding: str) -> None:
+    records = list(read_masks(segment(12, encoding)))
+    assert [one.frame for one in records] == list(range(12))
+    for index, one in enumerate(records):
+        assert np.array_equal(one.mask, scene(index))
+        assert (one.captured, one.timestamp) == (START + index / 10, index / 10)
+        assert one.latency == pytest.approx(0.5, abs=1e-6)
+        assert one.labels == {"fragment": str(index // 4)}
+        assert one.class_names == ("a", "b")
+
+
+def test_one_record_is_found_without_reading_all() -> None:
+    data = segment(200, key_every=4, height=120, width=160)
+    source = CountedBytes(data)
+    found = MaskSegment(source)
+    source.reads.clear()
+    assert np.array_equal(found.record(103).mask, scene(103, 120, 160))
+    assert len(source.reads) == 1
+    start, length = source.reads[0]
+    assert start == found.entries["offset"][100]
+    assert length == found.entries["length"][100:104].sum()
+    assert length < len(data) / 20
+
+
+def test_an_index_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pspnet.masks.reader._TAIL", 64)
+    monkeypatch.setattr("pspnet.masks.reader._START", 64)
+    source = CountedBytes(segment(50))
+    assert len(MaskSegment(source)) == 50
+    assert sum(length for _, length in source.reads) < source.size / 2
+
+
+def test_a_header_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pspnet.masks.reader._START", 40)
+    assert MaskSegment(segment(3)).header.class_names == ("a", "b")
+
+
+def test_records_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pspnet.masks.reader._BLOCK", 500)
+    records = list(read_masks(segment(30)))
+    assert all(np.array_equal(one.mask, scene(index)) for index, one in enumerate(records))
+    assert len(records) == 30
+
+
+def test_a_cut_file_gives_what_is_whole() -> None:
+    data = segment(20)
+    whole = MaskSegment(data)
+    assert whole.complete
+    ends = (whole.entries["offset"] + whole.entries["length"]).astype(int)
+    for cut in (len(data) - 1, int(ends[19]), int(ends[19]) - 1, int(ends[7]) + 10):
+        part = MaskSegment(data[:cut])
+        assert not part.complete
+        assert len(part) == int((ends <= cut).sum())
+        for index, one in enumerate(part.records()):
+            assert np.array_equal(one.mask, scene(index))
+
+
+def test_a_damaged_record_is_an_error_with_the_index_and_left_out_without() -> None:
+    data = bytearray(segment(20, key_every=5))
+    found = MaskSegment(bytes(data))
+    data[int(found.entries["offset"][7]) + 50] ^= 255
+    with pytest.raises(MaskFileError, match="record 7 at byte"):
+        list(read_masks(bytes(data)))
+    scanned = MaskSegment(bytes(data[:-1]))
+    # 8 and 9 need 7; 10 stands alone again.
+    assert scanned.entries["frame"].tolist() == [0, 1, 2, 3, 4, 5, 6, *range(10, 20)]
+    assert all(np.array_equal(one.mask, scene(one.frame)) for one in scanned.records())
+
+
+def test_an_index_that_lies_is_not_followed() -> None:
+    data = segment(5)
+    found = MaskSegment(data)
+    end = int(found.entries["offset"][-1] + found.entries["length"][-1])
+    for field, value in (("offset", 2**63), ("length", 2**31), ("key", 4), ("offset", 0)):
+        entries = found.entries.copy()
+        entries[field][2] = value
+        again = MaskSegment(data[:end] + pack_index(entries, end))
+        assert not again.complete
+        assert len(again) == 5
+
+
+def test_times_and_frames_choose(tmp_path: Path) -> None:
+    folder(tmp_path)
+    assert [one.frame for one in read_masks(tmp_path, start=START + 1.95, stop=START + 2.25)] == [20, 21, 22]
+    assert [one.frame for one in read_masks(tmp_path, frames=33)] == [33]
+    assert [one.frame for one in read_masks(tmp_path, frames=[59, 2, 1000])] == [2, 59]
+    assert [one.frame for one in read_masks(str(tmp_path), frames=range(5, 60, 25))] == [5, 30, 55]
+    assert [one.frame for one in read_masks(tmp_path, start=START + 5, frames=range(55))] == [50, 51, 52, 53, 54]
+    assert not list(read_masks(tmp_path, frames=[]))
+    at = datetime.fromtimestamp(START + 5.85, timezone.utc)
+    assert [one.frame for one in read_masks(tmp_path, start=at)] == [59]
+    with pytest.raises(MaskFileError, match="no time zone"):
+        read_masks(tmp_path, start=datetime(2024, 1, 1))
+
+
+def test_files_without_what_is_wanted_are_not_opened(tmp_path: Path) -> None:
+    folder(tmp_path)
+    first, *_, last = sorted(tmp_path.iterdir())
+    first.write_bytes(b"no segment")
+    last.write_bytes(b"no segment")
+    assert [one.frame for one in read_masks(tmp_path, frames=[12, 13])] == [12, 13]
+    assert [one.frame for one in read_masks(tmp_path, start=START + 1.15, stop=START + 1.25)] == [12]
+    with pytest.raises(MaskFileError, match="is no mask segment"):
+        list(read_masks(tmp_path))
+
+
+def test_single_files_hold_their_times_too(tmp_path: Path) -> None:
+    folder(tmp_path, 3, "files")
+    records = list(read_masks(tmp_path))
+    assert [(one.frame, one.captured, one.timestamp) for one in records] == [
+        (index, START + index / 10, index / 10) for index in range(3)
+    ]
+    assert all(np.array_equal(one.mask, scene(index)) for index, one in enumerate(records))
+    assert [one.frame for one in read_masks(tmp_path, frames=[1])] == [1]
+    assert records[0].palette is not None
+    assert records[0].latency == pytest.approx(0.5)
+
+
+def test_a_png_file_of_another_program_is_read(tmp_path: Path) -> None:
+    Image.fromarray(scene(0)).save(tmp_path / "some.png")
+    (one,) = read_masks(tmp_path / "some.png")
+    assert np.array_equal(one.mask, scene(0))
+    assert (one.frame, one.captured) == (0, 0.0)
+    assert math.isnan(one.timestamp)
+    Image.new("RGB", (5, 5)).save(tmp_path / "rgb.png")
+    with pytest.raises(MaskFileError, match=r"rgb\.png: The PNG has mode RGB"):
+        list(read_masks(tmp_path / "rgb.png"))
+
+
+def test_other_files_of_a_folder_are_passed_over(tmp_path: Path) -> None:
+    folder(tmp_path, 4)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "more").mkdir()
+    assert len(list(read_masks(tmp_path))) == 4
+
+
+@pytest.mark.parametrize("length", [0, 3, 20, 40])
+def test_a_segment_that_has_just_begun_is_passed_over(tmp_path: Path, length: int) -> None:
+    folder(tmp_path, 4)
+    (tmp_path / "20231114T221319250000Z-000000000.pspm.open").write_bytes(SegmentHeader(24, 33).pack()[:length])
+    assert [one.frame for one in read_masks(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_an_open_segment_that_is_something_else_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "20231114T221319250000Z-000000000.pspm.open").write_bytes(b"text")
+    with pytest.raises(MaskFileError, match="is no mask segment"):
+        list(read_masks(tmp_path))
+
+
+def test_a_segment_that_is_finished_while_the_folder_is_read_is_read_once(tmp_path: Path) -> None:
+    folder(tmp_path, 10)
+    segments = SegmentFolder(tmp_path, SegmentSettings(), SegmentHeader(0, 0))
+    for index in range(10, 14):
+        segments.append(item(index))
+    reading = read_masks(tmp_path)
+    assert next(reading).frame == 0
+    segments.finish()
+    assert [one.frame for one in reading] == list(range(1, 14))
+    # And while it is read itself.
+    segments.append(item(20))
+    segments.append(item(21))
+    (path,) = tmp_path.glob("*.open")
+    open_one = MaskSegment(path)
+    segments.finish()
+    assert [one.frame for one in open_one.records()] == [20, 21]
+
+
+def test_an_open_segment_that_goes_without_a_mask_is_passed_over(tmp_path: Path) -> None:
+    folder(tmp_path, 4)
+    left = tmp_path / "20231114T221320250000Z-000000000.1.pspm.open"  # begins like the finished one
+    other = tmp_path / "20231114T221340250000Z-000000200.pspm.open"
+    for path in (left, other):
+        path.write_bytes(SegmentHeader(24, 33).pack())
+    reading = read_masks(tmp_path)
+    left.unlink()
+    other.unlink()
+    assert [one.frame for one in reading] == [0, 1, 2, 3]
+    with pytest.raises(MaskFileError, match="there is no such file"):
+        read_masks(other)
+
+
+def test_nothing_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MaskFileError, match="there is no such file or folder"):
+        read_masks(tmp_path / "none")
+    with pytest.raises(MaskFileError, match="names no bucket"):
+        read_masks("s3://")
+    with pytest.raises(MaskFileError, match="is no mask segment"):
+        list(read_masks(b""))
+
+
+def test_reading_needs_neither_torch_nor_video_packages() -> None:
+    code = (
+        "import sys, pspnet.stream; pspnet.stream.read_masks\n"
+        "heavy = {'torch', 'av', 'pydantic', 'cv2', 'boto3', 'torchvision'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

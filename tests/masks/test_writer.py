@@ -1,0 +1,221 @@
+"""Segments in a folder: when one ends, what a killed process leaves, and that nothing is ever replaced."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pspnet.errors import ConfigError
+from pspnet.masks.segment import SegmentHeader
+from pspnet.masks.writer import SegmentFolder, SegmentSettings, SegmentWriter, head_of, read_settings
+from pspnet.stream import MaskSegment, read_masks
+from tests.masks.mask_items import item, scene
+
+ROOT = Path(__file__).resolve().parents[2]
+ABOUT = SegmentHeader(0, 0, ("a", "b"), source="film.mkv")
+
+
+def lengths(folder: Path) -> list[int]:
+    return [len(MaskSegment(path)) for path in sorted(folder.glob("*.pspm"))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (SegmentSettings(seconds=0.45), [5, 5, 2]),
+        (SegmentSettings(frames=7), [7, 5]),
+        (SegmentSettings(size=1), [1] * 12),
+        (SegmentSettings(), [12]),
+    ],
+)
+def test_a_segment_ends_when_it_is_full(tmp_path: Path, settings: SegmentSettings, expected: list[int]) -> None:
+    segments = SegmentFolder(tmp_path, settings, ABOUT)
+    for index in range(12):
+        segments.append(item(index))
+    segments.finish()
+    assert lengths(tmp_path) == expected
+    assert [one.frame for one in read_masks(tmp_path)] == list(range(12))
+
+
+def test_another_size_or_an_earlier_time_begins_another_segment(tmp_path: Path) -> None:
+    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    for one in (item(5), item(6), item(7, scene(7, 10, 10)), item(3)):
+        segments.append(one)
+    segments.finish()
+    assert [one.frame for one in read_masks(tmp_path)] == [3, 5, 6, 7]
+    assert len(lengths(tmp_path)) == 3
+
+
+def test_the_same_stream_again_replaces_nothing(tmp_path: Path) -> None:
+    for _ in range(3):
+        segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+        for index in range(4):
+            segments.append(item(index))
+        segments.finish()
+    assert lengths(tmp_path) == [4, 4, 4]
+
+
+def test_an_open_segment_is_readable_and_completed_by_the_next_start(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from pspnet.masks.frames import Frame, MaskedFrame\n"
+        "from pspnet.masks.writer import *\n"
+        "segments = SegmentFolder(Path(sys.argv[1]), SegmentSettings(), SegmentHeader(0, 0))\n"
+        "for index in range(9):\n"
+        "    mask = np.full((24, 33), index, dtype=np.uint8)\n"
+        "    segments.append(MaskedFrame(Frame(index, mask, 1e9 + index / 10, 0.0, index / 10), mask, 0.0))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".pspm.open")
+    assert [one.frame for one in read_masks(tmp_path)] == list(range(9))
+    with open(left, "ab") as file:
+        file.write(b"MASK and a record that was cut short")
+    SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    assert lengths(tmp_path) == [9]
+    (whole,) = tmp_path.iterdir()
+    assert MaskSegment(whole).complete
+    assert all((one.mask == index).all() for index, one in enumerate(read_masks(whole)))
+
+
+def test_an_open_segment_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    first = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    first.append(item(0))
+    second = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    second.append(item(0))
+    first.append(item(1))
+    assert first.finish() != second.finish()
+    assert sorted(lengths(tmp_path)) == [1, 2]
+
+
+def test_leftovers_without_a_record(tmp_path: Path) -> None:
+    (tmp_path / "20231114T221320250000Z-000000003.pspm.open").write_bytes(SegmentHeader(4, 4).pack())
+    (tmp_path / "20231114T221320250000Z-000000004.pspm.open").write_bytes(b"\x89PSP")
+    SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["20231114T221320250000Z-000000004.pspm.open.damaged"]
+
+
+class FullDisk(io.BytesIO):
+    """Takes half of a write and fails, while `full`."""
+
+    full = False
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if self.full:
+            super().write(data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+def test_a_full_disk_leaves_the_segment_as_it_was() -> None:
+    file = FullDisk()
+    writer = SegmentWriter(file, SegmentHeader(24, 33))
+    for index in range(6):
+        one = item(index)
+        file.full = index == 3
+        if file.full:
+            with pytest.raises(OSError, match="No space left"):
+                writer.append(head_of(one), one.mask)
+            file.full = False
+        writer.append(head_of(one), one.mask)
+    file.full = True
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish()
+    file.full = False
+    writer.finish()
+    found = MaskSegment(file.getvalue())
+    assert found.complete
+    assert [one.frame for one in found.records()] == list(range(6))
+
+
+def test_a_folder_that_is_full_for_a_while_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: a part of a write is taken, then none."""
+    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for index in range(6):
+        one = item(index)
+        if index == 3:
+            (path,) = tmp_path.iterdir()
+            size = path.stat().st_size
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+                for _ in range(3):
+                    with pytest.raises(OSError, match="File too large"):
+                        segments.append(one)
+                with pytest.raises(OSError, match="File too large"):
+                    segments.finish()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert path.stat().st_size == size
+        segments.append(one)
+    segments.finish()
+    (path,) = tmp_path.iterdir()
+    assert MaskSegment(path).complete
+    assert [one.frame for one in read_masks(path)] == list(range(6))
+
+
+def test_a_segment_that_could_not_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentWriter, "_write", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                segments.append(item(0))
+            assert list(tmp_path.iterdir()) == []
+            assert segments.finish() is None
+    segments.append(item(0))
+    segments.finish()
+    assert lengths(tmp_path) == [1]
+
+
+def test_key_records_come_as_often_as_asked() -> None:
+    file = io.BytesIO()
+    writer = SegmentWriter(file, SegmentHeader(24, 33), key_every=4)
+    for index in range(10):
+        one = item(index, scene(0))
+        writer.append(head_of(one), one.mask)
+    writer.finish()
+    assert MaskSegment(file.getvalue()).entries["key"].tolist() == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]
+
+
+def test_settings_from_texts() -> None:
+    texts = {"mask_encoding": "runs", "segment_seconds": "2.5", "segment_frames": "7", "key_every": "3", "other": "x"}
+    assert read_settings(texts) == SegmentSettings("runs", 2.5, 7, key_every=3)
+    assert read_settings({}) == SegmentSettings()
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"mask_encoding": "zip"}, "mask_encoding: found 'zip'; expected temporal, runs, webp, png or files"),
+        ({"segment_seconds": "soon"}, "segment_seconds: found 'soon'; expected a number above 0"),
+        ({"segment_seconds": "nan"}, "seconds: found nan; expected more than 0"),
+        ({"segment_frames": "0"}, "frames: found 0; expected more than 0"),
+    ],
+)
+def test_settings_that_cannot_be(texts: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_settings(texts)
+
+
+def test_a_finished_segment_has_the_mode_of_other_files(tmp_path: Path) -> None:
+    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    segments.append(item(0))
+    path = segments.finish()
+    assert path is not None
+    assert os.access(path, os.R_OK)
+    assert segments.finish() is None

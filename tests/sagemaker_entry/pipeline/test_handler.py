@@ -1,0 +1,349 @@
+"""The function with the events that AWS sends, against S3, SQS and SNS on the loopback address."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'pspnet[sagemaker]'")
+
+from pspnet.classes import CAMVID_CLASSES
+from pspnet.errors import ConfigError
+from pspnet.masks.png import encode_mask
+from pspnet.masks.segment import RecordHead, SegmentHeader
+from pspnet.masks.writer import SegmentWriter
+from sagemaker_entry.pipeline import handler as lambda_handler
+from tests.sagemaker_entry.conftest import ACCOUNT, REGION, Aws
+from tests.sagemaker_entry.pipeline.lambda_events import TEST_EVENT, s3_event, s3_record, sqs_event
+
+BUCKET = "masks-bucket"
+ROAD, CAR, SKY = 3, 8, 0
+
+
+def mask() -> np.ndarray:
+    """Sky above, a road that narrows, a car on it."""
+    picture = np.full((6, 8), SKY, dtype=np.uint8)
+    picture[5], picture[4, 1:7], picture[3, 2:6] = ROAD, ROAD, ROAD
+    picture[3, 3:5] = CAR
+    return picture
+
+
+@pytest.fixture
+def bucket(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The bucket of the masks, and the function in the state in which Lambda starts it."""
+    s3 = aws.session.client("s3")
+    s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+    for name in ("CLASSES", "DRIVABLE", "VEHICLE_WIDTH", "FORWARD_TO", "LARGEST_BYTES", "OUTPUT_PREFIX"):
+        monkeypatch.delenv(f"PSPNET_{name}", raising=False)
+    start_anew()
+    aws.requests.clear()
+    yield s3
+    start_anew()
+
+
+def start_anew() -> None:
+    lambda_handler._settings.cache_clear()
+    lambda_handler._client.cache_clear()
+
+
+def put(s3: Any, key: str, content: bytes) -> None:
+    s3.put_object(Bucket=BUCKET, Key=key, Body=content)
+
+
+def lines(s3: Any, key: str) -> list[dict[str, Any]]:
+    body = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read().decode()
+    return [json.loads(line) for line in body.splitlines()]
+
+
+def keys(s3: Any) -> list[str]:
+    return [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+def test_a_mask_becomes_a_line_of_class_shares(bucket: Any) -> None:
+    put(bucket, "masks/frame_7.png", encode_mask(mask()))
+    assert lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/frame_7.png"))) == {"batchItemFailures": []}
+    assert lines(bucket, "summaries/masks/frame_7.png.jsonl") == [
+        {
+            "key": "masks/frame_7.png",
+            "frame": 0,
+            "height": 6,
+            "width": 8,
+            "classes": {"0": round(30 / 48, 6), "3": round(16 / 48, 6), "8": round(2 / 48, 6)},
+        }
+    ]
+
+
+def test_a_segment_becomes_a_line_for_each_frame(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSPNET_DRIVABLE", "road")  # the segment brings the names of its classes
+    monkeypatch.setenv("PSPNET_CLASSES", "voc")
+    second = mask()
+    second[3, 3:5] = ROAD
+    file = io.BytesIO()
+    writer = SegmentWriter(file, SegmentHeader(6, 8, CAMVID_CLASSES))
+    for index, picture in ((4, mask()), (5, second)):
+        writer.append(RecordHead(index, 1.7e9 + index / 10, index / 10, 0.25, {"fragment": "913"}), picture)
+    writer.finish()
+    put(bucket, "masks/a.pspm", file.getvalue())
+    lambda_handler.handler(sqs_event(s3_event(s3_record(BUCKET, "masks/a.pspm"))))
+    first, last = lines(bucket, "summaries/masks/a.pspm.jsonl")
+    assert (first["frame"], first["captured"], first["timestamp"]) == (4, 1700000000.4, 0.4)
+    assert (first["latency"], first["labels"]) == (0.25, {"fragment": "913"})
+    assert first["classes"] == {"sky": 0.625, "road": round(16 / 48, 6), "car": round(2 / 48, 6)}
+    assert first["corridor"]["rows"][-1]["right"] == 3
+    assert (last["frame"], last["corridor"]["rows"][-1]["right"]) == (5, 6)
+
+
+def test_a_damaged_segment_writes_nothing(bucket: Any) -> None:
+    file = io.BytesIO()
+    writer = SegmentWriter(file, SegmentHeader(6, 8))
+    writer.append(RecordHead(0, 1.0, 0.0), mask())
+    writer.finish()
+    content = bytearray(file.getvalue())
+    content[content.index(b"MASK") + 50] ^= 0xFF
+    put(bucket, "masks/a.pspm", bytes(content))
+    with pytest.raises(RuntimeError, match=r"a\.pspm: .*record 0 at byte \d+ is damaged"):
+        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.pspm")))
+    assert keys(bucket) == ["masks/a.pspm"]
+
+
+def test_with_drivable_classes_the_way_ahead_is_told(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSPNET_CLASSES", "camvid")
+    monkeypatch.setenv("PSPNET_DRIVABLE", "road, pavement")
+    monkeypatch.setenv("PSPNET_VEHICLE_WIDTH", "0.25")
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    put(bucket, "masks/a.png", encode_mask(mask(), palette))
+    lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
+    (line,) = lines(bucket, "summaries/masks/a.png.jsonl")
+    assert line["classes"]["road"] == round(16 / 48, 6)
+    assert line["corridor"] == {
+        "bottom": 5,
+        "top": 3,
+        "height": 0.5,
+        "rows": [
+            {"row": 5, "left": 0, "right": 8, "width": 1.0, "offset": 0.0},
+            {"row": 4, "left": 1, "right": 7, "width": 0.75, "offset": 0.0},
+            {"row": 3, "left": 2, "right": 3, "width": 0.125, "offset": -0.1875},
+        ],
+    }
+    assert line["obstacle"] == {"row": 3, "height": 0.5, "class": "car"}
+
+
+def test_the_same_event_twice_gives_the_same_bytes_under_the_same_key(bucket: Any) -> None:
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    event = s3_event(s3_record(BUCKET, "masks/a.png"))
+    lambda_handler.handler(event)
+    first = bucket.get_object(Bucket=BUCKET, Key="summaries/masks/a.png.jsonl")["Body"].read()
+    lambda_handler.handler(event)
+    assert bucket.get_object(Bucket=BUCKET, Key="summaries/masks/a.png.jsonl")["Body"].read() == first
+    assert keys(bucket) == ["masks/a.png", "summaries/masks/a.png.jsonl"]
+
+
+def test_keys_are_decoded(bucket: Any) -> None:
+    key = "masks/2026-01-02 03:04/Straße + 100%.png"
+    put(bucket, key, encode_mask(mask()))
+    lambda_handler.handler(s3_event(s3_record(BUCKET, key)))
+    assert keys(bucket) == [key, f"summaries/{key}.jsonl"]
+
+
+def test_what_is_no_mask_is_left_alone(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        s3_record(BUCKET, "summaries/masks/a.png.jsonl"),
+        s3_record(BUCKET, "summaries/masks/a.png"),  # whoever wrote it: the output never starts the function
+        s3_record(BUCKET, "masks/notes.txt"),
+        s3_record(BUCKET, "masks/a.pspm.open"),
+        s3_record(BUCKET, "masks/a.png", name="ObjectRemoved:Delete"),
+        {"eventSource": "aws:other"},
+    ]
+    assert lambda_handler.handler(s3_event(*records)) == {"batchItemFailures": []}
+    assert keys(bucket) == []
+    assert capsys.readouterr().out.count("is no file of masks; left alone.") == 4
+
+
+def test_the_event_of_a_new_notification_is_nothing(bucket: Any) -> None:
+    assert lambda_handler.handler(TEST_EVENT) == {"batchItemFailures": []}
+    assert lambda_handler.handler(sqs_event(TEST_EVENT)) == {"batchItemFailures": []}
+
+
+def test_a_file_that_was_deleted_meanwhile_is_no_failure(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lambda_handler.handler(sqs_event(s3_event(s3_record(BUCKET, "masks/a.png")))) == {"batchItemFailures": []}
+    assert "masks/a.png: is not there any more" in capsys.readouterr().out
+
+
+def test_of_messages_only_those_that_failed_come_again(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    put(bucket, "masks/good.png", encode_mask(mask()))
+    put(bucket, "masks/cut.png", encode_mask(mask())[:40])
+    event = sqs_event(
+        s3_event(s3_record(BUCKET, "masks/cut.png")),
+        s3_event(s3_record(BUCKET, "masks/good.png")),
+        "no JSON",
+        "[]",
+    )
+    assert lambda_handler.handler(event) == {
+        "batchItemFailures": [
+            {"itemIdentifier": "message-0"},
+            {"itemIdentifier": "message-2"},
+            {"itemIdentifier": "message-3"},
+        ]
+    }
+    assert "summaries/masks/good.png.jsonl" in keys(bucket)
+    said = capsys.readouterr().out
+    assert f"s3://{BUCKET}/masks/cut.png: " in said
+    assert "is no readable PNG file of a mask" in said
+    assert "message message-2: is no S3 event" in said
+
+
+def test_of_a_plain_event_the_others_are_done_before_the_failure_is_raised(bucket: Any) -> None:
+    put(bucket, "masks/cut.png", b"no picture")
+    put(bucket, "masks/good.png", encode_mask(mask()))
+    event = s3_event(s3_record(BUCKET, "masks/cut.png"), s3_record(BUCKET, "masks/good.png"))
+    with pytest.raises(RuntimeError, match=rf"^s3://{BUCKET}/masks/cut.png: .*is no mask segment"):
+        lambda_handler.handler(event)
+    assert "summaries/masks/good.png.jsonl" in keys(bucket)
+
+
+def test_what_aws_refuses_comes_again(bucket: Any, aws: Aws, capsys: pytest.CaptureFixture[str]) -> None:
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    aws.refuse("PutObject", "SlowDown", "please")
+    assert lambda_handler.handler(sqs_event(s3_event(s3_record(BUCKET, "masks/a.png")))) == {
+        "batchItemFailures": [{"itemIdentifier": "message-0"}]
+    }
+    assert "SlowDown" in capsys.readouterr().out
+
+
+def test_pictures_are_no_masks(bucket: Any) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(content, "PNG")
+    put(bucket, "masks/overlay.png", content.getvalue())
+    with pytest.raises(RuntimeError, match="RGB"):
+        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/overlay.png")))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_file_that_is_too_large_is_not_read(bucket: Any, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    monkeypatch.setenv("PSPNET_LARGEST_BYTES", "50")
+    put(bucket, "masks/a.png", encode_mask(mask()) * 2)
+    with pytest.raises(RuntimeError, match="has 120 bytes, more than 50" if told else "has grown beyond 50 bytes"):
+        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png", size=120 if told else 0)))
+
+
+def test_a_file_as_it_is_now_counts(bucket: Any) -> None:
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    put(bucket, "masks/a.png", encode_mask(np.full((2, 2), CAR, dtype=np.uint8)))
+    lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
+    assert lines(bucket, "summaries/masks/a.png.jsonl")[0]["classes"] == {"8": 1.0}
+
+
+@pytest.mark.parametrize("name", ["results", "results.fifo"])
+def test_results_are_forwarded_to_a_queue(bucket: Any, aws: Aws, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    sqs = aws.session.client("sqs")
+    attributes = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
+    url = sqs.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"]
+    monkeypatch.setenv("PSPNET_FORWARD_TO", f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}")
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
+    (message,) = sqs.receive_message(QueueUrl=url)["Messages"]
+    body = json.loads(message["Body"])
+    assert {key: body[key] for key in ("bucket", "key", "summary", "frames")} == {
+        "bucket": BUCKET,
+        "key": "masks/a.png",
+        "summary": "summaries/masks/a.png.jsonl",
+        "frames": 1,
+    }
+    assert body["last"] == lines(bucket, "summaries/masks/a.png.jsonl")[0]
+    assert len(body["id"]) == 64
+
+
+def test_results_are_forwarded_to_a_topic(bucket: Any, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    arn = aws.session.client("sns").create_topic(Name="results")["TopicArn"]
+    monkeypatch.setenv("PSPNET_FORWARD_TO", arn)
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    event = s3_event(s3_record(BUCKET, "masks/a.png"))
+    lambda_handler.handler(event)
+    lambda_handler.handler(event)
+    first, second = (json.loads(sent["Message"]) for sent in aws.sent("Publish"))
+    assert first["id"] == second["id"]
+    assert first["frames"] == 1
+
+
+@pytest.mark.parametrize("service", ["sqs", "sns"])
+def test_results_are_forwarded_to_another_region(
+    bucket: Any, aws: Aws, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    away = aws.session.client(service, region_name="eu-west-1")
+    if service == "sqs":
+        away.create_queue(QueueName="results")
+    else:
+        away.create_topic(Name="results")
+    monkeypatch.setenv("PSPNET_FORWARD_TO", f"arn:aws:{service}:eu-west-1:{ACCOUNT}:results")
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
+    assert lambda_handler._client(service, "eu-west-1").meta.region_name == "eu-west-1"
+    if service == "sqs":
+        (message,) = away.receive_message(QueueUrl=away.get_queue_url(QueueName="results")["QueueUrl"])["Messages"]
+        assert json.loads(message["Body"])["key"] == "masks/a.png"
+    else:
+        assert len(aws.sent("Publish")) == 1
+
+
+class Clock:
+    """Lambda's context: so many seconds are left, fewer with each question."""
+
+    def __init__(self, *left: float) -> None:
+        self.left = list(left)
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(1000 * self.left.pop(0))
+
+
+def test_messages_for_which_no_time_is_left_come_again(
+    bucket: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    event = sqs_event(*[s3_event(s3_record(BUCKET, "masks/a.png"))] * 4)
+    left = {"batchItemFailures": [{"itemIdentifier": "message-2"}, {"itemIdentifier": "message-3"}]}
+    assert lambda_handler.handler(event, Clock(40, 4)) == left
+    assert "2 of 4 messages are left for another time." in capsys.readouterr().out
+    assert lambda_handler.handler(event, Clock(40, 30, 20)) == {"batchItemFailures": []}
+    # The next message may take as long as the longest one did, and half as much again.
+    moments = iter([0.0, 10.0, 10.0, 11.0, 11.0, 12.0])
+    monkeypatch.setattr(lambda_handler, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    assert lambda_handler.handler(event, Clock(16, 14)) == left
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"eventSource": "aws:s3", "eventName": "ObjectCreated:Put"},
+        {"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"object": {"key": 7}, "bucket": None}},
+        "text",
+    ],
+)
+def test_a_record_that_is_none_fails_alone(bucket: Any, capsys: pytest.CaptureFixture[str], broken: Any) -> None:
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    good = s3_record(BUCKET, "masks/a.png")
+    event = sqs_event(s3_event(broken, good), s3_event(good), {"Records": None})
+    assert lambda_handler.handler(event) == {
+        "batchItemFailures": [{"itemIdentifier": "message-0"}, {"itemIdentifier": "message-2"}]
+    }
+    said = capsys.readouterr().out
+    assert "record 0 of the event: is none of S3's (" in said
+    assert said.count("masks/a.png.jsonl: 1 frames") == 2
+
+
+def test_settings_that_cannot_be_stop_every_event(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSPNET_DRIVABLE", "street")
+    monkeypatch.setenv("PSPNET_CLASSES", "camvid")
+    put(bucket, "masks/a.png", encode_mask(mask()))
+    with pytest.raises(RuntimeError, match="PSPNET_DRIVABLE: found street; the masks' classes are sky, building"):
+        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
+    monkeypatch.setenv("PSPNET_COLUMN", "half")
+    start_anew()
+    with pytest.raises(ConfigError, match="PSPNET_COLUMN: found 'half', expected a number"):
+        lambda_handler.handler(s3_event())

@@ -1,0 +1,93 @@
+"""The function's environment: what it means, and what is said about what it cannot mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from pspnet.classes import CAMVID_CLASSES
+from pspnet.driving.corridor import Camera, View
+from pspnet.errors import ConfigError
+from sagemaker_entry.pipeline.lambda_settings import LARGEST_BYTES, read_settings
+
+
+def settings(**values: str) -> dict[str, str]:
+    return {f"PSPNET_{name}": value for name, value in values.items()}
+
+
+def test_nothing_set_gives_class_shares_alone() -> None:
+    found = read_settings({})
+    assert (found.output_prefix, found.classes, found.forward_to) == ("summaries/", (), None)
+    assert found.largest_bytes == LARGEST_BYTES
+    assert found.view(CAMVID_CLASSES) is None
+
+
+def test_empty_texts_are_those_of_a_template_without_a_value() -> None:
+    names = ("OUTPUT_PREFIX", "CLASSES", "DRIVABLE", "VEHICLE_WIDTH", "COLUMN", "CAMERA_HEIGHT", "FORWARD_TO")
+    assert read_settings(settings(**dict.fromkeys(names, ""))) == read_settings({})
+
+
+def test_names_and_ids_of_classes() -> None:
+    found = read_settings(settings(CLASSES="sky, road ,kerb", DRIVABLE="road, 7"))
+    assert found.classes == ("sky", "road", "kerb")
+    assert found.view(found.classes) == View(frozenset({1, 7}))
+    # Masks may bring their own names.
+    assert found.view(("road", "sky")) == View(frozenset({0, 7}))
+
+
+def test_a_view_with_a_camera() -> None:
+    found = read_settings(
+        settings(
+            CLASSES="camvid",
+            DRIVABLE="road",
+            VEHICLE_WIDTH="0.4",
+            COLUMN="0.45",
+            BOTTOM="0.9",
+            CAMERA_HEIGHT="0.3",
+            CAMERA_PITCH="-2.5",
+            CAMERA_FOCAL="0.9",
+        )
+    )
+    assert found.view(found.classes) == View(frozenset({3}), 0.45, 0.9, 0.4, None, Camera(0.3, -2.5, 0.9))
+
+
+def test_a_target() -> None:
+    target = read_settings(settings(FORWARD_TO="arn:aws:sqs:eu-west-1:123456789012:results.fifo")).forward_to
+    assert target is not None
+    assert (target.service, target.region) == ("sqs", "eu-west-1")
+    assert (target.account, target.name) == ("123456789012", "results.fifo")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"OUTPUT_PREFIX": "out"}, "PSPNET_OUTPUT_PREFIX: found 'out', expected a folder"),
+        ({"OUTPUT_PREFIX": "/"}, "PSPNET_OUTPUT_PREFIX: found '/'"),
+        ({"DRIVABLE": "3,256"}, "PSPNET_DRIVABLE: found the class id 256"),
+        ({"DRIVABLE": "3", "HORIZON": "x"}, "PSPNET_HORIZON: found 'x', expected a number"),
+        ({"DRIVABLE": "3", "HORIZON": "1.5"}, "horizon: found 1.5, expected a share"),
+        ({"DRIVABLE": "3", "VEHICLE_WIDTH": "2"}, "width: found 2, expected a share of the image's width"),
+        ({"DRIVABLE": "3", "CAMERA_HEIGHT": "1"}, "PSPNET_CAMERA_HEIGHT: a camera needs"),
+        (
+            {"DRIVABLE": "3", "CAMERA_HEIGHT": "0", "CAMERA_PITCH": "0", "CAMERA_FOCAL": "1"},
+            "camera: found height 0",
+        ),
+        ({"COLUMN": "0.5"}, "PSPNET_DRIVABLE: is not set"),
+        ({"FORWARD_TO": "https://example.com"}, "PSPNET_FORWARD_TO: found 'https://example.com', expected the ARN"),
+        ({"LARGEST_BYTES": "1 MB"}, "PSPNET_LARGEST_BYTES: found '1 MB'"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(values: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read_settings(settings(**values))
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(settings(OUTPUT_PREFIX="out", COLUMN="x", FORWARD_TO="y"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_drivable_class_must_be_one_of_the_masks() -> None:
+    found = read_settings(settings(DRIVABLE="road"))
+    with pytest.raises(ConfigError, match="PSPNET_DRIVABLE: found road; the masks' classes are none known: set PSPNET"):
+        found.view(())

@@ -1,0 +1,86 @@
+"""Settings of serving: where they come from, what is refused, and how many cores there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pspnet.errors import ConfigError
+from pspnet.serving import serve_settings as settings_module
+from pspnet.serving.serve_settings import available_cores, read_settings
+
+
+def test_defaults() -> None:
+    settings = read_settings(env={})
+    assert settings.model_dir == Path("/opt/ml/model")
+    assert (settings.host, settings.port, settings.workers, settings.queue) == ("127.0.0.1", 8080, 1, 32)
+    assert (settings.threads, settings.max_batch, settings.device) == ("auto", "auto", "auto")
+    assert settings.warmup_size == (480, 360)
+    assert (settings.precision, settings.runtime) == ("auto", "auto")
+    assert settings.request_log is True
+
+
+def test_the_runtime_comes_from_a_flag_or_a_variable() -> None:
+    assert read_settings(env={"PSPNET_RUNTIME": "openvino:int8"}).runtime == "openvino:int8"
+    assert read_settings(None, {"runtime": "eager"}, {"PSPNET_RUNTIME": "compile"}).runtime == "eager"
+    with pytest.raises(ConfigError, match="PSPNET_RUNTIME: found 'fast'; expected auto or eager or compile or"):
+        read_settings(env={"PSPNET_RUNTIME": "fast"})
+
+
+def test_flags_win_over_variables_and_variables_over_defaults() -> None:
+    env = {"PSPNET_PORT": "81", "PSPNET_QUEUE": "7", "PSPNET_WARMUP_SIZE": "64X32", "PSPNET_REQUEST_LOG": "false"}
+    settings = read_settings(Path("m"), {"port": "82", "queue": None}, {**env, "PSPNET_HOST": "", "SM_MODEL_DIR": "/s"})
+    assert (settings.port, settings.queue, settings.host) == (82, 7, "127.0.0.1")
+    assert settings.warmup_size == (64, 32)
+    assert settings.request_log is False
+    assert settings.model_dir == Path("m")
+    assert read_settings(env={"SM_MODEL_DIR": "/s"}).model_dir == Path("/s")
+    assert read_settings(env={"SM_MODEL_DIR": "/s", "PSPNET_MODEL_DIR": "/p"}).model_dir == Path("/p")
+
+
+def test_all_problems_are_told_at_once_and_say_where_they_came_from() -> None:
+    flags = {"port": "65536", "workers": "0", "threads": "many", "grace_seconds": "nan", "warmup_size": "480"}
+    with pytest.raises(ConfigError) as caught:
+        read_settings(None, flags, {"PSPNET_DEVICE": "tpu", "PSPNET_PRECISION": "int8", "PSPNET_REQUEST_LOG": "maybe"})
+    assert str(caught.value).splitlines() == [
+        "--port: found '65536'; expected a whole number from 0 to 65535.",
+        "--workers: found '0'; expected a whole number from 1 to 64.",
+        "--threads: found 'many'; expected a whole number from 1 to 1024 or auto.",
+        "PSPNET_DEVICE: found 'tpu'; expected auto, cpu, cuda or cuda:N.",
+        "PSPNET_PRECISION: found 'int8'; expected auto or float32 or bfloat16 or float16.",
+        "--warmup_size: found '480'; expected WIDTHxHEIGHT with both from 32 to 4096, as 480x360.",
+        "--grace_seconds: found 'nan'; expected seconds from 0 to 3600.",
+        "PSPNET_REQUEST_LOG: found 'maybe'; expected True or False.",
+    ]
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_module, "available_cores", lambda: 8)
+    assert read_settings(None, {}, {}).threads_per_worker() == 8
+    assert read_settings(None, {"workers": "3"}, {}).threads_per_worker() == 2
+    assert read_settings(None, {"workers": "9"}, {}).threads_per_worker() == 1
+    assert read_settings(None, {"workers": "3", "threads": "5"}, {}).threads_per_worker() == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 16),
+        ({"cpu.max": "max 100000"}, 16),
+        ({"cpu.max": "400000 100000"}, 4),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "9900000 100000"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu.max": "rubbish"}, 16),
+    ],
+)
+def test_a_containers_quota_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert available_cores(tmp_path) == expected

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pspnet.errors import DataError
+from pspnet.system import download as module
+from pspnet.system.download import download, file_md5
+
+CONTENT = bytes(range(256)) * 1000
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT at any path; the attributes say how badly, and record what was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.ranges = True
+        self.statuses: list[int] = []  # answered first, one a request
+        self.cuts: list[int] = []  # bytes after which the next answers break off
+        self.asked: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/voc.tar"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # cut connections are part of the tests
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.asked.append(wanted)
+        if self.server.statuses:
+            self.send_error(self.server.statuses.pop(0))
+            return
+        start, total = 0, len(self.server.content)
+        if wanted and self.server.ranges:
+            start = int(wanted.split("=")[1].rstrip("-"))
+            if start >= total:
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{total}")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        else:
+            self.send_response(200)
+        body = self.server.content[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.cuts.pop(0)] if self.server.cuts else body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def fetch(server: Server, destination: Path, md5: str = MD5, attempts: int = 3) -> Path:
+    return download(server.url, destination, md5, progress=False, attempts=attempts, backoff=0.0)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_whole_file_arrives_under_its_name(server: Server, tmp_path: Path) -> None:
+    assert fetch(server, tmp_path / "new" / "voc.tar") == tmp_path / "new" / "voc.tar"
+    assert (tmp_path / "new" / "voc.tar").read_bytes() == CONTENT
+    assert names(tmp_path / "new") == ["voc.tar"]
+    assert server.asked == [None]
+
+
+def test_a_file_of_unknown_checksum_is_taken_as_it_comes_and_fetched_once(server: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        download(server.url, tmp_path / "voc.tar", None, progress=False)
+    assert (tmp_path / "voc.tar").read_bytes() == CONTENT
+    assert server.asked == [None]
+
+
+def test_a_cut_connection_is_resumed_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    server.cuts = [100_000, 50_000]
+    fetch(server, tmp_path / "voc.tar")
+    assert (tmp_path / "voc.tar").read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_a_later_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+    server.cuts = [70_000]
+    with pytest.raises(DataError, match=r"stopped after 70,000 bytes .*1 attempts in a row.*kept in .*voc\.tar\.part"):
+        fetch(server, tmp_path / "voc.tar", attempts=1)
+    assert names(tmp_path) == ["voc.tar.part"]
+    fetch(server, tmp_path / "voc.tar")
+    assert (tmp_path / "voc.tar").read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=70000-"]
+
+
+def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    server.cuts = [100_000]
+    fetch(server, tmp_path / "voc.tar")
+    assert (tmp_path / "voc.tar").read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=100000-"]
+
+
+def test_a_part_that_is_already_complete_is_taken(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "voc.tar.part").write_bytes(CONTENT)
+    fetch(server, tmp_path / "voc.tar")
+    assert names(tmp_path) == ["voc.tar"]
+
+
+def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "voc.tar.part").write_bytes(CONTENT + b"more")
+    fetch(server, tmp_path / "voc.tar")
+    assert (tmp_path / "voc.tar").read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_removes_the_file_and_says_so(server: Server, tmp_path: Path) -> None:
+    server.content = b"x" + CONTENT[1:]
+    with pytest.raises(
+        DataError, match=rf"has MD5 [0-9a-f]{{32}}, expected {MD5}\. It was removed: run the command ag"
+    ):
+        fetch(server, tmp_path / "voc.tar")
+    assert names(tmp_path) == []
+
+
+def test_an_upper_case_checksum_is_the_same(server: Server, tmp_path: Path) -> None:
+    fetch(server, tmp_path / "voc.tar", md5=MD5.upper())
+    assert file_md5(tmp_path / "voc.tar") == MD5
+
+
+def test_a_missing_page_is_not_tried_again(server: Server, tmp_path: Path) -> None:
+    server.statuses = [404, 404]
+    with pytest.raises(DataError, match=r"the server answered HTTP 404 Not Found\. Check the address"):
+        fetch(server, tmp_path / "voc.tar")
+    assert len(server.asked) == 1
+    assert names(tmp_path) == []
+
+
+def test_a_busy_server_is_tried_again(server: Server, tmp_path: Path) -> None:
+    server.statuses = [503, 429]
+    fetch(server, tmp_path / "voc.tar")
+    assert len(server.asked) == 3
+    server.statuses = [503, 503, 503]
+    with pytest.raises(DataError, match=r"stopped after 0 bytes \(HTTP 503 .*3 attempts in a row failed"):
+        fetch(server, tmp_path / "other.tar")
+
+
+def test_attempts_count_anew_after_progress(server: Server, tmp_path: Path) -> None:
+    server.cuts = [1000] * 6
+    fetch(server, tmp_path / "voc.tar", attempts=2)
+    assert len(server.asked) == 7
+
+
+def test_nobody_listening_is_one_sentence(tmp_path: Path) -> None:
+    with Server() as gone:
+        url = gone.url
+    with pytest.raises(DataError, match=r"stopped after 0 bytes \(.*refused.*2 attempts"):
+        download(url, tmp_path / "voc.tar", MD5, progress=False, attempts=2, backoff=0.0)
+
+
+def test_back_off_doubles(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waits.append))
+    server.statuses = [503, 503, 503]
+    download(server.url, tmp_path / "voc.tar", MD5, progress=False, attempts=4, backoff=0.5)
+    assert waits == [0.5, 1.0, 2.0]
+
+
+def test_a_finished_file_is_checked_and_not_fetched_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "voc.tar").write_bytes(CONTENT)
+    fetch(server, tmp_path / "voc.tar")
+    (tmp_path / "voc.tar").write_bytes(b"other")
+    with pytest.raises(DataError, match=rf"voc\.tar: exists and has MD5 .*expected {MD5}\. Remove the file"):
+        fetch(server, tmp_path / "voc.tar")
+    assert server.asked == []
+    assert (tmp_path / "voc.tar").read_bytes() == b"other"
+
+
+def test_too_little_space_is_told_before_it_is_used(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "shutil", SimpleNamespace(disk_usage=lambda path: shutil._ntuple_diskusage(9, 8, 1000)))
+    with pytest.raises(DataError, match=r"256,000 more bytes are needed and 1,000 are free\. Free some space"):
+        fetch(server, tmp_path / "voc.tar")
+    assert names(tmp_path) == []
+
+
+def test_an_unwritable_place_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"voc\.tar\.part: cannot be written \(.*the same command resumes"):
+        fetch(server, tmp_path / "file" / "voc.tar")
+
+
+def test_a_disk_that_fills_up_keeps_what_arrived(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.cuts = [5000]
+    with pytest.raises(DataError):
+        fetch(server, tmp_path / "voc.tar", attempts=1)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_receive", full)
+    with pytest.raises(DataError, match=r"part: cannot be written \(No space left on device\)\. Free some space"):
+        fetch(server, tmp_path / "voc.tar")
+    assert (tmp_path / "voc.tar.part").read_bytes() == CONTENT[:5000]
+
+
+def test_only_web_addresses_are_fetched(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"file:///etc/hostname: cannot be downloaded; expected .* http://"):
+        download("file:///etc/hostname", tmp_path / "a", MD5)

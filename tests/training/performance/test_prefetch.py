@@ -1,0 +1,61 @@
+"""Mini-batches on the device and in parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pspnet.data.dataset import Batch, TrainBatchSampler
+from pspnet.training.performance.prefetch import ahead_on_device, cut, part_sizes, share_of, usual_part
+from pspnet.training.performance.readback import Readback
+
+
+def make_batch(count: int) -> Batch:
+    images = torch.arange(count * 3 * 4 * 4, dtype=torch.uint8).view(count, 4, 4, 3).permute(0, 3, 1, 2)
+    return Batch(images, torch.zeros(count, 4, 4, dtype=torch.uint8), [str(number) for number in range(count)])
+
+
+def test_part_sizes_are_even_and_the_larger_come_first() -> None:
+    assert part_sizes(16, 5) == [4, 4, 4, 4]
+    assert part_sizes(7, 3) == [3, 2, 2]
+    assert part_sizes(4, 4) == part_sizes(4, None) == [4]
+    assert part_sizes(5, 1) == [1] * 5
+
+
+def test_parts_hold_every_image_once_in_order() -> None:
+    batch = make_batch(7)
+    parts = cut(batch, 3)
+    assert [part.names for part in parts] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert cut(batch, None) == [batch]
+
+
+def test_batches_of_a_cpu_are_handed_on_one_by_one_as_bytes() -> None:
+    asked = []
+
+    def batches() -> object:
+        for count in (1, 2):
+            asked.append(count)
+            yield make_batch(count)
+
+    moved = ahead_on_device(batches(), torch.device("cpu"))
+    first = next(moved)
+    assert asked == [1]
+    assert first.images.dtype == torch.uint8
+    assert first.images.is_contiguous(memory_format=torch.channels_last)
+    assert [len(batch.names) for batch in moved] == [2]
+
+
+def test_numbers_are_read_back() -> None:
+    assert Readback(torch.tensor([1.5, -2.0], dtype=torch.float64)).numbers() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize(("count", "largest", "size"), [(16, None, 16), (7, 3, 2), (8, 3, 3), (3, 2, 2), (4, 9, 4)])
+def test_the_usual_part(count: int, largest: int | None, size: int) -> None:
+    assert usual_part(count, largest) == size
+
+
+def test_shares_are_those_of_the_sampler() -> None:
+    for images in (4, 9, 10, 16):
+        dealt = [next(iter(TrainBatchSampler(images, images, 0, rank, 4))) for rank in range(4)]
+        assert [share_of(images, rank, 4) for rank in range(4)] == [len(batch) for batch in dealt]
