@@ -23,7 +23,6 @@ from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving.engine import Engine
-from pspnet.serving.jobs import BUSY, CancelledJobError, Job
 from pspnet.serving.loading import load_predictor
 from pspnet.serving.openapi import PATHS
 from pspnet.serving.processes.json_log import JsonLog
@@ -31,6 +30,7 @@ from pspnet.serving.processes.server_metrics import CONTENT_TYPE, STAGES, Table
 from pspnet.serving.protocol.answers import choose_answer
 from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
 from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.queued_request import BUSY, QueuedRequest, RequestCancelledError
 from pspnet.serving.serve_settings import ServeSettings, read_settings
 
 CLIENT_GONE = 499
@@ -74,7 +74,7 @@ class Service:
                 await self._answer_mask(exchange, job)
             except RequestError as error:
                 await self.refuse(exchange, error)
-            except (ClientGoneError, CancelledJobError):
+            except (ClientGoneError, RequestCancelledError):
                 exchange.status = CLIENT_GONE
             except Exception as error:
                 await self.fail(exchange, error)
@@ -103,7 +103,7 @@ class Service:
             text = f"The endpoint failed at this request, which it logged as {exchange.request_id}.\n"
             await exchange.answer(500, text.encode(), TEXT, close=self.draining)
 
-    async def _predict(self, exchange: Exchange) -> Job:
+    async def _predict(self, exchange: Exchange) -> QueuedRequest:
         """The finished job of a request; raises RequestError before one is made, or ClientGoneError."""
         headers = exchange.headers
         form = choose_answer(headers.get("accept"), headers.get("x-amzn-sagemaker-custom-attributes"))
@@ -115,14 +115,14 @@ class Service:
             body = await exchange.read_body(self.limits.request_bytes, self.settings.body_seconds, self._hold)
             loop = asyncio.get_running_loop()
             done: asyncio.Future[None] = loop.create_future()
-            job = Job(body, headers.get("content-type"), form, lambda _: _wake(loop, done))
+            job = QueuedRequest(body, headers.get("content-type"), form, lambda _: _wake(loop, done))
             self.engine.submit(job)
             await self._wait(exchange, job, done)
         finally:
             self._held -= exchange.received
         return job
 
-    async def _wait(self, exchange: Exchange, job: Job, done: asyncio.Future[None]) -> None:
+    async def _wait(self, exchange: Exchange, job: QueuedRequest, done: asyncio.Future[None]) -> None:
         """Until the job is done, or its client has gone: then nobody computes for it."""
         watcher = asyncio.ensure_future(exchange.gone())
         watcher.add_done_callback(lambda _: _set(done))
@@ -140,7 +140,7 @@ class Service:
         if self._held > _HELD_BYTES:
             raise RequestError(503, BUSY)
 
-    async def _answer_mask(self, exchange: Exchange, job: Job) -> None:
+    async def _answer_mask(self, exchange: Exchange, job: QueuedRequest) -> None:
         assert job.answer is not None
         timing = ", ".join(f"{stage};dur={1000 * job.seconds.get(stage, 0.0):.3f}" for stage in STAGES[:-1])
         headers = (("server-timing", timing),)

@@ -22,11 +22,11 @@ from PIL import Image
 
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Prediction, Predictor
-from pspnet.serving.jobs import BUSY, STOPPING, CancelledJobError, Job, predict_jobs
 from pspnet.serving.processes.server_metrics import READY, Row
 from pspnet.serving.processes.server_metrics import STOPPING as ROW_STOPPING
 from pspnet.serving.protocol.answers import choose_answer
 from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.queued_request import BUSY, STOPPING, QueuedRequest, RequestCancelledError, predict_batch
 from pspnet.serving.serve_settings import AUTO, GPU_BATCH
 
 
@@ -57,8 +57,8 @@ class Engine:
         self._load, self._limits, self._row, self._on_started = load, limits, row, on_started
         self._queue, self._max_batch, self._warmup_size, self._stuck = queue, max_batch, warmup_size, stuck_seconds
         self._changed = threading.Condition()
-        self._line: deque[Job] = deque()
-        self._active: list[Job] = []
+        self._line: deque[QueuedRequest] = deque()
+        self._active: list[QueuedRequest] = []
         self._batch_limit = 1
         self._stopped = False
         self._ready = False
@@ -99,7 +99,7 @@ class Engine:
         """Whole seconds until half of the line should be gone, 1..60."""
         return max(1, min(60, math.ceil(len(self._line) * self._image_seconds / 2)))
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: QueuedRequest) -> None:
         """Put a job in line. Raises RequestError 503 where the line is full or the model does not answer."""
         with self._changed:
             if self._stopped:
@@ -114,7 +114,7 @@ class Engine:
             self._tell_depth()
             self._changed.notify()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: QueuedRequest) -> None:
         """Forget a job whose caller has gone. One that the model works on ends with the pass that is running."""
         with self._changed:
             job.cancelled = True
@@ -186,9 +186,9 @@ class Engine:
         for kind in ("PNG", "JPEG"):
             buffer = io.BytesIO()
             Image.fromarray(noise).save(buffer, format=kind)
-            job = Job(buffer.getvalue(), f"image/{kind.lower()}", choose_answer(None), lambda _: None)
+            job = QueuedRequest(buffer.getvalue(), f"image/{kind.lower()}", choose_answer(None), lambda _: None)
             job.decode(self._limits)
-            for prediction in predict_jobs(predictor, [job]) if job.error is None else []:
+            for prediction in predict_batch(predictor, [job]) if job.error is None else []:
                 if prediction is not None:
                     job.encode(prediction, self._limits)
             if job.error is not None:
@@ -227,7 +227,7 @@ class Engine:
         """Before each pass: the model is alive. A large image has many, which nobody may wait for any more."""
         self._busy_since = time.monotonic()
         if all(job.cancelled for job in self._active):
-            raise CancelledJobError
+            raise RequestCancelledError
 
     def _look_ahead(self) -> None:
         """Have the next images decoded meanwhile: as many as the next batch takes, which bounds the memory."""
@@ -237,7 +237,7 @@ class Engine:
             if job.decoding is None:
                 job.decoding = self._helpers.submit(job.decode, self._limits)
 
-    def _decode(self, job: Job) -> None:
+    def _decode(self, job: QueuedRequest) -> None:
         if job.decoding is None or job.decoding.cancel():
             job.decode(self._limits)
         else:
@@ -247,12 +247,12 @@ class Engine:
         """Predict the active jobs and give each its answer."""
         for job in self._active:
             if job.cancelled:
-                job.error = CancelledJobError()
+                job.error = RequestCancelledError()
             job.check(len(predictor.class_names), self._limits)
             waited = time.perf_counter() - job.submitted - job.seconds.get("decode", 0.0)
             job.seconds["queue"] = max(0.0, waited)
         good = [job for job in self._active if job.error is None]
-        predictions = predict_jobs(predictor, good) if good else []
+        predictions = predict_batch(predictor, good) if good else []
         if good:
             self._row.batch(len(good))
             self._image_seconds += 0.2 * (good[0].seconds["predict"] / len(good) - self._image_seconds)
@@ -266,7 +266,7 @@ class Engine:
                 else:
                     self._encode(job, prediction)
 
-    def _encode(self, job: Job, prediction: Prediction) -> None:
+    def _encode(self, job: QueuedRequest, prediction: Prediction) -> None:
         job.encode(prediction, self._limits)
         job.finish()
 
@@ -274,7 +274,7 @@ class Engine:
         self._row.depth(len(self._line), len(self._active))
 
 
-def _fits(job: Job, head: Job) -> bool:
+def _fits(job: QueuedRequest, head: QueuedRequest) -> bool:
     """Whether a waiting job can run in one batch with the first one: decoded, of one size, one kind of answer."""
     return (
         job.decoding is not None

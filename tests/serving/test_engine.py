@@ -16,10 +16,10 @@ from PIL import Image
 from pspnet.errors import WeightsError
 from pspnet.inference.limits import Limits
 from pspnet.serving.engine import Engine
-from pspnet.serving.jobs import CancelledJobError, Job
 from pspnet.serving.processes.server_metrics import READY, Table
 from pspnet.serving.protocol.answers import choose_answer
 from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.queued_request import QueuedRequest, RequestCancelledError
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn
 
@@ -40,9 +40,9 @@ class Asked:
         self.done = threading.Event()
         self.image = image
         body = encoded(image) if body is None else body
-        self.job = Job(body, "image/png", choose_answer(accept), lambda _: self.done.set())
+        self.job = QueuedRequest(body, "image/png", choose_answer(accept), lambda _: self.done.set())
 
-    def wait(self) -> Job:
+    def wait(self) -> QueuedRequest:
         assert self.done.wait(60)
         return self.job
 
@@ -249,7 +249,7 @@ def test_who_has_gone_is_not_computed_for(make: Make) -> None:
     fourth = Asked(noise(32, 32))
     fourth.job.cancelled = True
     engine.submit(fourth.job)
-    assert isinstance(fourth.wait().error, CancelledJobError)
+    assert isinstance(fourth.wait().error, RequestCancelledError)
 
 
 def test_closing_answers_those_in_line_and_refuses_new_ones(make: Make) -> None:
@@ -326,7 +326,7 @@ def test_nobodys_large_image_ends_with_the_pass_that_runs(make: Make) -> None:
 
     predictor.before, predictor.passes = leave, 100
     engine.submit(asked.job)
-    assert isinstance(asked.wait().error, CancelledJobError)
+    assert isinstance(asked.wait().error, RequestCancelledError)
     assert len(passes) == 3
 
 

@@ -24,7 +24,7 @@ from types import FrameType
 from pspnet.errors import ConfigError
 from pspnet.serving.processes.json_log import JsonLog
 from pspnet.serving.processes.server_metrics import READY, Table
-from pspnet.serving.processes.worker_arguments import Order, StartFailure, work
+from pspnet.serving.processes.worker_arguments import StartFailure, WorkerArguments
 from pspnet.serving.serve_settings import ServeSettings
 
 # A worker that ends before its model ever answered counts as a failed start; after this many in a row nobody waits on.
@@ -152,10 +152,10 @@ class Supervisor:
     def _start(self, slot: _Slot) -> None:
         # While others answer, a new worker takes no connection that it cannot serve yet.
         others = any(other.ready_at is not None for other in self._slots)
-        order = Order(self._settings, slot.index, self._table_path, listen_when_ready=others)
+        arguments = WorkerArguments(self._settings, slot.index, self._table_path, listen_when_ready=others)
         mine, its = self._context.Pipe()
         slot.process = self._context.Process(
-            target=work, args=(order, self._listener, its), name=f"worker-{slot.index}"
+            target=_run_worker, args=(arguments, self._listener, its), name=f"worker-{slot.index}"
         )
         slot.process.start()
         its.close()
@@ -245,6 +245,13 @@ class Supervisor:
         for process in running:
             process.join()
         return not late and all(process.exitcode == 0 for process in running if process not in starting)
+
+
+def _run_worker(arguments: WorkerArguments, listener: socket.socket, control: Connection) -> None:
+    """Entry point of a worker process; only that process imports torch and the web packages."""
+    from pspnet.serving.processes.worker import run_worker
+
+    run_worker(arguments, listener, control)
 
 
 def _unexplained(exit_code: int | None) -> StartFailure:

@@ -19,7 +19,7 @@ from pspnet.inference.limits import Limits
 from pspnet.serving.app import Service, create_app
 from pspnet.serving.processes.json_log import JsonLog, LogHandler
 from pspnet.serving.processes.server_metrics import Table
-from pspnet.serving.processes.worker_arguments import Order, StartFailure
+from pspnet.serving.processes.worker_arguments import StartFailure, WorkerArguments
 
 STUCK_EXIT = 70
 # Idle connections stay open longer than a driver pauses between frames; a new one costs a round trip.
@@ -29,11 +29,11 @@ _LINGER_SECONDS = 0.3
 _WATCH_SECONDS = 1.0
 
 
-def run_worker(order: Order, listener: socket.socket, control: Connection) -> None:
+def run_worker(arguments: WorkerArguments, listener: socket.socket, control: Connection) -> None:
     """Serve until the supervisor closes its end of `control` (or dies), or SIGTERM; ends the process."""
     # Ctrl-C reaches every process of the terminal; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = JsonLog(worker=order.slot)
+    log = JsonLog(worker=arguments.slot)
     _quieten_libraries(log)
     server: list[_Server] = []
     failures: list[Exception] = []
@@ -45,9 +45,10 @@ def run_worker(order: Order, listener: socket.socket, control: Connection) -> No
                 control.send(describe_failure(error))
             server[0].stop_from_thread()
 
+    settings, slot = arguments.settings, arguments.slot
     app = create_app(
-        order.settings, Limits.from_environment(), Table(order.settings.workers, order.table), order.slot, log,
-        on_started, order.listen_when_ready,
+        settings, Limits.from_environment(), Table(settings.workers, arguments.table), slot, log,
+        on_started, arguments.listen_when_ready,
     )  # fmt: skip
     config = uvicorn.Config(
         app,
@@ -58,7 +59,7 @@ def run_worker(order: Order, listener: socket.socket, control: Connection) -> No
         ws="none",
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(order.settings.grace_seconds) + 2,
+        timeout_graceful_shutdown=int(settings.grace_seconds) + 2,
     )
     server.append(_Server(config, app.state.service, control))
     server[0].run(sockets=[listener])

@@ -21,18 +21,18 @@ BUSY = "The endpoint has more requests than it can answer; try again shortly."
 STOPPING = "The endpoint is stopping; try again shortly."
 
 
-class CancelledJobError(Exception):
+class RequestCancelledError(Exception):
     """The caller has gone: nobody waits for the answer."""
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """A request. `on_done(job)` is called once, in a thread of the engine, when `answer` or `error` is set."""
 
     body: bytes
     content_type: str | None
     form: AnswerForm
-    on_done: Callable[[Job], None]
+    on_done: Callable[[QueuedRequest], None]
     submitted: float = field(default_factory=time.perf_counter)
     image: np.ndarray | None = None
     answer: bytes | None = None
@@ -76,7 +76,7 @@ class Job:
         self.on_done(self)
 
 
-def predict_jobs(predictor: Predictor, jobs: list[Job]) -> list[Prediction | None]:
+def predict_batch(predictor: Predictor, jobs: list[QueuedRequest]) -> list[Prediction | None]:
     """Run a batch of decoded jobs; None for those whose `error` it sets.
 
     Where a batch fails, for lack of memory or by one bad image, its jobs run one by one, so that none suffers for
@@ -92,7 +92,7 @@ def predict_jobs(predictor: Predictor, jobs: list[Job]) -> list[Prediction | Non
         if is_out_of_memory(error) and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(jobs) > 1:
-            return [predict_jobs(predictor, [job])[0] for job in jobs]
+            return [predict_batch(predictor, [job])[0] for job in jobs]
         jobs[0].error = known_answer(error) or error
         found = [None]
     seconds = time.perf_counter() - started
