@@ -1,4 +1,4 @@
-"""Errors that an endpoint answers with, and the mapping of library errors to them."""
+"""Error answers of an endpoint, and the mapping of exceptions to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 
 class RequestError(PspnetError):
-    """A request that cannot be answered; `status` is the HTTP status, the text one plain sentence for the caller."""
+    """Rejected request; `status` is the HTTP status, the message one plain sentence for the client."""
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
@@ -18,16 +18,16 @@ class RequestError(PspnetError):
 
 
 def as_request_error(error: BaseException) -> RequestError:
-    """What to answer where `error` was raised. One that no request should cause is logged with its traceback."""
+    """Map an exception to an error answer. An unexpected one becomes a 500 and is logged with its traceback."""
     answer = known_answer(error)
     if answer is not None:
         return answer
     _log.error("a request failed", exc_info=error)
-    return RequestError(500, "The endpoint failed to answer this request; its log says why.")
+    return RequestError(500, "The endpoint failed to answer this request; see its log for the reason.")
 
 
 def known_answer(error: BaseException) -> RequestError | None:
-    """What to answer to an error of the request itself or for want of memory; None for a defect."""
+    """Map an error of the request or an out-of-memory error to an answer; None for an unexpected exception."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, PspnetError):
