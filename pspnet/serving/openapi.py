@@ -29,13 +29,7 @@ PATHS: dict[str, Any] = {
         "post": {
             "summary": "Predict the mask of an image",
             "parameters": [
-                {
-                    "name": name,
-                    "in": "header",
-                    "required": False,
-                    "description": text,
-                    "schema": {"type": "string"},
-                }
+                {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
                 for name, text in (
                     ("Accept", "The form of the answer; image/png (class ids) by default."),
                     ("X-Amzn-SageMaker-Custom-Attributes", "The form of the answer, as name=value."),

@@ -43,9 +43,7 @@ def toolkit_python() -> Path:
     """Python with SageMaker's inference toolkit."""
     text = os.environ.get("PSPNET_TOOLKIT_PYTHON")
     if not text:
-        pytest.skip(
-            "PSPNET_TOOLKIT_PYTHON is not set (a Python with SageMaker's toolkit); .ci/hosts.sh creates one"
-        )
+        pytest.skip("PSPNET_TOOLKIT_PYTHON is not set (a Python with SageMaker's toolkit); .ci/hosts.sh creates one")
     if hosts.find_java() is None:
         pytest.skip("TorchServe needs Java 11 or newer: none in JAVA_HOME or on the path")
     return Path(text)

@@ -59,9 +59,8 @@ class JsonLog:
         while self._lines:
             lines.append(self._lines.popleft())
         if self._dropped:
-            lines.append(
-                json.dumps({"time": round(time.time(), 3), "event": "log_lines_dropped", "count": self._dropped})
-            )
+            dropped = {"time": round(time.time(), 3), "event": "log_lines_dropped", "count": self._dropped}
+            lines.append(json.dumps(dropped))
             self._dropped = 0
         if lines:
             try:

@@ -84,7 +84,7 @@ class Row:
             self._observe(_STAGE + STAGES.index(stage) * _STAGE_WIDTH, SECONDS, seconds)
 
     def count_batch(self, images: int) -> None:
-        """Count a batch of so many images."""
+        """Count a batch by its number of images."""
         self._observe(_BATCH, IMAGES, float(images))
 
     def _observe(self, start: int, bounds: Sequence[float], value: float) -> None:
@@ -119,17 +119,14 @@ class Table:
         rows = [self._values[index * _WIDTH : (index + 1) * _WIDTH].tolist() for index in range(len(self.rows))]
         total = [sum(column) for column in zip(*rows)]
         lines: list[str] = []
-        _family(
-            lines, "pspnet_requests_total", "counter", "Answered requests by HTTP status; 499: client disconnected."
-        )
+        _family(lines, "pspnet_requests_total", "counter", "Answers by HTTP status; 499: client disconnected.")
         for status in range(600):
             if total[_STATUS + status] or status == 200:
                 lines.append(f'pspnet_requests_total{{status="{status}"}} {total[_STATUS + status]:.0f}')
         _family(lines, "pspnet_stage_seconds", "histogram", "Seconds of a request by stage.")
         for index, stage in enumerate(STAGES):
-            _histogram(
-                lines, "pspnet_stage_seconds", f'stage="{stage}",', total, _STAGE + index * _STAGE_WIDTH, SECONDS
-            )
+            start = _STAGE + index * _STAGE_WIDTH
+            _histogram(lines, "pspnet_stage_seconds", f'stage="{stage}",', total, start, SECONDS)
         _family(lines, "pspnet_batch_images", "histogram", "Images per batch.")
         _histogram(lines, "pspnet_batch_images", "", total, _BATCH, IMAGES)
         for name, kind, text, offset in _SUMS:

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 from pspnet.errors import ConfigError
 from pspnet.serving.processes.json_log import JsonLog
@@ -156,9 +157,8 @@ class Supervisor:
         others = any(other.ready_at is not None for other in self._slots)
         arguments = WorkerArguments(self._settings, slot.index, self._table_path, listen_when_ready=others)
         parent_end, child_end = self._context.Pipe()
-        slot.process = self._context.Process(
-            target=_run_worker, args=(arguments, self._listener, child_end), name=f"worker-{slot.index}"
-        )
+        values = (arguments, self._listener, child_end)
+        slot.process = self._context.Process(target=_run_worker, args=values, name=f"worker-{slot.index}")
         slot.process.start()
         child_end.close()
         slot.control, slot.next_start = parent_end, None
@@ -178,10 +178,9 @@ class Supervisor:
             if slot.ready_at is None and current and row.state == READY:
                 slot.ready_at, slot.failed_starts = time.monotonic(), 0
                 self._log.write("worker_ready", worker=slot.index, pid=slot.process.pid)
-            if slot.ready_at is not None and current and row.heartbeat_age > _HEARTBEAT_TIMEOUT:
-                self._log.write(
-                    "worker_silent", worker=slot.index, pid=slot.process.pid, seconds=round(row.heartbeat_age)
-                )
+            silent = row.heartbeat_age
+            if slot.ready_at is not None and current and silent > _HEARTBEAT_TIMEOUT:
+                self._log.write("worker_silent", worker=slot.index, pid=slot.process.pid, seconds=round(silent))
                 slot.process.kill()
             return
         self._handle_exit(slot)
@@ -207,8 +206,7 @@ class Supervisor:
         """Return the StartFailure that a worker sent before it ended, or None."""
         assert slot.control is not None
         try:
-            failure: StartFailure | None = slot.control.recv() if slot.control.poll() else None
-            return failure
+            return cast("StartFailure", slot.control.recv()) if slot.control.poll() else None
         except (EOFError, OSError):
             return None
         finally:

@@ -51,16 +51,9 @@ def run_worker(arguments: WorkerArguments, listener: socket.socket, control: Con
         on_started, arguments.listen_when_ready,
     )  # fmt: skip
     config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # the client's address is not used
-        ws="none",
-        lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(settings.grace_seconds) + 2,
-    )
+        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none", lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(settings.grace_seconds) + 2,
+    )  # fmt: skip
     server.append(_Server(config, app.state.service, control))
     server[0].run(sockets=[listener])
     # Skip torch's teardown: it takes seconds, and some versions crash in it.

@@ -87,8 +87,7 @@ def choose_answer(accept: str | None, custom_attributes: str | None = None) -> A
     """Return the form that a request asks for; by default a mask in image/png.
 
     Args:
-        accept: the Accept header. The highest quality value wins, then the more specific range, then the earlier
-            one.
+        accept: the Accept header. Highest quality value first, then the more specific, then the earlier range.
         custom_attributes: the X-Amzn-SageMaker-Custom-Attributes header. `answer=palette` (or another kind of answer)
             restricts the choice; everything else in it is ignored.
 
@@ -137,12 +136,6 @@ def _ranges(accept: str) -> list[_Range]:
         parameters = {name: value for name, value in values.items() if name in _PARAMETERS}
         if parameters.get("palette") == "false":
             del parameters["palette"]
-        ranges.append(
-            _Range(
-                _OTHER_NAMES.get(media_type, media_type),
-                parameters,
-                float(quality) if _QUALITY.fullmatch(quality) else 0.0,
-                position,
-            )
-        )
+        value = float(quality) if _QUALITY.fullmatch(quality) else 0.0
+        ranges.append(_Range(_OTHER_NAMES.get(media_type, media_type), parameters, value, position))
     return ranges or [_Range("*/*", {}, 1.0, 0)]
