@@ -1,4 +1,4 @@
-"""Tests of the endpoint benchmark with short runs: consistency of its figures, not speed."""
+"""The endpoint's benchmark, over in seconds: it runs, and its figures add up. Speed is nobody's business here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.support.load import Times, server_timing, summary
 QUICK = ["--width", "4", "--size", "64x48", "--requests", "4", "--rounds", "2", "--clients", "2", "--seconds", "0.5"]
 
 
-def test_serve_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "endpoint.json"
     assert endpoint.main([*QUICK, "--hosts", "serve", "--soak", "0.02", "--output", str(output)]) == 0
     found = json.loads(output.read_text())
@@ -35,7 +35,7 @@ def test_serve_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "Overhead of a request in ms" in capsys.readouterr().out
 
 
-def test_toolkit_benchmark(toolkit_python: Path, tmp_path: Path) -> None:
+def test_the_toolkit_is_measured(toolkit_python: Path, tmp_path: Path) -> None:
     output = tmp_path / "endpoint.json"
     command = [*QUICK, "--hosts", "toolkit", "--toolkit_python", str(toolkit_python), "--output", str(output)]
     assert endpoint.main(command) == 0
@@ -43,7 +43,7 @@ def test_toolkit_benchmark(toolkit_python: Path, tmp_path: Path) -> None:
     assert 0 < overhead["stages_ms"]["predict"]["median"] < overhead["whole_ms"]["median"]
 
 
-def test_invalid_arguments_are_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PSPNET_TOOLKIT_PYTHON", raising=False)
     with pytest.raises(SystemExit):
         endpoint.main(["--hosts", "serve,nginx"])
@@ -53,7 +53,7 @@ def test_invalid_arguments_are_reported(capsys: pytest.CaptureFixture[str], monk
     assert "--toolkit_python" in capsys.readouterr().err
 
 
-def test_overhead_excludes_the_predictor() -> None:
+def test_overhead_is_the_whole_without_the_predictor() -> None:
     times = Times()
     times.add(Reply(200, {"server-timing": "queue;dur=0.1, predict;dur=7.5"}, b"", 0.01))
     assert times.overhead == [2.5]
@@ -67,7 +67,7 @@ def test_summary_of_a_hundred_values() -> None:
     assert summary([]) == {}
 
 
-def test_slope_separates_growth_from_noise() -> None:
+def test_slope_tells_growth_from_noise() -> None:
     mib = 2**20
     noise = [(float(second), 500 * mib + (second % 3) * mib) for second in range(0, 600, 5)]
     assert soak.slope(noise, 200.0)["flat"] is True
@@ -77,7 +77,7 @@ def test_slope_separates_growth_from_noise() -> None:
     assert soak.slope(noise[:2], 0.0)["flat"] is None
 
 
-def test_soak_mixes_sizes_forms_and_a_damaged_file() -> None:
+def test_the_soak_mixes_sizes_forms_and_a_damaged_file() -> None:
     requests = soak.mixture(endpoint.scene((64, 48)))
     assert len(requests) == 50
     assert Counter(sent.accept for sent in requests)["image/png"] == 47
