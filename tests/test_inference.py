@@ -23,7 +23,7 @@ from pspnet.config.schema import Config
 from pspnet.errors import ConfigError
 from pspnet.inference.predictor import Predictor
 from pspnet.models.pspnet import build_model
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from tests.serving.pictures import encoded, noise
 
 PIXELS = noise(40, 56, 1)
@@ -132,12 +132,12 @@ def test_probabilities_are_computed_only_where_they_are_asked_for(
     [
         (b"", "image/png", "", 400, "Bad Request", "The request has no body"),
         (None, "image/png", "", 400, "Bad Request", "The request has no body"),
-        (BODY[:200], "image/png", "", 400, "Bad Request", "no readable JPEG, PNG or WebP"),
+        (BODY[:200], "image/png", "", 400, "Bad Request", "not a readable JPEG, PNG or WebP"),
         (b"a,b", "text/csv", "", 415, "Unsupported Media Type", "The content type is 'text/csv'"),
         ("a,b", "text/csv", "", 415, "Unsupported Media Type", "The content type is 'text/csv'"),
         ({"a": 1}, "application/json", "", 415, "Unsupported Media Type", "The content type is 'application/json'"),
-        (BODY, "image/png", "text/html", 406, "Not Acceptable", "The answer cannot be 'text/html'"),
-        (BODY, "image/png", "*/*;q=0", 406, "Not Acceptable", "The answer cannot be"),
+        (BODY, "image/png", "text/html", 406, "Not Acceptable", "Unsupported answer 'text/html'"),
+        (BODY, "image/png", "*/*;q=0", 406, "Not Acceptable", "Unsupported answer"),
     ],
 )
 def test_a_request_that_cannot_be_answered_gets_a_status_and_a_sentence(
@@ -174,7 +174,7 @@ def test_a_defect_is_a_500_whose_traceback_stays_in_the_log(
     with caplog.at_level(logging.ERROR):
         found, _ = answer(model, BODY, "image/png", context)
     assert context.status == (500, "Internal Server Error")
-    assert found == b"The endpoint failed to answer this request; its log says why."
+    assert found == b"The endpoint failed to answer this request; see its log for the reason."
     assert "secret" in caplog.text
     assert "Traceback" in caplog.text
 
@@ -203,14 +203,14 @@ def test_a_script_calls_the_handlers_one_after_another(model: Predictor) -> None
 
 
 def test_errors_without_a_context_are_raised(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="no readable JPEG, PNG or WebP") as caught:
+    with pytest.raises(RequestError, match="not a readable JPEG, PNG or WebP") as caught:
         inference.input_fn(b"text", "image/png")
     assert caught.value.status == 400
     result = inference.predict_fn(inference.input_fn(BODY, "image/png"), model)
-    with pytest.raises(RequestError, match="cannot be 'text/html'"):
+    with pytest.raises(RequestError, match="Unsupported answer 'text/html'"):
         inference.output_fn(result, "text/html")
     monkeypatch.setattr(model, "predict", lambda *_, **__: 1 / 0)
-    with pytest.raises(RequestError, match="its log says why") as caught:
+    with pytest.raises(RequestError, match="see its log for the reason") as caught:
         inference.predict_fn(inference.input_fn(BODY, "image/png"), model)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

@@ -1,4 +1,4 @@
-"""`pspnet serve`: an endpoint that answers images with masks."""
+"""`pspnet serve`: serve a model over HTTP."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def register(subparsers: Any) -> None:
     """Add the command to the parser of `pspnet`."""
     parser = subparsers.add_parser(
         "serve",
-        help="answer images with masks over HTTP",
+        help="serve a model over HTTP",
         description="Serve a model: POST /invocations, GET /ping, GET /metrics. Every setting is also a variable: "
-        "PSPNET_PORT for --port. docs/serving.md says more, also of the limits (PSPNET_REQUEST_BYTES ...).",
+        "PSPNET_PORT for --port. See docs/serving.md, also for the limits (PSPNET_REQUEST_BYTES ...).",
     )
     parser.add_argument(
         "model_dir", metavar="MODEL_DIR", type=Path, nargs="?",
-        help="what training wrote to model_dir, or a folder that holds model.tar.gz (default: PSPNET_MODEL_DIR, "
+        help="model_dir of a training run, or a folder with model.tar.gz (default: PSPNET_MODEL_DIR, "
         "SM_MODEL_DIR or /opt/ml/model)",
     )  # fmt: skip
     for setting in SETTINGS:
@@ -41,10 +41,10 @@ def run_serve(arguments: argparse.Namespace) -> int:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"serving needs the package {' and '.join(missing)}; install what it needs: pip install 'pspnet[serve]'."
+            f"serving needs the package {' and '.join(missing)}; install it with: pip install 'pspnet[serve]'."
         )
     settings = read_settings(
         arguments.model_dir, {setting.name: getattr(arguments, setting.name) for setting in SETTINGS}
     )
-    Limits.from_environment()  # wrong ones are told here, once, and not by every worker
+    Limits.from_environment()  # report invalid ones here, once, instead of in every worker
     return supervise(settings)

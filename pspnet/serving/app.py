@@ -1,7 +1,7 @@
-"""The endpoint as a FastAPI app: GET /ping, POST /invocations, GET /metrics.
+"""FastAPI application of the endpoint: GET /ping, POST /invocations, GET /metrics.
 
-`create_app` is an ASGI factory: `uvicorn --factory pspnet.serving.app:create_app` serves the model directory that
-PSPNET_MODEL_DIR names, in any container that runs such apps. `pspnet serve` adds the supervision of its processes.
+`create_app` is an ASGI factory: `uvicorn --factory pspnet.serving.app:create_app` serves the model directory in
+PSPNET_MODEL_DIR, in any container that runs ASGI apps. `pspnet serve` adds a supervisor and worker processes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving.engine import Engine
-from pspnet.serving.jobs import BUSY, CancelledJobError, Job
 from pspnet.serving.loading import load_predictor
 from pspnet.serving.openapi import PATHS
 from pspnet.serving.processes.json_log import JsonLog
 from pspnet.serving.processes.server_metrics import CONTENT_TYPE, STAGES, Table
 from pspnet.serving.protocol.answers import choose_answer
 from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.queued_request import BUSY, QueuedRequest, RequestCancelledError
 from pspnet.serving.serve_settings import ServeSettings, read_settings
 
 CLIENT_GONE = 499
 INVOCATIONS = "/invocations"
-# Bodies that are in memory at once, of all requests that are read or wait. Slow senders hold no place in the line, so
-# nothing else would bound what they take.
+# Limit on the bodies in memory, of all requests that are being read or are queued. Slow clients are not queued yet, so
+# the capacity of the queue does not bound their memory.
 _HELD_BYTES = 512_000_000
 
 
 class Service:
-    """What the routes share: the engine, the numbers, the log, and the answers to each kind of request."""
+    """Request handlers and their shared state: engine, metrics and log."""
 
     def __init__(self, settings: ServeSettings, limits: Limits, engine: Engine, table: Table, slot: int, log: JsonLog):
         self.settings, self.limits, self.engine, self.table, self.log = settings, limits, engine, table, log
@@ -50,89 +50,91 @@ class Service:
         self._held = 0
 
     async def ping(self, exchange: Exchange) -> None:
-        """200 when the model answers, 503 with the reason when it does not; at the start, when all workers answer."""
+        """200 if the model is ready, else 503 with the reason. At startup, all workers have to be ready."""
         problem = self.engine.problem()
         if problem is None and self.table.starting_up:
-            # The next request may reach a worker that is not ready, and a platform sends them after the first 200.
+            # A platform sends requests after the first 200, and one may reach a worker that is not ready.
             problem = "Other workers are still loading the model."
         status, body = (200, b"") if problem is None else (503, problem.encode())
         await exchange.answer(status, body, TEXT, close=self.draining)
 
     async def metrics(self, exchange: Exchange) -> None:
-        """The numbers of all workers."""
+        """Metrics of all workers in Prometheus' text format."""
         await exchange.answer(200, self.table.render().encode(), CONTENT_TYPE, close=self.draining)
 
     async def invocations(self, exchange: Exchange) -> None:
-        """An image in, its mask out."""
+        """Answer an image with its mask."""
         seconds: dict[str, float] = {}
         try:
             try:
-                job = await self._predict(exchange)
-                seconds = job.seconds
-                if job.error is not None:
-                    raise job.error
-                await self._answer_mask(exchange, job)
+                request = await self._predict(exchange)
+                seconds = request.seconds
+                if request.error is not None:
+                    raise request.error
+                await self._answer_mask(exchange, request)
             except RequestError as error:
                 await self.refuse(exchange, error)
-            except (ClientGoneError, CancelledJobError):
+            except (ClientGoneError, RequestCancelledError):
                 exchange.status = CLIENT_GONE
             except Exception as error:
                 await self.fail(exchange, error)
         finally:
             self._record(exchange, seconds)
 
-    async def not_here(self, request: Request, error: HTTPException) -> PlainTextResponse:
-        """404 and 405, in words."""
-        known = "this endpoint has GET /ping, POST /invocations and GET /metrics"
+    async def not_found(self, request: Request, error: HTTPException) -> PlainTextResponse:
+        """Answer 404 and 405 with one sentence."""
+        known = "this endpoint serves GET /ping, POST /invocations and GET /metrics"
         if error.status_code == 405:
-            text = f"{request.method[:20]} is not for {request.url.path[:80]}; {known}."
+            text = f"{request.method[:20]} is not allowed for {request.url.path[:80]}; {known}."
         else:
-            text = f"There is nothing at {request.url.path[:80]}; {known}."
-        self.row.request(error.status_code, 0, len(text), ())
+            text = f"Unknown path {request.url.path[:80]}; {known}."
+        self.row.count_request(error.status_code, 0, len(text), ())
         return PlainTextResponse(f"{text}\n", error.status_code, headers=error.headers)
 
     async def refuse(self, exchange: Exchange, error: RequestError) -> None:
-        """Answer with the error's sentence."""
+        """Answer with the error's status and sentence."""
         headers = (("retry-after", str(self.engine.retry_after())),) if error.status == 503 else ()
         await exchange.answer(error.status, f"{error}\n".encode(), TEXT, headers, close=self.draining)
 
     async def fail(self, exchange: Exchange, error: Exception) -> None:
-        """A defect: the traceback goes to the log, and the caller gets what finds it there."""
+        """Answer 500 to an unexpected exception: log the traceback, and return the request id that finds it."""
         self.log.error("defect", error, request_id=exchange.request_id)
         if exchange.status == 0:
-            text = f"The endpoint failed at this request, which it logged as {exchange.request_id}.\n"
+            text = f"The endpoint failed to answer this request; see its log for request id {exchange.request_id}.\n"
             await exchange.answer(500, text.encode(), TEXT, close=self.draining)
 
-    async def _predict(self, exchange: Exchange) -> Job:
-        """The finished job of a request; raises RequestError before one is made, or ClientGoneError."""
+    async def _predict(self, exchange: Exchange) -> QueuedRequest:
+        """Queue the request and wait for its result. Raises RequestError if it is not accepted, ClientGoneError."""
         headers = exchange.headers
         form = choose_answer(headers.get("accept"), headers.get("x-amzn-sagemaker-custom-attributes"))
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise RequestError(415, f"The body is compressed ({headers['content-encoding'][:40]}); send it as it is.")
-        if self.engine.full:  # before the client has sent its image in vain
+            raise RequestError(
+                415, f"The body is compressed ({headers['content-encoding'][:40]}); send it uncompressed."
+            )
+        if self.engine.full:  # before reading the body
             raise RequestError(503, BUSY)
         try:
             body = await exchange.read_body(self.limits.request_bytes, self.settings.body_seconds, self._hold)
             loop = asyncio.get_running_loop()
             done: asyncio.Future[None] = loop.create_future()
-            job = Job(body, headers.get("content-type"), form, lambda _: _wake(loop, done))
-            self.engine.submit(job)
-            await self._wait(exchange, job, done)
+            request = QueuedRequest(body, headers.get("content-type"), form, lambda _: _wake(loop, done))
+            self.engine.submit(request)
+            await self._wait(exchange, request, done)
         finally:
             self._held -= exchange.received
-        return job
+        return request
 
-    async def _wait(self, exchange: Exchange, job: Job, done: asyncio.Future[None]) -> None:
-        """Until the job is done, or its client has gone: then nobody computes for it."""
+    async def _wait(self, exchange: Exchange, request: QueuedRequest, done: asyncio.Future[None]) -> None:
+        """Wait until the request is done or its client disconnects, which cancels it."""
         watcher = asyncio.ensure_future(exchange.gone())
         watcher.add_done_callback(lambda _: _set(done))
         try:
             await done
         finally:
             watcher.cancel()
-            if job.answer is None and job.error is None:
-                self.engine.cancel(job)
-        if job.answer is None and job.error is None:
+            if request.answer is None and request.error is None:
+                self.engine.cancel(request)
+        if request.answer is None and request.error is None:
             raise ClientGoneError
 
     def _hold(self, size: int) -> None:
@@ -140,16 +142,16 @@ class Service:
         if self._held > _HELD_BYTES:
             raise RequestError(503, BUSY)
 
-    async def _answer_mask(self, exchange: Exchange, job: Job) -> None:
-        assert job.answer is not None
-        timing = ", ".join(f"{stage};dur={1000 * job.seconds.get(stage, 0.0):.3f}" for stage in STAGES[:-1])
+    async def _answer_mask(self, exchange: Exchange, request: QueuedRequest) -> None:
+        assert request.answer is not None
+        timing = ", ".join(f"{stage};dur={1000 * request.seconds.get(stage, 0.0):.3f}" for stage in STAGES[:-1])
         headers = (("server-timing", timing),)
-        await exchange.answer(200, job.answer, job.form.media_type, headers, close=self.draining)
+        await exchange.answer(200, request.answer, request.form.media_type, headers, close=self.draining)
 
     def _record(self, exchange: Exchange, seconds: dict[str, float]) -> None:
-        """Count and log a request that has been answered."""
+        """Update the metrics and log an answered request."""
         times = {**seconds, "total": time.perf_counter() - exchange.started}
-        self.row.request(exchange.status, exchange.received, exchange.sent, times.items())
+        self.row.count_request(exchange.status, exchange.received, exchange.sent, times.items())
         if self.settings.request_log:
             self.log.write(
                 "request",
@@ -163,11 +165,10 @@ class Service:
 
 
 class App(FastAPI):
-    """FastAPI, but for POST /invocations, which goes straight to the service.
+    """FastAPI, except that POST /invocations bypasses routing and middleware.
 
-    A frame meets a processor whose caches the last one's network has swept. There the frames of routing and middleware
-    cost several times what they cost in a loop of empty requests, and this path needs none of them: it answers its own
-    errors.
+    Each forward pass evicts the CPU caches, so routing and middleware cost several times more than in a loop of empty
+    requests. This path does not need them: it answers its own errors.
     """
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -178,7 +179,7 @@ class App(FastAPI):
 
 
 class _Endpoint:
-    """One path of the app, straight on ASGI (see pspnet.serving.protocol.exchange)."""
+    """ASGI app of one path (see pspnet.serving.protocol.exchange)."""
 
     def __init__(self, handle: Callable[[Exchange], Awaitable[None]]) -> None:
         self._handle = handle
@@ -196,14 +197,14 @@ def create_app(
     on_started: Callable[[Exception | None], None] = lambda _: None,
     listen_when_ready: bool = False,
 ) -> FastAPI:
-    """The app. Its lifespan starts the model's thread and ends it; `app.state.service` is the Service.
+    """Return the app. Its lifespan starts and stops the model thread; `app.state.service` is the Service.
 
     Args:
-        settings, limits: from PSPNET_* variables where they are None; ConfigError for those that cannot be used.
-        table, slot: the numbers of all workers, and this one's row.
+        settings, limits: read from PSPNET_* variables if None; raises ConfigError for invalid ones.
+        table, slot: the metrics of all workers, and the index of this worker's row.
         on_started: as for Engine.
-        listen_when_ready: hold the server's start until the model answers; for a worker that replaces another one
-            while the rest serve on.
+        listen_when_ready: delay the server's startup until the model is ready; for a worker that replaces another one
+            while the rest keep serving.
     """
     settings, limits = settings or read_settings(), limits or Limits.from_environment()
     table, log = table or Table(), log or JsonLog(worker=slot)
@@ -214,12 +215,12 @@ def create_app(
         return loaded[0]
 
     def model_started(error: Exception | None) -> None:
-        if isinstance(error, PspnetError):  # the user's to mend: no traceback
+        if isinstance(error, PspnetError):  # the user can fix it: no traceback
             log.write("model_failed", error=f"{type(error).__name__}: {error}")
         elif error is not None:
             log.error("model_failed", error)
         else:
-            _tell_failures(log, loaded[0])
+            _log_runtime_failures(log, loaded[0])
         on_started(error)
         for loop in loops:
             _call(loop, started.set)
@@ -242,13 +243,13 @@ def create_app(
         Route(INVOCATIONS, _Endpoint(service.invocations), methods=["POST"]),
         Route("/metrics", _Endpoint(service.metrics), methods=["GET"]),
     ]
-    _document(app)
-    app.add_exception_handler(HTTPException, service.not_here)  # type: ignore[arg-type]
+    _add_openapi_paths(app)
+    app.add_exception_handler(HTTPException, service.not_found)  # type: ignore[arg-type]
     return app
 
 
-def _tell_failures(log: JsonLog, predictor: Predictor) -> None:
-    """One line for each runtime that `auto` could not use: nothing else shows it but the speed."""
+def _log_runtime_failures(log: JsonLog, predictor: Predictor) -> None:
+    """Log each runtime that `auto` could not use; only the latency would show it otherwise."""
     choices: dict[object, Choice] = getattr(predictor.runtime, "choices", {})
     failed = {name: reason for choice in choices.values() for name, reason in choice.failed.items()}
     for name, reason in failed.items():
@@ -258,18 +259,18 @@ def _tell_failures(log: JsonLog, predictor: Predictor) -> None:
 def _lifespan(
     service: Service, loops: list[asyncio.AbstractEventLoop], wait_for: asyncio.Event | None
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
-    """Starts the engine with the app and ends it with it; `loops` gets the loop that the app runs on."""
+    """Return a lifespan that starts and stops the engine, and appends the app's event loop to `loops`."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         service.row.begin()
-        heart = asyncio.ensure_future(_beat(service))
+        heartbeat = asyncio.ensure_future(_send_heartbeats(service))
         service.engine.start()
         if wait_for is not None:
             await wait_for.wait()
         yield
-        heart.cancel()
+        heartbeat.cancel()
         service.engine.abort()
         await loops[0].run_in_executor(None, service.engine.join, 5.0)
         service.log.close()
@@ -277,8 +278,8 @@ def _lifespan(
     return lifespan
 
 
-def _document(app: FastAPI) -> None:
-    """Routes below FastAPI's own are not in its schema by themselves."""
+def _add_openapi_paths(app: FastAPI) -> None:
+    """Add the plain Starlette routes, which FastAPI leaves out of its schema."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -289,10 +290,10 @@ def _document(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-async def _beat(service: Service) -> None:
-    """Tell the supervisor every second that this event loop runs."""
+async def _send_heartbeats(service: Service) -> None:
+    """Update the heartbeat of this event loop every second, for the supervisor."""
     while True:
-        service.row.beat()
+        service.row.heartbeat()
         await asyncio.sleep(1.0)
 
 
@@ -306,6 +307,6 @@ def _wake(loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
-    """Run a function on the loop, from another thread; a loop that has ended needs it no more."""
+    """Schedule a function on the loop from another thread; ignored if the loop is closed."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *arguments)

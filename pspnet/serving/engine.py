@@ -1,9 +1,9 @@
-"""The model's thread and the line of requests before it.
+"""Model thread and request queue.
 
-One thread alone runs the model: OpenMP keeps a pool of threads for every thread that calls it, so a second one would
-fight the first for the cores. An image that finds the line empty is decoded, predicted and encoded by that thread, with
-one change of threads on the way in and one on the way out. Only while others wait do helper threads decode the next
-images and encode the last answers beside the running model.
+A single thread runs the model: OpenMP keeps a thread pool for every thread that calls it, and a second pool would
+compete for the cores. With an empty queue, that thread decodes, predicts and encodes an image itself, which costs one
+context switch in and one out. Only while requests are queued do helper threads decode the next images and encode the
+last answers in parallel with the model.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from PIL import Image
 
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Prediction, Predictor
-from pspnet.serving.jobs import BUSY, STOPPING, CancelledJobError, Job, predict_jobs
 from pspnet.serving.processes.server_metrics import READY, Row
 from pspnet.serving.processes.server_metrics import STOPPING as ROW_STOPPING
 from pspnet.serving.protocol.answers import choose_answer
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.queued_request import BUSY, STOPPING, QueuedRequest, RequestCancelledError, predict_batch
 from pspnet.serving.serve_settings import AUTO, GPU_BATCH
 
 
 class Engine:
-    """Answers jobs one batch after another. All public methods may be called from any thread.
+    """Answers queued requests, one batch after another. All public methods are thread-safe.
 
     Args:
-        load: makes the predictor; runs in the model's thread.
-        queue: jobs that may wait.
-        max_batch: images of one size that run together; `auto`: 1 on CPUs, GPU_BATCH on GPUs.
-        warmup_size: (width, height) of the first images.
-        stuck_seconds: a pass of the network that takes longer means that the model is stuck.
-        on_started: called in the model's thread with None when the model has answered its first image, or with the
-            exception because of which it never will.
+        load: returns the predictor; runs in the model thread.
+        queue: capacity of the request queue.
+        max_batch: largest batch of images of the same size; `auto`: 1 on CPUs, GPU_BATCH on GPUs.
+        warmup_size: (width, height) of the warm-up images.
+        stuck_seconds: timeout of a forward pass, after which the model counts as stuck.
+        on_started: called in the model thread with None after the warm-up, or with the exception that prevented it.
     """
 
     def __init__(
@@ -55,35 +54,35 @@ class Engine:
         on_started: Callable[[Exception | None], None] = lambda _: None,
     ) -> None:
         self._load, self._limits, self._row, self._on_started = load, limits, row, on_started
-        self._queue, self._max_batch, self._warmup_size, self._stuck = queue, max_batch, warmup_size, stuck_seconds
+        self._capacity, self._max_batch, self._warmup_size, self._stuck = queue, max_batch, warmup_size, stuck_seconds
         self._changed = threading.Condition()
-        self._line: deque[Job] = deque()
-        self._active: list[Job] = []
+        self._queue: deque[QueuedRequest] = deque()
+        self._active: list[QueuedRequest] = []
         self._batch_limit = 1
         self._stopped = False
         self._ready = False
         self._busy_since: float | None = None
-        self._image_seconds = 0.1  # of late; only for Retry-After
+        self._image_seconds = 0.1  # moving average; for Retry-After only
         self._helpers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="codec")
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
-        """Load the model and warm it up, in the model's thread."""
+        """Load the model and warm it up, in the model thread."""
         self._thread.start()
 
     def problem(self) -> str | None:
-        """None when the model answers, else one sentence that says why it does not."""
+        """None if the model is ready, else one sentence with the reason."""
         if not self._ready and self._thread.is_alive():
             return "The model is being loaded."
         if not self._thread.is_alive():
-            return "The model's thread has ended."
+            return "The model thread has ended."
         if self._is_stuck():
             return f"The model has not answered for {self._stuck:g} seconds."
         return "The endpoint is stopping." if self._stopped else None
 
     @property
     def lost(self) -> bool:
-        """Whether the model answered once and will not answer again: its thread has ended or is stuck."""
+        """True if the model was ready and will not answer again: its thread has ended or is stuck."""
         return self._ready and not self._stopped and (not self._thread.is_alive() or self._is_stuck())
 
     def _is_stuck(self) -> bool:
@@ -92,55 +91,55 @@ class Engine:
 
     @property
     def full(self) -> bool:
-        """Whether one more job would be refused."""
-        return len(self._line) >= self._queue
+        """True if the queue has no room for another request."""
+        return len(self._queue) >= self._capacity
 
     def retry_after(self) -> int:
-        """Whole seconds until half of the line should be gone, 1..60."""
-        return max(1, min(60, math.ceil(len(self._line) * self._image_seconds / 2)))
+        """Estimated seconds until half of the queue is answered, 1..60."""
+        return max(1, min(60, math.ceil(len(self._queue) * self._image_seconds / 2)))
 
-    def submit(self, job: Job) -> None:
-        """Put a job in line. Raises RequestError 503 where the line is full or the model does not answer."""
+    def submit(self, request: QueuedRequest) -> None:
+        """Queue a request. Raises RequestError 503 if the queue is full or the model is not ready."""
         with self._changed:
             if self._stopped:
                 raise RequestError(503, STOPPING)
             if not self._ready or not self._thread.is_alive():
                 raise RequestError(503, self.problem() or STOPPING)
-            if len(self._line) >= self._queue:
+            if len(self._queue) >= self._capacity:
                 raise RequestError(503, BUSY)
-            self._line.append(job)
+            self._queue.append(request)
             if self._active:
-                self._look_ahead()
-            self._tell_depth()
+                self._prefetch()
+            self._publish_depth()
             self._changed.notify()
 
-    def cancel(self, job: Job) -> None:
-        """Forget a job whose caller has gone. One that the model works on ends with the pass that is running."""
+    def cancel(self, request: QueuedRequest) -> None:
+        """Drop a request whose client has disconnected. An active one ends after the current forward pass."""
         with self._changed:
-            job.cancelled = True
-            if job in self._line:
-                self._line.remove(job)
-                self._tell_depth()
+            request.cancelled = True
+            if request in self._queue:
+                self._queue.remove(request)
+                self._publish_depth()
 
     def close(self) -> None:
-        """Refuse new jobs; those in line are answered."""
+        """Stop accepting requests; queued ones are still answered."""
         with self._changed:
             self._stopped = True
             self._row.state = ROW_STOPPING
             self._changed.notify()
 
     def abort(self) -> None:
-        """Close, and answer those in line with 503."""
+        """Stop accepting requests, and answer queued ones with 503."""
         self.close()
         with self._changed:
-            waiting = list(self._line)
-            self._line.clear()
-        for job in waiting:
-            job.error = RequestError(503, STOPPING)
-            job.finish()
+            waiting = list(self._queue)
+            self._queue.clear()
+        for request in waiting:
+            request.error = RequestError(503, STOPPING)
+            request.finish()
 
     def join(self, seconds: float) -> bool:
-        """Wait for the model's thread to end; whether it did."""
+        """Wait for the model thread; return True if it has ended."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive()
@@ -149,34 +148,34 @@ class Engine:
         try:
             predictor = self._load()
             self._warm_up(predictor)
-            predictor.before_pass = self._go_on
+            predictor.before_pass = self._before_pass
         except Exception as error:
             self._on_started(error)
             return
-        gc.freeze()  # what is loaded by now stays: a collection must not look through it while a frame waits
+        gc.freeze()  # loaded objects stay alive; excluding them keeps garbage collections short while a frame waits
         with self._changed:
             self._ready = True
             if not self._stopped:
                 self._row.state = READY
         self._on_started(None)
         try:
-            while self._take():
+            while self._next_batch():
                 self._answer(predictor)
         finally:
             self._end(died=not self._stopped)
 
     def _end(self, died: bool) -> None:
-        """The thread ends, at a stop or by a defect: nobody may wait for ever."""
-        for job in self._active:
-            if job.answer is None and job.error is None:
-                job.error = RequestError(503, STOPPING)
-                job.finish()
+        """Answer all pending requests, since the thread ends: at a stop or after an unexpected exception."""
+        for request in self._active:
+            if request.answer is None and request.error is None:
+                request.error = RequestError(503, STOPPING)
+                request.finish()
         self.abort()
-        self._stopped = not died  # `lost` then tells the difference
+        self._stopped = not died  # `lost` depends on it
         self._helpers.shutdown(wait=True)
 
     def _warm_up(self, predictor: Predictor) -> None:
-        """Answer images as requests do; the first one of a process is slow, and it proves that the model works."""
+        """Answer two images like requests: the first forward pass is slow, and it verifies that the model works."""
         self._batch_limit = self._max_batch if isinstance(self._max_batch, int) else 1
         if self._max_batch == AUTO and predictor.device.type == "cuda":
             self._batch_limit = GPU_BATCH
@@ -186,101 +185,101 @@ class Engine:
         for kind in ("PNG", "JPEG"):
             buffer = io.BytesIO()
             Image.fromarray(noise).save(buffer, format=kind)
-            job = Job(buffer.getvalue(), f"image/{kind.lower()}", choose_answer(None), lambda _: None)
-            job.decode(self._limits)
-            for prediction in predict_jobs(predictor, [job]) if job.error is None else []:
+            request = QueuedRequest(buffer.getvalue(), f"image/{kind.lower()}", choose_answer(None), lambda _: None)
+            request.decode(self._limits)
+            for prediction in predict_batch(predictor, [request]) if request.error is None else []:
                 if prediction is not None:
-                    job.encode(prediction, self._limits)
-            if job.error is not None:
-                raise job.error
+                    request.encode(prediction, self._limits)
+            if request.error is not None:
+                raise request.error
         if self._batch_limit > 1:
             predictor.predict([noise] * self._batch_limit)
 
-    def _take(self) -> bool:
-        """Wait for a job, and make it and those that may run with it the active ones; False at a stop."""
+    def _next_batch(self) -> bool:
+        """Wait for a request and activate it together with those of its batch; False at a stop."""
         with self._changed:
             self._active, self._busy_since = [], None
-            self._tell_depth()
-            while not self._line:
+            self._publish_depth()
+            while not self._queue:
                 if self._stopped:
                     return False
                 self._changed.wait()
-            head = self._line.popleft()
+            head = self._queue.popleft()
             self._active = [head]
             self._busy_since = time.monotonic()
-            if self._line:
-                self._look_ahead()
-            self._tell_depth()
+            if self._queue:
+                self._prefetch()
+            self._publish_depth()
         self._decode(head)
         if head.image is not None and self._batch_limit > 1:
             with self._changed:
-                others = [job for job in self._line if _fits(job, head)][: self._batch_limit - 1]
-                for job in others:
-                    self._line.remove(job)
+                others = [request for request in self._queue if _can_batch(request, head)][: self._batch_limit - 1]
+                for request in others:
+                    self._queue.remove(request)
                 self._active += others
-                if self._line:
-                    self._look_ahead()
-                self._tell_depth()
+                if self._queue:
+                    self._prefetch()
+                self._publish_depth()
         return True
 
-    def _go_on(self) -> None:
-        """Before each pass: the model is alive. A large image has many, which nobody may wait for any more."""
+    def _before_pass(self) -> None:
+        """Before each forward pass: reset the timeout, and abandon a large image whose clients have disconnected."""
         self._busy_since = time.monotonic()
-        if all(job.cancelled for job in self._active):
-            raise CancelledJobError
+        if all(request.cancelled for request in self._active):
+            raise RequestCancelledError
 
-    def _look_ahead(self) -> None:
-        """Have the next images decoded meanwhile: as many as the next batch takes, which bounds the memory."""
-        for index, job in enumerate(self._line):
+    def _prefetch(self) -> None:
+        """Decode the images of the next batch in helper threads; no more of them, which bounds the memory."""
+        for index, request in enumerate(self._queue):
             if index >= self._batch_limit:
                 return
-            if job.decoding is None:
-                job.decoding = self._helpers.submit(job.decode, self._limits)
+            if request.decoding is None:
+                request.decoding = self._helpers.submit(request.decode, self._limits)
 
-    def _decode(self, job: Job) -> None:
-        if job.decoding is None or job.decoding.cancel():
-            job.decode(self._limits)
+    def _decode(self, request: QueuedRequest) -> None:
+        if request.decoding is None or request.decoding.cancel():
+            request.decode(self._limits)
         else:
-            job.decoding.result()
+            request.decoding.result()
 
     def _answer(self, predictor: Predictor) -> None:
-        """Predict the active jobs and give each its answer."""
-        for job in self._active:
-            if job.cancelled:
-                job.error = CancelledJobError()
-            job.check(len(predictor.class_names), self._limits)
-            waited = time.perf_counter() - job.submitted - job.seconds.get("decode", 0.0)
-            job.seconds["queue"] = max(0.0, waited)
-        good = [job for job in self._active if job.error is None]
-        predictions = predict_jobs(predictor, good) if good else []
+        """Predict the active requests and answer them."""
+        for request in self._active:
+            if request.cancelled:
+                request.error = RequestCancelledError()
+            request.check_answer_size(len(predictor.class_names), self._limits)
+            waited = time.perf_counter() - request.submitted - request.seconds.get("decode", 0.0)
+            request.seconds["queue"] = max(0.0, waited)
+        good = [request for request in self._active if request.error is None]
+        predictions = predict_batch(predictor, good) if good else []
         if good:
-            self._row.batch(len(good))
+            self._row.count_batch(len(good))
             self._image_seconds += 0.2 * (good[0].seconds["predict"] / len(good) - self._image_seconds)
-        for job in self._active:
-            if job.error is not None:
-                job.finish()
-        for job, prediction in zip(good, predictions):
+        for request in self._active:
+            if request.error is not None:
+                request.finish()
+        for request, prediction in zip(good, predictions):
             if prediction is not None:
-                if self._line or len(good) > 1:
-                    self._helpers.submit(self._encode, job, prediction)
+                if self._queue or len(good) > 1:
+                    self._helpers.submit(self._encode, request, prediction)
                 else:
-                    self._encode(job, prediction)
+                    self._encode(request, prediction)
 
-    def _encode(self, job: Job, prediction: Prediction) -> None:
-        job.encode(prediction, self._limits)
-        job.finish()
+    def _encode(self, request: QueuedRequest, prediction: Prediction) -> None:
+        request.encode(prediction, self._limits)
+        request.finish()
 
-    def _tell_depth(self) -> None:
-        self._row.depth(len(self._line), len(self._active))
+    def _publish_depth(self) -> None:
+        self._row.set_depth(len(self._queue), len(self._active))
 
 
-def _fits(job: Job, head: Job) -> bool:
-    """Whether a waiting job can run in one batch with the first one: decoded, of one size, one kind of answer."""
+def _can_batch(request: QueuedRequest, head: QueuedRequest) -> bool:
+    """True if a queued request can join the batch of `head`: decoded, same image size, same kind of answer."""
     return (
-        job.decoding is not None
-        and job.decoding.done()
-        and job.image is not None
+        request.decoding is not None
+        and request.decoding.done()
+        and request.image is not None
         and head.image is not None
-        and job.image.shape == head.image.shape
-        and job.form.needs_probabilities == head.form.needs_probabilities
+        and request.image.shape == head.image.shape
+        and request.form.needs_probabilities == head.form.needs_probabilities
     )

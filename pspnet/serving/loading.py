@@ -1,4 +1,4 @@
-"""A predictor on the device that serving was told to use."""
+"""Predictor for the settings of serving."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from pspnet.system.precision import choose_precision
 
 
 def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predictor:
-    """The predictor of a worker, in the thread that will run it: thread counts belong to the thread that sets them.
+    """Load the predictor of a worker. Call it in the model thread: the CPU thread count is per thread.
 
-    Raises WeightsError for a model that cannot be read and ConfigError for a device, a precision or a runtime that is
-    not there.
+    Raises WeightsError for an unreadable model and ConfigError for an unavailable device, precision or runtime.
     """
     torch.set_num_threads(settings.threads_per_worker())
     with unpacked(settings.model_dir) as directory:
         if directory != settings.model_dir and settings.runtime not in (AUTO, "eager", "compile"):
             raise WeightsError(
-                f"{settings.model_dir / ARCHIVE_NAME}: the runtime {settings.runtime} runs an export, and a packed "
-                "model is served without any. Unpack it, run `pspnet export` on that folder, and serve the folder."
+                f"{settings.model_dir / ARCHIVE_NAME}: the runtime {settings.runtime} needs an export, and exports in "
+                "a packed model are ignored. Unpack it, run `pspnet export` on that folder, and serve the folder."
             )
         return open_predictor(directory, settings, limits, slot)
 
 
 def open_predictor(directory: Path, settings: ServeSettings, limits: Limits, slot: int = 0) -> Predictor:
-    """The predictor of a model directory on the device, in the number format and by the runtime of the settings.
+    """Load the predictor of a model directory with the device, precision and runtime of the settings.
 
-    Errors as `load_predictor`.
+    Raises as `load_predictor`.
     """
     device = choose_serving_device(settings.device, slot)
     dtype = None if settings.precision == AUTO else choose_precision(settings.precision, device).dtype
@@ -41,9 +40,9 @@ def open_predictor(directory: Path, settings: ServeSettings, limits: Limits, slo
 
 
 def choose_serving_device(name: str, slot: int) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> a device. With auto and cuda, workers take turns over the GPUs.
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`. auto and cuda assign workers to GPUs round-robin.
 
-    Raises ConfigError where a GPU is asked for and is not there.
+    Raises ConfigError if the requested GPU does not exist.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == AUTO and count == 0):

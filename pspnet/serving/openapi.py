@@ -1,4 +1,4 @@
-"""The endpoint's description for /openapi.json and /docs."""
+"""OpenAPI description of the endpoint for /openapi.json and /docs."""
 
 from __future__ import annotations
 
@@ -18,28 +18,22 @@ def _refusal(description: str) -> dict[str, Any]:
 PATHS: dict[str, Any] = {
     "/ping": {
         "get": {
-            "summary": "Does the model answer?",
+            "summary": "Readiness of the model",
             "responses": {
-                "200": {"description": "It does."},
-                "503": _refusal("Not yet, or no more; the body says why."),
+                "200": {"description": "The model is ready."},
+                "503": _refusal("The model is not ready; the body holds the reason."),
             },
         }
     },
     "/invocations": {
         "post": {
-            "summary": "An image in, its mask out",
+            "summary": "Predict the mask of an image",
             "parameters": [
-                {
-                    "name": name,
-                    "in": "header",
-                    "required": False,
-                    "description": text,
-                    "schema": {"type": "string"},
-                }
+                {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
                 for name, text in (
-                    ("Accept", "The form of the answer; image/png (class ids) where it is missing."),
+                    ("Accept", "The form of the answer; image/png (class ids) by default."),
                     ("X-Amzn-SageMaker-Custom-Attributes", "The form of the answer, as name=value."),
-                    ("X-Request-Id", "Comes back with the answer and stands in the log."),
+                    ("X-Request-Id", "Returned with the answer and written to the log."),
                 )
             ],
             "requestBody": {"required": True, "content": dict.fromkeys(_REQUEST_TYPES, _BINARY)},
@@ -48,19 +42,19 @@ PATHS: dict[str, Any] = {
                     "description": "The answer; Server-Timing holds the milliseconds of each stage.",
                     "content": {form.media_type: _BINARY for form in FORMS},
                 },
-                "400": _refusal("The body is no readable image."),
-                "406": _refusal("No such answer."),
-                "408": _refusal("The body came too slowly."),
+                "400": _refusal("The body is not a readable image."),
+                "406": _refusal("Unsupported form of answer."),
+                "408": _refusal("The body did not arrive in time."),
                 "413": _refusal("The body, the image or the answer is too large."),
-                "415": _refusal("No such request."),
-                "503": _refusal("Too many requests wait, or the model is not ready; Retry-After gives the seconds."),
+                "415": _refusal("Unsupported content type."),
+                "503": _refusal("The request queue is full or the model is not ready; Retry-After holds seconds."),
             },
         }
     },
     "/metrics": {
         "get": {
-            "summary": "Numbers of all workers in Prometheus' text format",
-            "responses": {"200": {"description": "The numbers.", "content": _SENTENCE}},
+            "summary": "Metrics of all workers in Prometheus' text format",
+            "responses": {"200": {"description": "The metrics.", "content": _SENTENCE}},
         }
     },
 }

@@ -1,6 +1,6 @@
-"""How to serve: the settings of `pspnet serve`, from flags and PSPNET_* variables.
+"""Settings of `pspnet serve`, from flags and PSPNET_* variables.
 
-Reading them needs no torch, so wrong ones are answered at once.
+Reading them does not import torch, so invalid ones are reported immediately.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pspnet.system.cpu import available_cores
 
 AUTO = "auto"
 DEFAULT_MODEL_DIR = Path("/opt/ml/model")
-"""Where SageMaker puts a model in its containers."""
+"""Model directory in SageMaker's containers."""
 GPU_BATCH = 8
-"""Images that a GPU runs together at most, unless --max_batch says otherwise."""
+"""Default of --max_batch on GPUs."""
 
 
 def _whole(low: int, high: int, auto: bool = False) -> Callable[[str], int | str]:
@@ -67,7 +67,7 @@ def _switch(text: str) -> bool:
 def _size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 32 <= int(part) <= 4096 for part in parts):
-        raise ValueError("WIDTHxHEIGHT with both from 32 to 4096, as 480x360")
+        raise ValueError("WIDTHxHEIGHT with both from 32 to 4096, e.g. 480x360")
     return int(parts[0]), int(parts[1])
 
 
@@ -79,13 +79,13 @@ def _device(text: str) -> str:
 
 def _host(text: str) -> str:
     if not text or any(character.isspace() or character == "/" for character in text):
-        raise ValueError("an address of this machine, as 127.0.0.1 or 0.0.0.0")
+        raise ValueError("an address of this machine, e.g. 127.0.0.1 or 0.0.0.0")
     return text
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: flag `--name`, variable `PSPNET_NAME`. `parse` raises ValueError with what is allowed."""
+    """Setting with flag `--name` and variable `PSPNET_NAME`. `parse` raises ValueError with the allowed values."""
 
     name: str
     default: str
@@ -95,32 +95,32 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("host", "127.0.0.1", _host, "ADDRESS", "address to listen on; 0.0.0.0 for all of this machine"),
-    Setting("port", "8080", _whole(0, 65535), "N", "port to listen on; 0 for any free one"),
-    Setting("workers", "1", _whole(1, 64), "N", "processes that answer, each with its own copy of the model"),
+    Setting("host", "127.0.0.1", _host, "ADDRESS", "address to listen on; 0.0.0.0 for all interfaces"),
+    Setting("port", "8080", _whole(0, 65535), "N", "port to listen on; 0 for any free port"),
+    Setting("workers", "1", _whole(1, 64), "N", "worker processes, each with its own copy of the model"),
     Setting("threads", AUTO, _whole(1, 1024, auto=True), "N", "CPU threads of each worker; auto: cores / workers"),
     Setting("device", AUTO, _device, "NAME", "auto, cpu, cuda or cuda:N; with auto and cuda, workers share the GPUs"),
     Setting(
         "precision", AUTO, _one_of("auto", "float32", "bfloat16", "float16"), "NAME",
-        "number format of the network: auto (float32 on CPUs, by device on GPUs), float32, bfloat16 or float16",
+        "precision of the network: auto (float32 on CPUs, by device on GPUs), float32, bfloat16 or float16",
     ),
-    Setting("runtime", AUTO, _one_of(*NAMES), "NAME", f"what runs the network: {', '.join(NAMES)}"),
-    Setting("queue", "32", _whole(1, 10000), "N", "requests that may wait at a worker; one more is answered with 503"),
+    Setting("runtime", AUTO, _one_of(*NAMES), "NAME", f"runtime of the network: {', '.join(NAMES)}"),
+    Setting("queue", "32", _whole(1, 10000), "N", "queued requests per worker; any more are answered with 503"),
     Setting(
         "max_batch", AUTO, _whole(1, 256, auto=True), "N",
-        f"waiting images of one size that run together; auto: 1 on CPUs, {GPU_BATCH} on GPUs",
+        f"largest batch of queued images of the same size; auto: 1 on CPUs, {GPU_BATCH} on GPUs",
     ),
-    Setting("warmup_size", "480x360", _size, "WxH", "size of the first images, before any request; your frames' size"),
-    Setting("body_seconds", "30", _seconds(0.1, 3600), "S", "a request's body must have arrived by then"),
-    Setting("stuck_seconds", "300", _seconds(1, 86400), "S", "a worker that needs longer for one pass is replaced"),
-    Setting("grace_seconds", "25", _seconds(0, 3600), "S", "at a stop, accepted requests get so long to be answered"),
-    Setting("request_log", "True", _switch, "BOOL", "one JSON line for every request on standard error"),
+    Setting("warmup_size", "480x360", _size, "WxH", "image size of the warm-up; use the size of your frames"),
+    Setting("body_seconds", "30", _seconds(0.1, 3600), "S", "timeout for receiving the body of a request"),
+    Setting("stuck_seconds", "300", _seconds(1, 86400), "S", "timeout of a forward pass; its worker is then replaced"),
+    Setting("grace_seconds", "25", _seconds(0, 3600), "S", "time to answer accepted requests at a stop"),
+    Setting("request_log", "True", _switch, "BOOL", "log one JSON line per request to standard error"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """All that serving needs to know. `threads` and `max_batch` may be `auto`; `warmup_size` is (width, height)."""
+    """Settings of serving. `threads` and `max_batch` may be `auto`; `warmup_size` is (width, height)."""
 
     model_dir: Path
     host: str
@@ -148,10 +148,10 @@ class ServeSettings:
 def read_settings(
     model_dir: Path | None = None, flags: Mapping[str, str | None] | None = None, env: Mapping[str, str] = os.environ
 ) -> ServeSettings:
-    """Defaults < PSPNET_* variables < flags. An empty variable counts as none.
+    """Read the settings: defaults < PSPNET_* variables < flags. An empty variable counts as unset.
 
-    The model is in `model_dir`, else where PSPNET_MODEL_DIR or SM_MODEL_DIR says, else in /opt/ml/model.
-    Raises ConfigError that names every setting that cannot be used.
+    The model directory is `model_dir`, else PSPNET_MODEL_DIR, SM_MODEL_DIR or /opt/ml/model.
+    Raises ConfigError that lists every invalid setting.
     """
     values: dict[str, Any] = {}
     problems = []

@@ -1,4 +1,4 @@
-"""`pspnet serve`: help, and everything that keeps it from serving, in one sentence."""
+"""Tests of `pspnet serve`: help and the error message of every failed start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def serve(*arguments: str, seconds: float = 240.0) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.dispatch(["serve", "--help"])
     assert caught.value.code == 0
@@ -48,7 +48,9 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert "PSPNET_PORT" in text
 
 
-def test_wrong_settings_are_told_together(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_are_reported_together(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PSPNET_QUEUE", "0")
     assert run_guarded(cli.dispatch, ["serve", "model", "--port", "http"]) == 2
     assert capsys.readouterr().err.splitlines() == [
@@ -61,15 +63,15 @@ def test_wrong_settings_are_told_together(capsys: pytest.CaptureFixture[str], mo
     assert "PSPNET_PIXELS" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_serve, "_PACKAGES", ("fastapi_is_not_here", "json"))
     assert run_guarded(cli.dispatch, ["serve", "model"]) == 2
     assert capsys.readouterr().err == (
-        "error: serving needs the package fastapi_is_not_here; install what it needs: pip install 'pspnet[serve]'.\n"
+        "error: serving needs the package fastapi_is_not_here; install it with: pip install 'pspnet[serve]'.\n"
     )
 
 
-def test_a_folder_without_a_model_is_told_once(tmp_path: Path) -> None:
+def test_missing_model_is_reported_once(tmp_path: Path) -> None:
     result = serve(str(tmp_path), "--workers", "2")
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if not line.startswith("{")]
@@ -78,14 +80,14 @@ def test_a_folder_without_a_model_is_told_once(tmp_path: Path) -> None:
     assert "Listening on http://127.0.0.1:" in result.stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_told(model_dir: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
+def test_unavailable_device_is_reported(model_dir: Path) -> None:
     result = serve(str(model_dir), "--device", "cuda")
     assert result.returncode == 2
     assert "error: --device cuda: this PyTorch" in result.stderr
 
 
-def test_a_packed_model_is_served(model_dir: Path, tmp_path: Path) -> None:
+def test_packed_model_is_served(model_dir: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed"
     packed.mkdir()
     with tarfile.open(packed / "model.tar.gz", "w:gz") as archive:

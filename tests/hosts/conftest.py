@@ -1,4 +1,4 @@
-"""A tiny model directory and the hosts over it: each is started once for all tests."""
+"""Fixtures: a tiny model directory and its hosts, each started once per session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.hosts.exchange import encoded, picture
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory as training writes it, with random weights."""
+    """Model directory in the layout of training, with random weights."""
     folder = tmp_path_factory.mktemp("tiny")
     config = Config(
         num_classes=5, class_names="sky, road, car, tree, wall", data="x", width=4, use_pretrained_model=False
@@ -40,10 +40,10 @@ def predictor(model_dir: Path) -> Predictor:
 
 @pytest.fixture(scope="session")
 def toolkit_python() -> Path:
-    """The Python that has SageMaker's inference toolkit."""
+    """Python with SageMaker's inference toolkit."""
     text = os.environ.get("PSPNET_TOOLKIT_PYTHON")
     if not text:
-        pytest.skip("PSPNET_TOOLKIT_PYTHON names no Python with SageMaker's inference toolkit; .ci/hosts.sh makes one")
+        pytest.skip("PSPNET_TOOLKIT_PYTHON is not set (a Python with SageMaker's toolkit); .ci/hosts.sh creates one")
     if hosts.find_java() is None:
         pytest.skip("TorchServe needs Java 11 or newer: none in JAVA_HOME or on the path")
     return Path(text)
@@ -51,10 +51,10 @@ def toolkit_python() -> Path:
 
 @pytest.fixture(scope="session")
 def toolkit(model_dir: Path, toolkit_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
-    """SageMaker's toolkit with two workers and the environment that `deploy` gives a container, ready to answer."""
+    """SageMaker's toolkit with two workers and the container environment of `deploy`, ready."""
     environment = container_environment(HostSettings(workers=2), REALTIME_BYTES)
-    del environment["SAGEMAKER_SUBMIT_DIRECTORY"]  # a place in the container
-    # Endpoints that others deploy lack it: the handlers themselves have to prefer a mask.
+    del environment["SAGEMAKER_SUBMIT_DIRECTORY"]  # a path in the container
+    # Other deployments lack it: the handlers themselves have to default to a mask.
     del environment["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"]
     folder = tmp_path_factory.mktemp("toolkit")
     with hosts.toolkit(model_dir, folder, toolkit_python, workers=2, environment=environment) as host:
@@ -64,7 +64,7 @@ def toolkit(model_dir: Path, toolkit_python: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def serve(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
-    """`pspnet serve` with two workers, ready to answer."""
+    """`pspnet serve` with two workers, ready."""
     with hosts.serve(model_dir, tmp_path_factory.mktemp("serve"), workers=2) as host:
         host.wait_ready(encoded(picture(32, 32)), "image/png")
         yield host
@@ -72,6 +72,6 @@ def serve(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(params=["serve", "toolkit"])
 def host(request: pytest.FixtureRequest) -> hosts.Host:
-    """Each of the hosts in turn."""
+    """Each of the hosts."""
     found: hosts.Host = request.getfixturevalue(request.param)
     return found

@@ -1,4 +1,4 @@
-"""What the tests of hosts send, and how they read what comes back."""
+"""Requests of the host tests, and checks of their answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pspnet.inference.predictor import Prediction
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth (H, W, 3) uint8 image, so that its JPEG stays small and a random network sees regions in it."""
+    """A smooth (H, W, 3) uint8 image, so that its JPEG is small and a random network predicts regions."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -35,7 +35,7 @@ def opened(body: bytes) -> Image.Image:
 
 
 def decoded(body: bytes) -> np.ndarray:
-    """Pixels of an image file; the indices of one with a palette."""
+    """Pixels of an image file; indices if it has a palette."""
     with opened(body) as image:
         return np.asarray(image)
 
@@ -47,15 +47,15 @@ def post(
     accept: str | None = "image/png",
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """One request on a connection of its own."""
+    """Send a request on a new connection."""
     with host.client() as client:
         return client.post(body, content_type, accept, headers)
 
 
 def assert_same_mask(found: np.ndarray, expected: Prediction) -> None:
-    """The mask of another process: equal wherever the two best classes differ by more than float32 rounding.
+    """Compare with the mask of another process wherever the top two classes differ by more than float32 rounding.
 
-    The toolkit's environment has another version of PyTorch, whose sums run in another order.
+    The toolkit's environment has another version of PyTorch, with another order of summation.
     """
     assert expected.probabilities is not None
     best = np.sort(expected.probabilities, axis=0)  # (C, H, W)
@@ -65,8 +65,8 @@ def assert_same_mask(found: np.ndarray, expected: Prediction) -> None:
     np.testing.assert_array_equal(found[certain], expected.mask[certain])
 
 
-def assert_refused(reply: Reply, status: int, *words: str) -> None:
-    """A 4xx whose whole body is one plain sentence with these words."""
+def assert_rejected(reply: Reply, status: int, *words: str) -> None:
+    """Check for a 4xx whose body is one plain sentence with these words."""
     text = reply.body.decode()
     assert reply.status == status, text
     assert "Traceback" not in text

@@ -1,6 +1,6 @@
-"""Requests as nobody should send them: a seeded generator of damaged images and odd headers.
+"""Seeded generator of malformed requests: damaged images and invalid headers.
 
-Request number n of a seed is always the same, so a failure can be sent again by itself.
+Request number n of a seed is deterministic, so a failure can be reproduced alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PATHS = ("/invocations", "/ping", "/metrics", "/", "/invocations/", "/invocatio
 
 @dataclass(frozen=True)
 class Request:
-    """The bytes of one HTTP request. One that is not `whole` promises more than it sends, or something unreadable."""
+    """Bytes of an HTTP request. If not `whole`, its framing is incomplete or invalid."""
 
     data: bytes
     whole: bool
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: `status` is 0 where the host closed the connection without an answer."""
+    """Answer of a host; `status` is 0 if it closed the connection without one."""
 
     status: int
     content_type: str
@@ -51,7 +51,7 @@ class Answer:
 
 
 def request(seed: int, number: int, plain: bool = False) -> Request:
-    """Request `number` of a seed; `plain` ones have a true request line and length, and are no forms."""
+    """Return request `number` of a seed; `plain` ones have a valid request line and length, and no form type."""
     rng = np.random.default_rng((seed, number))
     body = _body(rng)
     lines = ["POST /invocations HTTP/1.1", "Host: localhost", "Connection: close"]
@@ -67,12 +67,12 @@ def request(seed: int, number: int, plain: bool = False) -> Request:
     if rng.random() < 0.05:
         lines.append(f"Content-Encoding: {rng.choice(['gzip', 'identity', 'br', ''])}")
     whole = plain or rng.random() > 0.1
-    body = _frame(lines, body) if whole else _frame_wrongly(rng, lines, body)
+    body = _frame(lines, body) if whole else _frame_incorrectly(rng, lines, body)
     return Request("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body, whole)
 
 
 def exchange(port: int, sent: Request, seconds: float = 60.0) -> Answer:
-    """Send a request, read the answer. What is not whole ends with the sending half of the connection."""
+    """Send a request and read the answer. After an incomplete request, the sending side is closed."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         try:
             connection.sendall(sent.data)
@@ -88,7 +88,7 @@ def exchange(port: int, sent: Request, seconds: float = 60.0) -> Answer:
 
 
 def _frame(lines: list[str], body: bytes) -> bytes:
-    """The body with its true length, or for one in eleven in chunks."""
+    """Frame the body with its length, or one in eleven as chunks."""
     if len(body) % 11:
         lines.append(f"Content-Length: {len(body)}")
         return body
@@ -96,8 +96,8 @@ def _frame(lines: list[str], body: bytes) -> bytes:
     return _chunked(body)
 
 
-def _frame_wrongly(rng: np.random.Generator, lines: list[str], body: bytes) -> bytes:
-    """The body with another length, with none, or in damaged chunks."""
+def _frame_incorrectly(rng: np.random.Generator, lines: list[str], body: bytes) -> bytes:
+    """Frame the body with a wrong length, without one, or in damaged chunks."""
     choice = rng.random()
     if choice < 0.6:
         wrong = str(len(body) + int(rng.integers(-50, 50)))
@@ -116,14 +116,14 @@ def _chunked(body: bytes) -> bytes:
 
 
 def _header(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
-    """One of the values, now and then with foreign characters in it, or nothing but those."""
+    """Return one of the values, sometimes with random characters inserted, or only random characters."""
     text = str(rng.choice(choices))
     choice = rng.random()
     if choice < 0.05:
         return "".join(map(chr, rng.integers(32, 256, rng.integers(0, 60))))
     if choice < 0.15:
-        place = int(rng.integers(0, len(text) + 1))
-        return text[:place] + chr(int(rng.integers(33, 256))) + text[place:]
+        offset = int(rng.integers(0, len(text) + 1))
+        return text[:offset] + chr(int(rng.integers(33, 256))) + text[offset:]
     return text
 
 
@@ -141,9 +141,9 @@ def _body(rng: np.random.Generator) -> bytes:
 
 
 def _damaged(rng: np.random.Generator, body: bytes) -> bytes:
-    """Cut short, with a part repeated or left out, or with some bytes changed, most of them near the start."""
+    """Truncate, repeat or remove a part, or change some bytes, mostly near the start."""
     choice, size = rng.random(), len(body)
-    first, second = sorted(int(place) for place in rng.integers(0, size + 1, 2))
+    first, second = sorted(int(offset) for offset in rng.integers(0, size + 1, 2))
     if choice < 0.25:
         return body[:first]
     if choice < 0.35:
@@ -158,7 +158,7 @@ def _damaged(rng: np.random.Generator, body: bytes) -> bytes:
 
 
 def _files() -> list[bytes]:
-    """Small files of every kind that a host reads, and of some that it does not."""
+    """Return small files of every supported kind, and of some unsupported ones."""
     frame = picture(40, 56)
     image = Image.fromarray(frame)
     files = [encoded(frame, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")]

@@ -1,6 +1,6 @@
-"""Thousands of damaged images and odd headers: an answer below 500 to each, and the same workers afterwards.
+"""Fuzzing of the hosts: no answer of 500 or above, and the same workers afterwards.
 
-PSPNET_FUZZ_REQUESTS and PSPNET_FUZZ_SEED set how many and which; the toolkit gets a tenth of them.
+PSPNET_FUZZ_REQUESTS and PSPNET_FUZZ_SEED set number and seed; the toolkit gets a tenth of the requests.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ REQUESTS = int(os.environ.get("PSPNET_FUZZ_REQUESTS", "2000"))
 SEED = int(os.environ.get("PSPNET_FUZZ_SEED", "0"))
 CLIENTS = 4
 FRAME_PNG = encoded(picture(96, 128))
-# A damaged header can make any size of a picture; each may cost no more than a moment.
+# A damaged header may declare any image size; limit the cost of each.
 SMALL = {"PSPNET_PIXELS": "262144", "PSPNET_BODY_SECONDS": "5"}
 
 
 @pytest.fixture(scope="module")
 def serve(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
-    """`pspnet serve` that refuses large images."""
+    """`pspnet serve` that rejects large images."""
     with hosts.serve(model_dir, tmp_path_factory.mktemp("serve"), workers=2, environment=SMALL) as host:
         host.wait_ready(FRAME_PNG, "image/png")
         yield host
 
 
 def problem_of(host: hosts.Host, answer: fuzz.Answer) -> str | None:
-    """What is wrong with an answer; None for a right one."""
+    """Return the problem of an answer, or None."""
     if answer.status >= 500 or b"Traceback" in answer.body:
         return f"{answer.status} {answer.body[:200]!r}"
     if answer.status == 200 and answer.content_type == "image/png":
@@ -49,11 +49,11 @@ def problem_of(host: hosts.Host, answer: fuzz.Answer) -> str | None:
 
 
 def run(host: hosts.Host, count: int) -> Counter[int]:
-    """Send `count` requests from several clients; statuses of the answers. Fails with the numbers of wrong ones."""
+    """Send `count` requests from several clients and count the statuses. Fails with the numbers of bad requests."""
     problems = []
 
     def send(number: int) -> int:
-        # TorchServe answers odd paths and forms by itself, with 500; the handlers behind it are meant here.
+        # TorchServe itself answers unknown paths and forms with 500; only the handlers are tested here.
         answer = fuzz.exchange(host.port, fuzz.request(SEED, number, plain=host.name == "toolkit"))
         problem = problem_of(host, answer)
         if problem:
@@ -66,12 +66,12 @@ def run(host: hosts.Host, count: int) -> Counter[int]:
     return statuses
 
 
-def test_no_request_makes_it_fail(host: hosts.Host) -> None:
+def test_no_request_fails_a_host(host: hosts.Host) -> None:
     count = REQUESTS if host.name == "serve" else REQUESTS // 10
     before, mask = host.workers(), post(host, FRAME_PNG).body
     statuses = run(host, count)
     print(f"{host.name}: {count} requests, statuses {dict(statuses)}")
-    # The generator still makes requests that get through to the model, and ones that are refused for several reasons.
+    # Check that the generator covers accepted requests and several reasons for rejection.
     assert statuses[200] > count / 20
     assert {400, 406, 415} <= set(statuses)
     time.sleep(1.0)

@@ -1,4 +1,4 @@
-"""One mask for one file: `pspnet serve`, SageMaker's toolkit, `pspnet predict` and Predictor."""
+"""Tests that `pspnet serve`, SageMaker's toolkit, `pspnet predict` and Predictor return the same mask."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SMALL = FRAME.resize((200, 150))
 
 
 def write(folder: Path) -> list[Path]:
-    """Files as cameras and programs leave them, one picture in several kinds."""
+    """Write one image in the file types of cameras and programs."""
     folder.mkdir()
     rotated = Image.Exif()
-    rotated[274] = 6  # orientation: to be turned by 90 degrees, which nobody here does
+    rotated[274] = 6  # orientation: rotated by 90 degrees, which no host applies
     FRAME.save(folder / "frame.jpg", quality=85)
     SMALL.save(folder / "small.png")
     SMALL.save(folder / "progressive.jpg", progressive=True, quality=60)
-    SMALL.save(folder / "turned.jpg", exif=rotated)
+    SMALL.save(folder / "rotated.jpg", exif=rotated)
     SMALL.convert("L").save(folder / "grey.jpg")
     SMALL.convert("CMYK").save(folder / "cmyk.jpg")
     SMALL.convert("P").save(folder / "palette.png")
@@ -48,16 +48,14 @@ def content_type(path: Path) -> str:
     return "image/jpeg" if path.suffix == ".jpg" else "image/png"
 
 
-def test_serve_answers_the_very_bytes_of_the_predictors_mask(
-    serve: Host, predictor: Predictor, files: list[Path]
-) -> None:
+def test_serve_is_byte_identical_to_the_predictor(serve: Host, predictor: Predictor, files: list[Path]) -> None:
     for path in files:
         reply = post(serve, path.read_bytes(), content_type(path))
         assert reply.status == 200, (path.name, reply.body)
         assert reply.body == encode_mask(predictor(path)), path.name
 
 
-def test_predict_writes_the_predictors_mask(
+def test_predict_command_equals_the_predictor(
     predictor: Predictor, model_dir: Path, files: list[Path], tmp_path: Path
 ) -> None:
     command = ["predict", str(model_dir), *map(str, files), "--output", str(tmp_path), "--device", "cpu"]
@@ -67,7 +65,7 @@ def test_predict_writes_the_predictors_mask(
         np.testing.assert_array_equal(mask, predictor(path), err_msg=path.name)
 
 
-def test_the_toolkit_answers_the_predictors_mask(
+def test_toolkit_equals_the_predictor(
     toolkit: Host, toolkit_python: Path, predictor: Predictor, files: list[Path]
 ) -> None:
     same_torch = versions(toolkit_python)["torch"] == versions()["torch"]

@@ -1,4 +1,4 @@
-"""What only SageMaker's inference toolkit under TorchServe does to a request."""
+"""Tests specific to SageMaker's inference toolkit under TorchServe."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import re
 
 from benchmarks.support.hosts import Host
 from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
-from tests.hosts.exchange import assert_refused, encoded, picture, post
+from tests.hosts.exchange import assert_rejected, encoded, picture, post
 
 FRAME_PNG = encoded(picture(96, 128))
 
 
-def test_it_listens_on_loopback_alone(toolkit: Host) -> None:
+def test_listens_on_loopback_only(toolkit: Host) -> None:
     addresses = re.findall(r"^(\w+ address): (\S+)", toolkit.log.read_text(), re.MULTILINE)
     assert [name for name, _ in addresses] == ["Inference address", "Management address", "Metrics address"]
     assert all(address.startswith("http://127.0.0.1:") for _, address in addresses)
 
 
-def test_it_installs_what_the_model_names(toolkit: Host) -> None:
+def test_installs_the_requirements_of_the_model(toolkit: Host) -> None:
     assert "Requirement already satisfied: safetensors" in toolkit.log.read_text()
 
 
-def test_the_largest_request(toolkit: Host) -> None:
-    padded = FRAME_PNG + bytes(REALTIME_BYTES - len(FRAME_PNG))  # Pillow reads no further than the image's end
+def test_largest_request(toolkit: Host) -> None:
+    padded = FRAME_PNG + bytes(REALTIME_BYTES - len(FRAME_PNG))  # Pillow stops at the end of the image
     assert post(toolkit, padded).status == 200
-    assert_refused(post(toolkit, padded + b"\0"), 413, "6,291,457", "6,291,456")
+    assert_rejected(post(toolkit, padded + b"\0"), 413, "6,291,457", "6,291,456")
 
 
-def test_a_request_that_no_server_takes(toolkit: Host) -> None:
+def test_request_above_the_server_limit(toolkit: Host) -> None:
     reply = post(toolkit, bytes(REALTIME_BYTES + 2_000_000))
-    assert (reply.status, reply.body) == (413, b"")  # TorchServe's own: it does not read it
+    assert (reply.status, reply.body) == (413, b"")  # TorchServe's own answer: it does not read the body
 
 
-def test_an_answer_above_the_servers_limit_is_refused_in_words(toolkit: Host) -> None:
+def test_answer_above_the_server_limit_is_rejected(toolkit: Host) -> None:
     reply = post(toolkit, encoded(picture(480, 720), "JPEG"), "image/jpeg", "application/x-protobuf")
-    assert_refused(reply, 413, "720x480")
+    assert_rejected(reply, 413, "720x480")

@@ -1,4 +1,4 @@
-"""A worker that dies under load: the other one carries on, and a new one takes its place."""
+"""Test of a worker that is killed under load: the other one keeps serving, and a new one replaces it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.hosts.exchange import encoded, picture, post
 FRAME_PNG = encoded(picture(96, 128))
 
 
-def test_a_worker_killed_under_load_comes_back(host: Host) -> None:
+def test_killed_worker_is_replaced_under_load(host: Host) -> None:
     before = host.workers()
     assert len(before) == 2
     stop, statuses = threading.Event(), []
@@ -46,7 +46,7 @@ def test_a_worker_killed_under_load_comes_back(host: Host) -> None:
             client.join()
     assert len(after) == 2
     assert before[1] in after
-    # Only what the killed worker had in hand may fail, at most one request of each client.
+    # Only requests in progress on the killed worker may fail, at most one per client.
     failed = [status for status in statuses if status != 200]
     assert len(failed) <= 3, failed
     host.wait_ready(FRAME_PNG, "image/png")

@@ -212,7 +212,7 @@ def test_the_containers_command_answers_with_nothing_but_the_pinned_packages(tmp
             np.testing.assert_array_equal(mask, Predictor.load(model)(Image.fromarray(image)))
             np.testing.assert_array_equal(predictor.probabilities(image).argmax(axis=0), mask)
             assert predictor.summary(image)["width"] == 64
-            with pytest.raises(EndpointError, match=r"answered 400: The body is no readable JPEG, PNG or WebP image"):
+            with pytest.raises(EndpointError, match=r"answered 400: The body is not a readable JPEG, PNG or WebP"):
                 predictor(b"\xff\xd8\xff\xe0 but no more")
         check = json.loads(base.of("HEALTHCHECK")[0].partition(" CMD ")[2])
         assert subprocess.run([sys.executable, *check[1:]], env=variables, timeout=60).returncode == 0

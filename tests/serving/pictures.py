@@ -1,4 +1,4 @@
-"""Pictures in memory, encoded in every way that a request may hold them."""
+"""Test images in memory, in every encoding that a request may have."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def picture(height: int = 48, width: int = 64) -> np.ndarray:
-    """(H, W, 3) uint8 with patches of different colours, so that different classes win."""
+    """(H, W, 3) uint8 with patches of different colours, so that different classes are predicted."""
     patches = np.random.default_rng(0).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
     return np.ascontiguousarray(np.kron(patches, np.ones((8, 8, 1), dtype=np.uint8))[:height, :width])
 
 
 def argmax_of(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:
-    """(H, W) class ids by the model itself, at the image's own size."""
+    """Predict (H, W) class ids with the model itself, at the image's own size."""
     images = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     with torch.no_grad():
         result: np.ndarray = model(images).argmax(dim=1)[0].numpy()
@@ -32,27 +32,27 @@ def argmax_of(model: torch.nn.Module, image: np.ndarray) -> np.ndarray:
 
 
 def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of an image file."""
+    """Encode an image file."""
     buffer = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
 def saved(array: np.ndarray) -> bytes:
-    """The bytes of an NPY file."""
+    """Encode an NPY file."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
 
 
 def npy_header(text: str, data: bytes = b"", version: int = 1) -> bytes:
-    """An NPY file with a header of one's own."""
+    """Build an NPY file with an arbitrary header."""
     length = struct.pack("<H" if version == 1 else "<I", len(text))
     return b"\x93NUMPY" + bytes([version, 0]) + length + text.encode("latin-1") + data
 
 
 def png_of(width: int, height: int, pixels: bytes = b"", depth: int = 8, colour: int = 2) -> bytes:
-    """A PNG file of a claimed size and any pixel data, whether they fit or not."""
+    """Build a PNG file with any declared size and pixel data, matching or not."""
     size = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = [b"\x89PNG\r\n\x1a\n"]
     for name, content in ((b"IHDR", size), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")):
@@ -62,20 +62,20 @@ def png_of(width: int, height: int, pixels: bytes = b"", depth: int = 8, colour:
 
 
 def png_of_words(values: np.ndarray) -> bytes:
-    """A 16-bit RGB PNG file, which Pillow reads but does not write, of (H, W, 3) uint16 values."""
+    """Encode (H, W, 3) uint16 values as a 16-bit RGB PNG, which Pillow reads but does not write."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     return png_of(values.shape[1], values.shape[0], rows, depth=16)
 
 
 def kinds_of_files() -> dict[str, bytes]:
-    """Image files of all sorts that cameras and programs write, by what they are."""
+    """Image files in the formats that cameras and programs write, by description."""
     rgb = Image.fromarray(noise(6, 8, 1)).resize((64, 48), Image.Resampling.BICUBIC)
     alpha = Image.fromarray(np.arange(48 * 64, dtype=np.uint32).reshape(48, 64).astype(np.uint8))
     clear = rgb.copy()
     clear.putalpha(alpha)
     words = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned for showing
+    exif[0x0112] = 6  # rotated for display
     second = Image.new("RGB", rgb.size, (255, 0, 0))
     return {
         "jpeg": encoded(rgb, "JPEG", quality=90),

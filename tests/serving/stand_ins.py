@@ -1,4 +1,4 @@
-"""A predictor that needs no network and does what a test tells it."""
+"""Fake predictor without a network, controlled by a test."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NAMES = ("a", "b", "c")
 class StandIn:
     """Answers every image with a mask of its red channel modulo 3, once `go` is set.
 
-    batches: the shapes of the images of each call. `before` runs before each answer, and may raise. `passes` is how
-    many passes of the network an image takes; `before` runs in each.
+    batches: the image shapes of each call. `before` runs in each of the `passes` forward passes of a call, and may
+    raise.
     """
 
     class_names = NAMES
@@ -49,10 +49,10 @@ class StandIn:
 
     def _one(self, image: np.ndarray, probabilities: bool) -> Prediction:
         mask = image[..., 0] % 3
-        shares = np.stack([mask == index for index in range(3)]).astype(np.float32) if probabilities else None
-        return Prediction(mask, NAMES, palette_for(NAMES), image, shares)
+        scores = np.stack([mask == index for index in range(3)]).astype(np.float32) if probabilities else None
+        return Prediction(mask, NAMES, palette_for(NAMES), image, scores)
 
     def hold(self) -> None:
-        """The next call waits until `go` is set; `entered` tells that it has come."""
+        """Block the next call until `go` is set; `entered` is set when it starts."""
         self.entered.clear()
         self.go.clear()

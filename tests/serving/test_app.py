@@ -1,4 +1,4 @@
-"""The app under uvicorn in a thread, over a predictor that does what a test tells it: refusals, order, stopping."""
+"""Tests of the app under uvicorn in a thread with a fake predictor: errors, queue, shutdown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FRAME = encoded(noise(32, 40))
 
 @dataclass
 class Served:
-    """A server in a thread: what it serves, where, and its log."""
+    """Server in a thread, with its service, port and log."""
 
     service: Service
     server: uvicorn.Server
@@ -51,7 +51,7 @@ class Served:
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=60)
 
     def lines(self, event: str = "request") -> list[dict[str, Any]]:
-        """The log's lines of an event, once they are written."""
+        """Flush the log and return its lines of an event."""
         self.service.log._flush()
         return [line for line in map(json.loads, self.log.getvalue().splitlines()) if line["event"] == event]
 
@@ -105,7 +105,7 @@ def mask_of(response: httpx.Response) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(response.content)))
 
 
-def test_ping_tells_loading_answering_and_stuck(serve: Serve, stand_in: StandIn) -> None:
+def test_ping_reports_loading_ready_and_stuck(serve: Serve, stand_in: StandIn) -> None:
     stand_in.hold()
     served = serve(lambda: stand_in, ready=False, stuck_seconds="1")
     assert stand_in.entered.wait(60)
@@ -125,7 +125,7 @@ def test_ping_tells_loading_answering_and_stuck(serve: Serve, stand_in: StandIn)
     assert served.get("/ping").status_code == 200
 
 
-def test_a_model_that_does_not_load_leaves_ping_at_503(serve: Serve) -> None:
+def test_ping_stays_503_if_the_model_does_not_load(serve: Serve) -> None:
     def fail() -> Any:
         raise WeightsError("the weights file is missing")
 
@@ -137,7 +137,7 @@ def test_a_model_that_does_not_load_leaves_ping_at_503(serve: Serve) -> None:
     assert "traceback" not in line
 
 
-def test_a_runtime_that_auto_could_not_use_is_told_once(serve: Serve, stand_in: StandIn) -> None:
+def test_failed_runtime_of_auto_is_logged_once(serve: Serve, stand_in: StandIn) -> None:
     failed = {"openvino": "WeightsError: exported from other weights"}
     choices = {(32, 32, 1): Choice("eager", failed=failed), (32, 32, 8): Choice("eager", failed=failed)}
     stand_in.runtime = SimpleNamespace(choices=choices)
@@ -147,7 +147,7 @@ def test_a_runtime_that_auto_could_not_use_is_told_once(serve: Serve, stand_in: 
     assert (line["runtime"], line["reason"]) == ("openvino", "WeightsError: exported from other weights")
 
 
-def test_an_answer_tells_its_times_and_its_id(serve: Serve, stand_in: StandIn) -> None:
+def test_answer_has_timing_and_request_id(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in)
     image = noise(48, 33, 5)
     response = served.post(encoded(image), {**PNG, "X-Request-Id": "frame-1"})
@@ -163,13 +163,13 @@ def test_an_answer_tells_its_times_and_its_id(serve: Serve, stand_in: StandIn) -
     assert line["total_ms"] >= line["predict_ms"] >= 0
 
 
-def test_the_log_can_be_silent(serve: Serve, stand_in: StandIn) -> None:
+def test_request_log_can_be_disabled(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, request_log="False")
     assert served.post().status_code == 200
     assert served.lines() == []
 
 
-def test_refusals_are_sentences(serve: Serve, stand_in: StandIn) -> None:
+def test_errors_are_single_sentences(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, limits=Limits(request_bytes=20_000, pixels=5_000))
     cases = [
         (served.post(b"x", {"Content-Type": "text/html"}), 415, "content type"),
@@ -181,11 +181,11 @@ def test_refusals_are_sentences(serve: Serve, stand_in: StandIn) -> None:
         (served.post(encoded(np.zeros((80, 80, 3), np.uint8))), 413, "80x80"),
         (served.post(bytes(20_001)), 413, "20,001"),
         (served.get("/nothing"), 404, "POST /invocations"),
-        (served.get("/invocations"), 405, "GET is not for /invocations"),
+        (served.get("/invocations"), 405, "GET is not allowed for /invocations"),
     ]
-    for response, status, words in cases:
+    for response, status, text in cases:
         assert (response.status_code, response.headers["content-type"]) == (status, "text/plain; charset=utf-8")
-        assert words in response.text
+        assert text in response.text
         assert response.text.count("\n") == 1
         assert "Traceback" not in response.text
     assert mask_of(served.post()).shape == (32, 40)
@@ -194,7 +194,7 @@ def test_refusals_are_sentences(serve: Serve, stand_in: StandIn) -> None:
         assert f'pspnet_requests_total{{status="{status}"}} {count}\n' in metrics
 
 
-def test_a_defect_is_told_by_its_id_alone(serve: Serve, stand_in: StandIn) -> None:
+def test_unexpected_exception_returns_only_the_request_id(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in)
 
     def fail(images: list[np.ndarray]) -> None:
@@ -203,7 +203,7 @@ def test_a_defect_is_told_by_its_id_alone(serve: Serve, stand_in: StandIn) -> No
     stand_in.before = fail
     response = served.post(headers={**PNG, "X-Request-Id": "bad-1"})
     assert response.status_code == 500
-    assert response.text == "The endpoint failed at this request, which it logged as bad-1.\n"
+    assert response.text == "The endpoint failed to answer this request; see its log for request id bad-1.\n"
     (line,) = served.lines("defect")
     assert line["request_id"] == "bad-1"
     assert "a secret of the model" in line["traceback"]
@@ -217,7 +217,7 @@ def chunks(count: int, size: int, pause: float = 0.0) -> Iterator[bytes]:
         time.sleep(pause)
 
 
-def test_chunked_bodies_count_while_they_come(serve: Serve, stand_in: StandIn) -> None:
+def test_chunked_body_is_limited_while_it_arrives(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, limits=Limits(request_bytes=100_000))
     url = f"http://127.0.0.1:{served.port}/invocations"
     whole = httpx.post(url, content=iter([FRAME[:50], FRAME[50:]]), headers=PNG, timeout=60)
@@ -228,7 +228,7 @@ def test_chunked_bodies_count_while_they_come(serve: Serve, stand_in: StandIn) -
     assert served.service._held == 0
 
 
-def test_a_slow_client_is_refused_and_holds_up_nobody(serve: Serve, stand_in: StandIn) -> None:
+def test_slow_client_times_out_without_blocking_others(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, body_seconds="1.5", queue="1")
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as slow:
         slow.sendall(
@@ -241,7 +241,7 @@ def test_a_slow_client_is_refused_and_holds_up_nobody(serve: Serve, stand_in: St
     assert b"within 1.5 seconds" in answer or b"within 1.5 seconds" in slow.recv(65536)
 
 
-def test_a_full_line_answers_503_at_once(serve: Serve, stand_in: StandIn) -> None:
+def test_full_queue_answers_503_immediately(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, queue="2")
     stand_in.hold()
     answers: list[httpx.Response] = []
@@ -263,11 +263,11 @@ def test_a_full_line_answers_503_at_once(serve: Serve, stand_in: StandIn) -> Non
     assert [answer.status_code for answer in answers] == [200] * 3
 
 
-def test_concurrent_clients_get_their_own_masks(serve: Serve, stand_in: StandIn) -> None:
+def test_concurrent_clients_receive_their_own_masks(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, max_batch="4")
     wrong: list[str] = []
 
-    def talk(seed: int) -> None:
+    def send(seed: int) -> None:
         with httpx.Client(timeout=60) as client:
             for turn in range(8):
                 image = noise(32 + seed % 2, 40, 100 * seed + turn)
@@ -276,7 +276,7 @@ def test_concurrent_clients_get_their_own_masks(serve: Serve, stand_in: StandIn)
                 if answer.status_code != 200 or not np.array_equal(mask_of(answer), image[..., 0] % 3):
                     wrong.append(f"{seed} {turn} {answer.status_code}")
 
-    clients = [threading.Thread(target=talk, args=(seed,)) for seed in range(6)]
+    clients = [threading.Thread(target=send, args=(seed,)) for seed in range(6)]
     for client in clients:
         client.start()
     for client in clients:
@@ -285,7 +285,7 @@ def test_concurrent_clients_get_their_own_masks(serve: Serve, stand_in: StandIn)
     assert sum(len(batch) for batch in stand_in.batches) >= 48
 
 
-def test_nothing_is_computed_for_a_client_that_has_gone(serve: Serve, stand_in: StandIn) -> None:
+def test_request_of_a_disconnected_client_is_not_predicted(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in)
     stand_in.hold()
     stand_in.batches.clear()
@@ -294,9 +294,9 @@ def test_nothing_is_computed_for_a_client_that_has_gone(serve: Serve, stand_in: 
     assert stand_in.entered.wait(60)
     connection = http.client.HTTPConnection("127.0.0.1", served.port)
     connection.request("POST", "/invocations", encoded(noise(64, 64)), PNG)
-    until(lambda: len(served.service.engine._line) == 1)
+    until(lambda: len(served.service.engine._queue) == 1)
     connection.close()
-    until(lambda: len(served.service.engine._line) == 0)
+    until(lambda: len(served.service.engine._queue) == 0)
     stand_in.go.set()
     first.join(60)
     assert mask_of(served.post()).shape == (32, 40)
@@ -304,7 +304,7 @@ def test_nothing_is_computed_for_a_client_that_has_gone(serve: Serve, stand_in: 
     until(lambda: [line for line in served.lines() if line["status"] == 499])
 
 
-def test_while_draining_every_answer_closes_its_connection(serve: Serve, stand_in: StandIn) -> None:
+def test_draining_closes_connections(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in)
     assert "connection" not in served.post().headers
     served.service.draining = True
@@ -312,7 +312,7 @@ def test_while_draining_every_answer_closes_its_connection(serve: Serve, stand_i
         assert response.headers["connection"] == "close"
 
 
-def test_the_endpoint_is_documented(serve: Serve, stand_in: StandIn) -> None:
+def test_openapi_lists_all_paths(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in)
     schema = served.get("/openapi.json").json()
     assert set(schema["paths"]) == {"/ping", "/invocations", "/metrics"}
@@ -320,7 +320,7 @@ def test_the_endpoint_is_documented(serve: Serve, stand_in: StandIn) -> None:
     assert {"image/png", "application/json", "application/x-protobuf"} <= set(offered)
 
 
-def test_the_factory_takes_everything_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factory_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_MODEL_DIR", "/some/model")
     monkeypatch.setenv("PSPNET_QUEUE", "5")
     monkeypatch.setenv("PSPNET_PIXELS", "4096")
@@ -332,7 +332,7 @@ def test_the_factory_takes_everything_from_the_environment(monkeypatch: pytest.M
         create_app()
 
 
-def test_a_replacement_listens_when_its_model_answers(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
+def test_replacement_listens_after_its_model_is_ready(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
     monkeypatch.setattr(app_module, "load_predictor", lambda *_: stand_in)
     stand_in.hold()
     settings = read_settings(Path("model"), {"warmup_size": "32x32"}, {})

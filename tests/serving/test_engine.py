@@ -1,4 +1,4 @@
-"""The line before the model: order, bounds, batches, and what becomes of those that fail."""
+"""Tests of the request queue and the model thread: order, capacity, batching, failures."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 from pspnet.errors import WeightsError
 from pspnet.inference.limits import Limits
 from pspnet.serving.engine import Engine
-from pspnet.serving.jobs import CancelledJobError, Job
 from pspnet.serving.processes.server_metrics import READY, Table
 from pspnet.serving.protocol.answers import choose_answer
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.queued_request import QueuedRequest, RequestCancelledError
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn
 
@@ -34,23 +34,23 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 class Asked:
-    """A job and its end."""
+    """Request and its result."""
 
     def __init__(self, image: np.ndarray, accept: str | None = None, body: bytes | None = None) -> None:
         self.done = threading.Event()
         self.image = image
         body = encoded(image) if body is None else body
-        self.job = Job(body, "image/png", choose_answer(accept), lambda _: self.done.set())
+        self.request = QueuedRequest(body, "image/png", choose_answer(accept), lambda _: self.done.set())
 
-    def wait(self) -> Job:
+    def wait(self) -> QueuedRequest:
         assert self.done.wait(60)
-        return self.job
+        return self.request
 
     def mask(self) -> np.ndarray:
-        job = self.wait()
-        assert job.error is None, job.error
-        assert job.answer is not None
-        return np.asarray(Image.open(io.BytesIO(job.answer)))
+        request = self.wait()
+        assert request.error is None, request.error
+        assert request.answer is not None
+        return np.asarray(Image.open(io.BytesIO(request.answer)))
 
     def status(self) -> int:
         error = self.wait().error
@@ -79,54 +79,54 @@ def make() -> Iterator[Make]:
         assert engine.join(60)
 
 
-def test_the_model_answers_once_it_is_warm(make: Make) -> None:
+def test_model_is_ready_after_warm_up(make: Make) -> None:
     predictor = StandIn()
     predictor.hold()
     engine = make(predictor, wait=False)
     assert predictor.entered.wait(60)
     assert engine.problem() == "The model is being loaded."
     with pytest.raises(RequestError, match="being loaded") as caught:
-        engine.submit(Asked(noise(32, 32)).job)
+        engine.submit(Asked(noise(32, 32)).request)
     assert caught.value.status == 503
     predictor.go.set()
     until(lambda: engine.problem() is None)
     assert predictor.prepared == [([(32, 32)], 1)]
     image = noise(40, 33)
     asked = Asked(image)
-    engine.submit(asked.job)
+    engine.submit(asked.request)
     assert np.array_equal(asked.mask(), image[..., 0] % 3)
-    assert set(asked.job.seconds) == {"queue", "decode", "predict", "encode"}
-    assert all(0 <= seconds < 60 for seconds in asked.job.seconds.values())
+    assert set(asked.request.seconds) == {"queue", "decode", "predict", "encode"}
+    assert all(0 <= seconds < 60 for seconds in asked.request.seconds.values())
 
 
-def test_a_model_that_cannot_be_loaded_is_told_and_never_answers() -> None:
-    told: list[Exception | None] = []
+def test_failed_load_is_reported() -> None:
+    reported: list[Exception | None] = []
 
     def load() -> Any:
         raise WeightsError("no such model")
 
-    engine = Engine(load, Limits(), Table().rows[0], on_started=told.append)
+    engine = Engine(load, Limits(), Table().rows[0], on_started=reported.append)
     engine.start()
     assert engine.join(60)
-    assert [str(error) for error in told] == ["no such model"]
-    assert engine.problem() == "The model's thread has ended."
-    assert not engine.lost  # it never lived; its supervisor hears of it by on_started
+    assert [str(error) for error in reported] == ["no such model"]
+    assert engine.problem() == "The model thread has ended."
+    assert not engine.lost  # it was never ready; on_started has reported it
     with pytest.raises(RequestError):
-        engine.submit(Asked(noise(32, 32)).job)
+        engine.submit(Asked(noise(32, 32)).request)
 
 
-def test_a_full_line_refuses_and_keeps_what_it_has(make: Make) -> None:
+def test_full_queue_rejects_new_requests_and_answers_queued_ones(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor, queue=2)
     predictor.hold()
     asked = [Asked(noise(32, 32, seed)) for seed in range(4)]
-    engine.submit(asked[0].job)
+    engine.submit(asked[0].request)
     assert predictor.entered.wait(60)
-    engine.submit(asked[1].job)
-    engine.submit(asked[2].job)
+    engine.submit(asked[1].request)
+    engine.submit(asked[2].request)
     assert engine.full
     with pytest.raises(RequestError, match="more requests than") as caught:
-        engine.submit(asked[3].job)
+        engine.submit(asked[3].request)
     assert caught.value.status == 503
     assert 1 <= engine.retry_after() <= 60
     predictor.go.set()
@@ -135,57 +135,57 @@ def test_a_full_line_refuses_and_keeps_what_it_has(make: Make) -> None:
     assert not engine.full
 
 
-def waiting_together(engine: Engine, predictor: StandIn, asked: list[Asked]) -> None:
-    """The first job runs while the others wait and are decoded; then all go on."""
+def run_queued(engine: Engine, predictor: StandIn, asked: list[Asked]) -> None:
+    """Queue and decode the other requests while the first one runs; then release the model."""
     predictor.hold()
-    engine.submit(asked[0].job)
+    engine.submit(asked[0].request)
     assert predictor.entered.wait(60)
     for each in asked[1:]:
-        engine.submit(each.job)
-    ahead = [each.job.decoding for each in asked[1:] if each.job.decoding is not None]
+        engine.submit(each.request)
+    ahead = [each.request.decoding for each in asked[1:] if each.request.decoding is not None]
     until(lambda: all(future.done() for future in ahead))
     predictor.go.set()
     for each in asked:
         each.wait()
 
 
-def test_images_of_one_size_that_wait_run_together(make: Make) -> None:
+def test_queued_images_of_the_same_size_form_a_batch(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor, max_batch=3)
     sizes = [(32, 32), (32, 40), (32, 40), (48, 32), (32, 40)]
     asked = [Asked(noise(*size, seed)) for seed, size in enumerate(sizes)]
-    waiting_together(engine, predictor, asked)
-    # The first one ran alone; of the others three were decoded ahead, and two of those have one size.
+    run_queued(engine, predictor, asked)
+    # The first one ran alone; three others were prefetched, two of them with the same size.
     assert predictor.batches[:2] == [[(32, 32)], [(32, 40), (32, 40)]]
     assert sorted(size for batch in predictor.batches for size in batch) == sorted(sizes)
     for each in asked:
         assert np.array_equal(each.mask(), each.image[..., 0] % 3)
 
 
-def test_a_cpu_runs_them_one_by_one(make: Make) -> None:
+def test_cpu_runs_images_one_by_one(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor)
     asked = [Asked(noise(32, 32, seed)) for seed in range(4)]
-    waiting_together(engine, predictor, asked)
+    run_queued(engine, predictor, asked)
     assert predictor.batches == [[(32, 32)]] * 4
 
 
-def test_answers_of_two_kinds_do_not_share_a_batch(make: Make) -> None:
+def test_different_kinds_of_answers_do_not_share_a_batch(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor, max_batch=4)
     accepts = [None, "image/png", "application/x-protobuf", "application/json"]
     asked = [Asked(noise(32, 32, seed), accept) for seed, accept in enumerate(accepts)]
-    waiting_together(engine, predictor, asked)
+    run_queued(engine, predictor, asked)
     assert predictor.batches == [[(32, 32)], [(32, 32), (32, 32)], [(32, 32)]]
-    assert all(each.job.answer for each in asked)
+    assert all(each.request.answer for each in asked)
 
 
-def test_one_bad_image_does_not_spoil_its_batch(make: Make) -> None:
-    def refuse_dark(images: list[np.ndarray]) -> None:
+def test_one_bad_image_does_not_fail_its_batch(make: Make) -> None:
+    def reject_dark(images: list[np.ndarray]) -> None:
         if any(not image.any() for image in images):
             raise RuntimeError("cannot see")
 
-    predictor = StandIn(refuse_dark)
+    predictor = StandIn(reject_dark)
     engine = make(predictor, max_batch=4)
     asked = [
         Asked(noise(32, 32)),
@@ -193,9 +193,9 @@ def test_one_bad_image_does_not_spoil_its_batch(make: Make) -> None:
         Asked(np.zeros((32, 32, 3), np.uint8)),
         Asked(noise(32, 32)),
     ]
-    waiting_together(engine, predictor, asked)
-    assert str(asked[2].job.error) == "cannot see"
-    assert not isinstance(asked[2].job.error, RequestError)
+    run_queued(engine, predictor, asked)
+    assert str(asked[2].request.error) == "cannot see"
+    assert not isinstance(asked[2].request.error, RequestError)
     for index in (0, 1, 3):
         assert np.array_equal(asked[index].mask(), asked[index].image[..., 0] % 3)
     assert engine.problem() is None
@@ -209,86 +209,86 @@ def test_one_bad_image_does_not_spoil_its_batch(make: Make) -> None:
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_too_little_memory_is_a_refusal(make: Make, error: Exception) -> None:
+def test_out_of_memory_becomes_503(make: Make, error: Exception) -> None:
     def fail(images: list[np.ndarray]) -> None:
         if images[0].shape[0] > 40:
             raise error
 
     engine = make(StandIn(fail))
     large, small = Asked(noise(64, 64)), Asked(noise(32, 32))
-    engine.submit(large.job)
+    engine.submit(large.request)
     assert large.status() == 503
-    assert "memory" in str(large.job.error)
-    engine.submit(small.job)
+    assert "memory" in str(large.request.error)
+    engine.submit(small.request)
     assert small.mask().shape == (32, 32)
 
 
-def test_a_body_that_is_no_image_never_reaches_the_model(make: Make) -> None:
+def test_undecodable_body_does_not_reach_the_model(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor)
     asked = Asked(noise(32, 32), body=b"no image")
-    engine.submit(asked.job)
+    engine.submit(asked.request)
     assert asked.status() == 400
     assert predictor.batches == []
 
 
-def test_who_has_gone_is_not_computed_for(make: Make) -> None:
+def test_cancelled_request_is_not_predicted(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor, queue=1)
     predictor.hold()
     first, second, third = (Asked(noise(32, 32, seed)) for seed in range(3))
-    engine.submit(first.job)
+    engine.submit(first.request)
     assert predictor.entered.wait(60)
-    engine.submit(second.job)
-    engine.cancel(second.job)
-    engine.submit(third.job)  # its place is free again
+    engine.submit(second.request)
+    engine.cancel(second.request)
+    engine.submit(third.request)  # the cancelled request has freed a slot
     predictor.go.set()
     assert third.mask().shape == (32, 32)
     assert len(predictor.batches) == 2
     assert not second.done.is_set()
     fourth = Asked(noise(32, 32))
-    fourth.job.cancelled = True
-    engine.submit(fourth.job)
-    assert isinstance(fourth.wait().error, CancelledJobError)
+    fourth.request.cancelled = True
+    engine.submit(fourth.request)
+    assert isinstance(fourth.wait().error, RequestCancelledError)
 
 
-def test_closing_answers_those_in_line_and_refuses_new_ones(make: Make) -> None:
+def test_close_answers_queued_requests_and_rejects_new_ones(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor)
     predictor.hold()
     first, second = Asked(noise(32, 32)), Asked(noise(32, 32, 1))
-    engine.submit(first.job)
+    engine.submit(first.request)
     assert predictor.entered.wait(60)
-    engine.submit(second.job)
+    engine.submit(second.request)
     engine.close()
     with pytest.raises(RequestError, match="stopping"):
-        engine.submit(Asked(noise(32, 32)).job)
+        engine.submit(Asked(noise(32, 32)).request)
     predictor.go.set()
     assert first.mask().shape == second.mask().shape == (32, 32)
     assert engine.join(60)
 
 
-def test_aborting_answers_those_in_line_with_a_refusal(make: Make) -> None:
+def test_abort_answers_queued_requests_with_503(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor)
     predictor.hold()
     first, second = Asked(noise(32, 32)), Asked(noise(32, 32, 1))
-    engine.submit(first.job)
+    engine.submit(first.request)
     assert predictor.entered.wait(60)
-    engine.submit(second.job)
+    engine.submit(second.request)
     engine.abort()
     assert second.status() == 503
     predictor.go.set()
     assert first.mask().shape == (32, 32)
 
 
-def test_a_stuck_model_is_noticed(make: Make) -> None:
+def test_stuck_model_is_detected(make: Make) -> None:
     predictor = StandIn()
     engine = make(predictor, stuck_seconds=0.05)
     assert not engine.lost
     predictor.hold()
     asked = Asked(noise(32, 32))
-    engine.submit(asked.job)
+    engine.submit(asked.request)
     until(lambda: engine.lost)
     assert engine.problem() == "The model has not answered for 0.05 seconds."
     predictor.go.set()
@@ -296,42 +296,42 @@ def test_a_stuck_model_is_noticed(make: Make) -> None:
     until(lambda: engine.problem() is None)
 
 
-def test_a_large_image_of_many_passes_is_no_stuck_model(make: Make) -> None:
+def test_timeout_applies_to_each_forward_pass(make: Make) -> None:
     begun = []
     predictor = StandIn()
     engine = make(predictor)
 
-    def take_a_while(_images: list[np.ndarray]) -> None:
-        begun.append(engine._busy_since)  # what stuck_seconds counts from
+    def run_slowly(_images: list[np.ndarray]) -> None:
+        begun.append(engine._busy_since)  # start of the timeout
         time.sleep(0.01)
 
-    predictor.before, predictor.passes = take_a_while, 8
+    predictor.before, predictor.passes = run_slowly, 8
     asked = Asked(noise(32, 32))
-    engine.submit(asked.job)
+    engine.submit(asked.request)
     assert asked.mask().shape == (32, 32)
     assert all(later - earlier >= 0.009 for earlier, later in zip(begun, begun[1:]))
     assert len(begun) == 8
 
 
-def test_nobodys_large_image_ends_with_the_pass_that_runs(make: Make) -> None:
+def test_cancelled_large_image_ends_after_the_current_forward_pass(make: Make) -> None:
     passes = []
     predictor = StandIn()
     engine = make(predictor)
     asked = Asked(noise(32, 32))
 
-    def leave(_images: list[np.ndarray]) -> None:
+    def cancel(_images: list[np.ndarray]) -> None:
         passes.append(1)
         if len(passes) == 3:
-            engine.cancel(asked.job)
+            engine.cancel(asked.request)
 
-    predictor.before, predictor.passes = leave, 100
-    engine.submit(asked.job)
-    assert isinstance(asked.wait().error, CancelledJobError)
+    predictor.before, predictor.passes = cancel, 100
+    engine.submit(asked.request)
+    assert isinstance(asked.wait().error, RequestCancelledError)
     assert len(passes) == 3
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_models_thread_that_dies_lets_nobody_wait(make: Make) -> None:
+def test_requests_are_answered_if_the_model_thread_dies(make: Make) -> None:
     def die(images: list[np.ndarray]) -> None:
         raise SystemExit
 
@@ -340,18 +340,18 @@ def test_a_models_thread_that_dies_lets_nobody_wait(make: Make) -> None:
     predictor.before = die
     predictor.hold()
     first, second = Asked(noise(32, 32)), Asked(noise(32, 32))
-    engine.submit(first.job)
+    engine.submit(first.request)
     assert predictor.entered.wait(60)
-    engine.submit(second.job)
+    engine.submit(second.request)
     predictor.go.set()
     assert first.status() == 503
     assert second.status() == 503
     assert engine.join(60)
     assert engine.lost
-    assert engine.problem() == "The model's thread has ended."
+    assert engine.problem() == "The model thread has ended."
 
 
-def test_the_row_tells_depth_and_state() -> None:
+def test_row_reports_queue_depth_and_state() -> None:
     table, predictor = Table(), StandIn()
     engine = Engine(lambda: predictor, Limits(), table.rows[0], warmup_size=(32, 32))  # type: ignore
     engine.start()
@@ -360,7 +360,7 @@ def test_the_row_tells_depth_and_state() -> None:
     predictor.hold()
     asked = [Asked(noise(32, 32)) for _ in range(3)]
     for each in asked:
-        engine.submit(each.job)
+        engine.submit(each.request)
     assert predictor.entered.wait(60)
     assert "pspnet_queue_depth 2\n" in table.render()
     assert "pspnet_active_requests 1\n" in table.render()

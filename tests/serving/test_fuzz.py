@@ -1,6 +1,6 @@
-"""Thousands of damaged requests: each gets a right answer or a 4xx with one sentence, and nothing else gets out.
+"""Fuzzing of the protocol: each request is decoded correctly or rejected with a 4xx sentence.
 
-PSPNET_FUZZ_EXAMPLES sets the cases of each test for a longer run (400 by default).
+PSPNET_FUZZ_EXAMPLES sets the number of examples per test (400 by default).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pspnet.classes import voc_palette
 from pspnet.inference.predictor import Prediction
 from pspnet.serving.protocol.accept import FORMS, choose_answer
 from pspnet.serving.protocol.answers import check_answer, encode
-from pspnet.serving.protocol.request_image import Limits, RequestError, decode_image
+from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.protocol.request_image import Limits, decode_image
 from tests.serving.pictures import kinds_of_files, noise, png_of, saved
 
 LIMITS = Limits(request_bytes=1_000_000, pixels=250_000)
@@ -29,7 +30,7 @@ SEEDS = (*kinds_of_files().values(), saved(noise(20, 30)), saved(noise(20, 30)[.
 
 fuzz = settings(
     max_examples=int(os.environ.get("PSPNET_FUZZ_EXAMPLES", "400")),
-    deadline=None,  # the machine may be busy
+    deadline=None,  # the machine may be loaded
     suppress_health_check=list(HealthCheck),
     derandomize="PSPNET_FUZZ_EXAMPLES" not in os.environ,
     database=None,
@@ -37,11 +38,11 @@ fuzz = settings(
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 
-def assert_right_or_refused(body: bytes, content_type: str | None) -> None:
+def assert_decoded_or_rejected(body: bytes, content_type: str | None) -> None:
     try:
         pixels = decode_image(body, content_type, LIMITS)
     except RequestError as error:
-        assert_refusal(error, 400, 413, 415)
+        assert_rejection(error, 400, 413, 415)
         return
     height, width = pixels.shape[:2]
     assert pixels.shape == (height, width, 3)
@@ -49,7 +50,7 @@ def assert_right_or_refused(body: bytes, content_type: str | None) -> None:
     assert 0 < height * width <= LIMITS.pixels
 
 
-def assert_refusal(error: RequestError, *statuses: int) -> None:
+def assert_rejection(error: RequestError, *statuses: int) -> None:
     text = str(error)
     assert error.status in statuses
     assert text.endswith(".")
@@ -60,57 +61,57 @@ def assert_refusal(error: RequestError, *statuses: int) -> None:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A real file with bytes changed, cut, doubled, removed, or the tail of another one."""
+    """Generate a real file with bytes changed, truncated, repeated, removed, or replaced by another file's tail."""
     body = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
-        place = draw(st.integers(0, max(0, len(body) - 1)))
+        offset = draw(st.integers(0, max(0, len(body) - 1)))
         kind = draw(st.integers(0, 6))
         if kind == 0 and body:
-            body[place] ^= 1 << draw(st.integers(0, 7))
+            body[offset] ^= 1 << draw(st.integers(0, 7))
         elif kind == 1 and body:
-            body[place] = draw(st.sampled_from((0, 1, 0x7F, 0x80, 0xFF, 0xD8, 0xC0)))
+            body[offset] = draw(st.sampled_from((0, 1, 0x7F, 0x80, 0xFF, 0xD8, 0xC0)))
         elif kind == 2:
-            body[place : place + draw(st.integers(1, 40))] = draw(st.binary(max_size=40))
+            body[offset : offset + draw(st.integers(1, 40))] = draw(st.binary(max_size=40))
         elif kind == 3:
-            del body[place:]
+            del body[offset:]
         elif kind == 4:
-            del body[place : place + draw(st.integers(1, 200))]
+            del body[offset : offset + draw(st.integers(1, 200))]
         elif kind == 5:
-            body[place:place] = body[max(0, place - 60) : place]
+            body[offset:offset] = body[max(0, offset - 60) : offset]
         else:
-            body[place:] = draw(st.sampled_from(SEEDS))[place:]
+            body[offset:] = draw(st.sampled_from(SEEDS))[offset:]
     return bytes(body)
 
 
 @fuzz
 @given(damaged(), st.sampled_from(TYPES))
 def test_damaged_files(body: bytes, content_type: str | None) -> None:
-    assert_right_or_refused(body, content_type)
+    assert_decoded_or_rejected(body, content_type)
 
 
 @fuzz
 @given(st.binary(max_size=300), st.one_of(st.sampled_from(TYPES), st.text(max_size=40)))
-def test_any_bytes_under_any_type(body: bytes, content_type: str | None) -> None:
-    assert_right_or_refused(body, content_type)
+def test_arbitrary_bytes_and_types(body: bytes, content_type: str | None) -> None:
+    assert_decoded_or_rejected(body, content_type)
 
 
-def with_right_checksums(body: bytes) -> bytes:
-    """A damaged PNG whose chunks say that they are whole, so that the damage reaches the decoder."""
-    out, place = bytearray(body[:8]), 8
-    while place + 12 <= len(body):
-        (length,) = struct.unpack(">I", body[place : place + 4])
-        if length > len(body) - place - 12:
+def with_valid_checksums(body: bytes) -> bytes:
+    """Fix the checksums of a damaged PNG, so that the damage reaches the decoder."""
+    out, offset = bytearray(body[:8]), 8
+    while offset + 12 <= len(body):
+        (length,) = struct.unpack(">I", body[offset : offset + 4])
+        if length > len(body) - offset - 12:
             break
-        chunk = body[place + 4 : place + 8 + length]
+        chunk = body[offset + 4 : offset + 8 + length]
         out += struct.pack(">I", length) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        place += 12 + length
-    return bytes(out + body[place:])
+        offset += 12 + length
+    return bytes(out + body[offset:])
 
 
 @fuzz
 @given(damaged())
-def test_damaged_png_files_with_right_checksums(body: bytes) -> None:
-    assert_right_or_refused(with_right_checksums(body), "image/png")
+def test_damaged_png_files_with_valid_checksums(body: bytes) -> None:
+    assert_decoded_or_rejected(with_valid_checksums(body), "image/png")
 
 
 @fuzz
@@ -121,8 +122,8 @@ def test_damaged_png_files_with_right_checksums(body: bytes) -> None:
     st.integers(0, 7),
     st.binary(max_size=60),
 )
-def test_png_headers_that_claim_anything(width: int, height: int, depth: int, colour: int, pixels: bytes) -> None:
-    assert_right_or_refused(png_of(width, height, pixels, depth, colour), "image/png")
+def test_arbitrary_png_headers(width: int, height: int, depth: int, colour: int, pixels: bytes) -> None:
+    assert_decoded_or_rejected(png_of(width, height, pixels, depth, colour), "image/png")
 
 
 @fuzz
@@ -140,10 +141,10 @@ def test_png_headers_that_claim_anything(width: int, height: int, depth: int, co
     st.binary(max_size=300),
 )
 @example(1, "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 2, 3), }", bytes(12))
-def test_npy_headers_that_claim_anything(version: int, header: str, data: bytes) -> None:
+def test_arbitrary_npy_headers(version: int, header: str, data: bytes) -> None:
     length = struct.pack("<H" if version == 1 else "<I", len(header))
     body = b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + data
-    assert_right_or_refused(body, "application/x-npy")
+    assert_decoded_or_rejected(body, "application/x-npy")
 
 
 ACCEPT_PARTS = st.sampled_from(
@@ -160,30 +161,30 @@ HEADERS = st.one_of(
 @fuzz
 @given(HEADERS, HEADERS)
 @example("image/png;q=0.5, application/json", None)
-def test_any_headers(accept: str | None, attributes: str | None) -> None:
+def test_arbitrary_headers(accept: str | None, attributes: str | None) -> None:
     try:
         form = choose_answer(accept, attributes)
     except RequestError as error:
-        assert_refusal(error, 400, 406)
+        assert_rejection(error, 400, 406)
         return
     assert form in FORMS
 
 
 @fuzz
 @given(st.sampled_from(FORMS), st.integers(1, 40), st.integers(1, 40), st.integers(2, 9), st.integers(1_000, 60_000))
-def test_any_answer_fits_or_is_refused(form: object, height: int, width: int, classes: int, largest: int) -> None:
+def test_answers_fit_or_are_rejected(form: object, height: int, width: int, classes: int, largest: int) -> None:
     rng = np.random.default_rng(height * 41 + width)
-    shares = rng.random((classes, height, width), dtype=np.float32)
+    probabilities = rng.random((classes, height, width), dtype=np.float32)
     names = tuple(f"class {index}" for index in range(classes))
-    mask = shares.argmax(axis=0).astype(np.uint8)
-    prediction = Prediction(mask, names, voc_palette(), noise(height, width), shares)
+    mask = probabilities.argmax(axis=0).astype(np.uint8)
+    prediction = Prediction(mask, names, voc_palette(), noise(height, width), probabilities)
     limits = Limits(answer_bytes=largest)
     assert form in FORMS
     try:
         check_answer(form, height, width, classes, limits)  # type: ignore[arg-type]
         body = encode(prediction, form, limits)  # type: ignore[arg-type]
     except RequestError as error:
-        assert_refusal(error, 413)
+        assert_rejection(error, 413)
         return
     assert 0 < len(body) <= largest
     if form == FORMS[0]:

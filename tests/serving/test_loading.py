@@ -1,4 +1,4 @@
-"""What serving loads, by its settings."""
+"""Tests of loading a predictor by settings."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "packed"
 
 
-def test_a_packed_model_runs_without_exports_and_says_so(packed: Path) -> None:
+def test_packed_model_runs_without_exports(packed: Path) -> None:
     flags = {"device": "cpu", "threads": str(torch.get_num_threads())}
     assert load_predictor(read_settings(packed, flags, {}), Limits(), 0).runtime.name == "eager"
-    text = r"packed/model\.tar\.gz: the runtime openvino:int8 runs an export, and a packed model is served without any"
+    text = r"packed/model\.tar\.gz: the runtime openvino:int8 needs an export, and exports in a packed model are"
     with pytest.raises(WeightsError, match=text):
         load_predictor(read_settings(packed, {**flags, "runtime": "openvino:int8"}, {}), Limits(), 0)
 
 
-def test_workers_take_turns_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_assigned_to_gpus_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [choose_serving_device("auto", slot).index for slot in range(3)] == [0, 1, 0]

@@ -1,4 +1,4 @@
-"""Settings of serving: where they come from, what is refused, and how many cores there are."""
+"""Tests of serving settings: sources, validation and the number of cores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_defaults() -> None:
     assert settings.request_log is True
 
 
-def test_the_runtime_comes_from_a_flag_or_a_variable() -> None:
+def test_runtime_from_flag_or_variable() -> None:
     assert read_settings(env={"PSPNET_RUNTIME": "openvino:int8"}).runtime == "openvino:int8"
     assert read_settings(None, {"runtime": "eager"}, {"PSPNET_RUNTIME": "compile"}).runtime == "eager"
     with pytest.raises(ConfigError, match="PSPNET_RUNTIME: found 'fast'; expected auto or eager or compile or"):
         read_settings(env={"PSPNET_RUNTIME": "fast"})
 
 
-def test_flags_win_over_variables_and_variables_over_defaults() -> None:
+def test_flags_override_variables_and_variables_override_defaults() -> None:
     env = {"PSPNET_PORT": "81", "PSPNET_QUEUE": "7", "PSPNET_WARMUP_SIZE": "64X32", "PSPNET_REQUEST_LOG": "false"}
     settings = read_settings(Path("m"), {"port": "82", "queue": None}, {**env, "PSPNET_HOST": "", "SM_MODEL_DIR": "/s"})
     assert (settings.port, settings.queue, settings.host) == (82, 7, "127.0.0.1")
@@ -39,7 +39,7 @@ def test_flags_win_over_variables_and_variables_over_defaults() -> None:
     assert read_settings(env={"SM_MODEL_DIR": "/s", "PSPNET_MODEL_DIR": "/p"}).model_dir == Path("/p")
 
 
-def test_all_problems_are_told_at_once_and_say_where_they_came_from() -> None:
+def test_all_problems_are_reported_with_their_source() -> None:
     flags = {"port": "65536", "workers": "0", "threads": "many", "grace_seconds": "nan", "warmup_size": "480"}
     with pytest.raises(ConfigError) as caught:
         read_settings(None, flags, {"PSPNET_DEVICE": "tpu", "PSPNET_PRECISION": "int8", "PSPNET_REQUEST_LOG": "maybe"})
@@ -49,13 +49,13 @@ def test_all_problems_are_told_at_once_and_say_where_they_came_from() -> None:
         "--threads: found 'many'; expected a whole number from 1 to 1024 or auto.",
         "PSPNET_DEVICE: found 'tpu'; expected auto, cpu, cuda or cuda:N.",
         "PSPNET_PRECISION: found 'int8'; expected auto or float32 or bfloat16 or float16.",
-        "--warmup_size: found '480'; expected WIDTHxHEIGHT with both from 32 to 4096, as 480x360.",
+        "--warmup_size: found '480'; expected WIDTHxHEIGHT with both from 32 to 4096, e.g. 480x360.",
         "--grace_seconds: found 'nan'; expected seconds from 0 to 3600.",
         "PSPNET_REQUEST_LOG: found 'maybe'; expected True or False.",
     ]
 
 
-def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_split_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_module, "available_cores", lambda: 8)
     assert read_settings(None, {}, {}).threads_per_worker() == 8
     assert read_settings(None, {"workers": "3"}, {}).threads_per_worker() == 2
@@ -76,7 +76,7 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"cpu.max": "rubbish"}, 16),
     ],
 )
-def test_a_containers_quota_counts(
+def test_container_quota_limits_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)

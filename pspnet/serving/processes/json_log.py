@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line, written by a thread of its own.
+"""Structured log: one JSON object per line, written by a background thread.
 
-A log reader that is slow or stuck must not hold up a request: lines wait in memory, and beyond a limit they are counted
-and dropped.
+A slow or blocked log reader must not delay a request: lines are buffered in memory, and beyond a limit dropped and
+counted.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import traceback
 from collections import deque
 from typing import IO, Any
 
-_MOST_LINES = 10_000
+_MAX_LINES = 10_000
 _FLUSH_SECONDS = 0.2
 
 
 class JsonLog:
-    """Writes events as JSON lines. `write` costs a caller microseconds and never blocks."""
+    """Writes events as JSON lines. `write` takes microseconds and never blocks."""
 
     def __init__(self, stream: IO[str] | None = None, **fields: Any) -> None:
         self._stream = stream or sys.stderr
@@ -32,24 +32,24 @@ class JsonLog:
         self._thread.start()
 
     def write(self, event: str, **fields: Any) -> None:
-        """One line: time (seconds since 1970), event, this log's own fields and these."""
-        if len(self._lines) >= _MOST_LINES:
+        """Log a line: time (Unix seconds), event, the fields of this log and the given ones."""
+        if len(self._lines) >= _MAX_LINES:
             self._dropped += 1
             return
         self._lines.append(json.dumps({"time": round(time.time(), 3), "event": event, **self._fields, **fields}))
 
     def error(self, event: str, error: BaseException, **fields: Any) -> None:
-        """One line with an exception and its traceback."""
+        """Log a line with an exception and its traceback."""
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.write(event, **fields, error=f"{type(error).__name__}: {error}", traceback=text)
 
     def close(self, seconds: float = 2.0) -> None:
-        """Write what waits, for at most so long."""
+        """Flush the buffered lines, with a timeout in seconds."""
         self._closing.set()
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        # A timer instead of a wake-up for every line: a request shall not pay for a change of threads.
+        # Flush on a timer: waking this thread for every line would cost each request a context switch.
         while not self._closing.wait(_FLUSH_SECONDS):
             self._flush()
         self._flush()
@@ -59,20 +59,19 @@ class JsonLog:
         while self._lines:
             lines.append(self._lines.popleft())
         if self._dropped:
-            lines.append(
-                json.dumps({"time": round(time.time(), 3), "event": "log_lines_dropped", "count": self._dropped})
-            )
+            dropped = {"time": round(time.time(), 3), "event": "log_lines_dropped", "count": self._dropped}
+            lines.append(json.dumps(dropped))
             self._dropped = 0
         if lines:
             try:
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
-            except (OSError, ValueError):  # nobody reads any more; serving goes on
+            except (OSError, ValueError):  # the reader is gone; serving continues
                 return
 
 
 class LogHandler(logging.Handler):
-    """Sends the records of a library's logger to a JsonLog."""
+    """Forwards the records of a library's logger to a JsonLog."""
 
     def __init__(self, log: JsonLog) -> None:
         super().__init__(logging.WARNING)

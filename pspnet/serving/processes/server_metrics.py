@@ -1,7 +1,7 @@
-"""What /metrics tells: numbers of all workers in one small shared file, and their Prometheus text.
+"""Metrics of all workers in a small shared file, and their Prometheus text for /metrics.
 
-Every worker has a row of float64 values that it alone writes, so counting needs no lock and survives the worker: its
-replacement goes on with the same row. Any worker can answer for all of them by summing the rows.
+Every worker has a row of float64 values that only it writes, so counting needs no lock. Counters survive the worker:
+its replacement continues with the same row. Any worker can report the totals by summing the rows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 STARTING, READY, STOPPING = 0.0, 1.0, 2.0
 
-# The places of a row. A histogram takes its buckets, one for larger values, and the sum.
-_PID, _BEAT, _STATE, _WAITING, _ACTIVE, _BYTES_IN, _BYTES_OUT, _RESTARTS = range(8)
+# Offsets within a row. A histogram holds its buckets, one for larger values, and the sum.
+_PID, _HEARTBEAT, _STATE, _WAITING, _ACTIVE, _BYTES_IN, _BYTES_OUT, _RESTARTS = range(8)
 _STATUS = 8  # + status: 0..599
 _STAGE = _STATUS + 600
 _STAGE_WIDTH = len(SECONDS) + 2
@@ -32,26 +32,26 @@ _WIDTH = _BATCH + len(IMAGES) + 2
 
 
 class Row:
-    """One worker's numbers. Written by one process; within it, each number by one thread at a time."""
+    """Metrics of one worker. Written by one process; within it, each value by one thread at a time."""
 
     def __init__(self, values: memoryview[float]) -> None:
         self._values = values
 
     def begin(self) -> None:
-        """A new process takes the row: counters stay, states start again."""
+        """Attach a new process to the row: counters are kept, states are reset."""
         self._values[_STATE] = STARTING
         self._values[_WAITING] = self._values[_ACTIVE] = 0.0
         self._values[_PID] = float(os.getpid())
-        self.beat()
+        self.heartbeat()
 
-    def beat(self) -> None:
-        """Say that the event loop runs. Monotonic time is the same for all processes of a machine."""
-        self._values[_BEAT] = time.monotonic()
+    def heartbeat(self) -> None:
+        """Record that the event loop runs. Monotonic time is the same for all processes of a machine."""
+        self._values[_HEARTBEAT] = time.monotonic()
 
     @property
-    def since_beat(self) -> float:
-        """Seconds since the last beat."""
-        return time.monotonic() - self._values[_BEAT]
+    def heartbeat_age(self) -> float:
+        """Seconds since the last heartbeat."""
+        return time.monotonic() - self._values[_HEARTBEAT]
 
     @property
     def pid(self) -> int:
@@ -65,26 +65,26 @@ class Row:
     def state(self, state: float) -> None:
         self._values[_STATE] = state
 
-    def bury(self) -> None:
-        """The row's worker is dead, and will be replaced. Called by the supervisor."""
+    def mark_dead(self) -> None:
+        """Reset the state and count a restart. Called by the supervisor when the worker has died."""
         self._values[_STATE] = STARTING
         self._values[_WAITING] = self._values[_ACTIVE] = self._values[_PID] = 0.0
         self._values[_RESTARTS] += 1
 
-    def depth(self, waiting: int, active: int) -> None:
-        """Requests that wait, and those that the model works on now."""
+    def set_depth(self, waiting: int, active: int) -> None:
+        """Set the numbers of queued and of active requests."""
         self._values[_WAITING], self._values[_ACTIVE] = float(waiting), float(active)
 
-    def request(self, status: int, received: int, sent: int, stages: Iterable[tuple[str, float]]) -> None:
-        """One answered request: its status, body bytes, and seconds by stage."""
+    def count_request(self, status: int, received: int, sent: int, stages: Iterable[tuple[str, float]]) -> None:
+        """Count an answered request: status, body bytes, and seconds by stage."""
         self._values[_STATUS + min(max(status, 0), 599)] += 1
         self._values[_BYTES_IN] += received
         self._values[_BYTES_OUT] += sent
         for stage, seconds in stages:
             self._observe(_STAGE + STAGES.index(stage) * _STAGE_WIDTH, SECONDS, seconds)
 
-    def batch(self, images: int) -> None:
-        """One run of the model over so many images."""
+    def count_batch(self, images: int) -> None:
+        """Count a batch by its number of images."""
         self._observe(_BATCH, IMAGES, float(images))
 
     def _observe(self, start: int, bounds: Sequence[float], value: float) -> None:
@@ -93,7 +93,7 @@ class Row:
 
 
 class Table:
-    """The rows of all workers, in a file that they share; in memory alone where `path` is None."""
+    """Rows of all workers, in a shared file; in memory if `path` is None."""
 
     def __init__(self, workers: int = 1, path: Path | None = None) -> None:
         size = workers * _WIDTH * 8
@@ -110,35 +110,32 @@ class Table:
 
     @property
     def starting_up(self) -> bool:
-        """Whether a worker of the first start does not answer yet."""
+        """True while a worker of the first start is not ready yet."""
         rows = (self._values[index * _WIDTH : (index + 1) * _WIDTH] for index in range(len(self.rows)))
         return any(row[_STATE] == STARTING and row[_RESTARTS] == 0 for row in rows)
 
     def render(self) -> str:
-        """All numbers in Prometheus' text format."""
+        """Return the totals in Prometheus' text format."""
         rows = [self._values[index * _WIDTH : (index + 1) * _WIDTH].tolist() for index in range(len(self.rows))]
         total = [sum(column) for column in zip(*rows)]
         lines: list[str] = []
-        _family(
-            lines, "pspnet_requests_total", "counter", "Answered requests by HTTP status; 499: the client had gone."
-        )
+        _family(lines, "pspnet_requests_total", "counter", "Answers by HTTP status; 499: client disconnected.")
         for status in range(600):
             if total[_STATUS + status] or status == 200:
                 lines.append(f'pspnet_requests_total{{status="{status}"}} {total[_STATUS + status]:.0f}')
         _family(lines, "pspnet_stage_seconds", "histogram", "Seconds of a request by stage.")
         for index, stage in enumerate(STAGES):
-            _histogram(
-                lines, "pspnet_stage_seconds", f'stage="{stage}",', total, _STAGE + index * _STAGE_WIDTH, SECONDS
-            )
-        _family(lines, "pspnet_batch_images", "histogram", "Images that the model ran together.")
+            start = _STAGE + index * _STAGE_WIDTH
+            _histogram(lines, "pspnet_stage_seconds", f'stage="{stage}",', total, start, SECONDS)
+        _family(lines, "pspnet_batch_images", "histogram", "Images per batch.")
         _histogram(lines, "pspnet_batch_images", "", total, _BATCH, IMAGES)
-        for name, kind, text, place in _SUMS:
+        for name, kind, text, offset in _SUMS:
             _family(lines, name, kind, text)
-            lines.append(f"{name} {total[place]:.0f}")
+            lines.append(f"{name} {total[offset]:.0f}")
         ready = sum(row[_STATE] == READY for row in rows)
-        _family(lines, "pspnet_workers_ready", "gauge", "Workers whose model answers.")
+        _family(lines, "pspnet_workers_ready", "gauge", "Workers whose model is ready.")
         lines.append(f"pspnet_workers_ready {ready}")
-        _family(lines, "pspnet_worker_resident_bytes", "gauge", "Memory of each worker.")
+        _family(lines, "pspnet_worker_resident_bytes", "gauge", "Resident memory of each worker.")
         for index, row in enumerate(rows):
             lines.append(f'pspnet_worker_resident_bytes{{worker="{index}"}} {_resident_bytes(int(row[_PID]))}')
         return "\n".join(lines) + "\n"
@@ -147,9 +144,9 @@ class Table:
 _SUMS = (
     ("pspnet_request_bytes_total", "counter", "Bytes of request bodies.", _BYTES_IN),
     ("pspnet_response_bytes_total", "counter", "Bytes of answers.", _BYTES_OUT),
-    ("pspnet_worker_restarts_total", "counter", "Workers that were replaced.", _RESTARTS),
-    ("pspnet_queue_depth", "gauge", "Requests that wait for the model.", _WAITING),
-    ("pspnet_active_requests", "gauge", "Requests that the model works on.", _ACTIVE),
+    ("pspnet_worker_restarts_total", "counter", "Restarts of workers.", _RESTARTS),
+    ("pspnet_queue_depth", "gauge", "Queued requests.", _WAITING),
+    ("pspnet_active_requests", "gauge", "Requests in the current batch.", _ACTIVE),
 )
 
 
@@ -171,7 +168,7 @@ def _histogram(
 
 
 def _resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 where it is gone or the system does not tell."""
+    """Resident memory of a process; 0 if it has ended or the system does not report it."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""One process that answers requests: the app on a socket that it shares with the other workers."""
+"""Worker process: the app under uvicorn, on a socket shared with the other workers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pspnet.inference.limits import Limits
 from pspnet.serving.app import Service, create_app
 from pspnet.serving.processes.json_log import JsonLog, LogHandler
 from pspnet.serving.processes.server_metrics import Table
-from pspnet.serving.processes.worker_arguments import Order, StartFailure
+from pspnet.serving.processes.worker_arguments import StartFailure, WorkerArguments
 
 STUCK_EXIT = 70
-# Idle connections stay open longer than a driver pauses between frames; a new one costs a round trip.
+# Keep idle connections open for longer than a driver pauses between frames; a new one costs a round trip.
 _KEEP_ALIVE_SECONDS = 75
-# At a stop, idle connections stay open for a moment: a request may be on its way on one of them.
+# At a stop, keep idle connections open for a moment: a request may be in flight on one of them.
 _LINGER_SECONDS = 0.3
-_WATCH_SECONDS = 1.0
+_MONITOR_SECONDS = 1.0
 
 
-def run_worker(order: Order, listener: socket.socket, control: Connection) -> None:
-    """Serve until the supervisor closes its end of `control` (or dies), or SIGTERM; ends the process."""
+def run_worker(arguments: WorkerArguments, listener: socket.socket, control: Connection) -> None:
+    """Serve until SIGTERM, or until the supervisor closes its end of `control` or dies; then exit the process."""
     # Ctrl-C reaches every process of the terminal; the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = JsonLog(worker=order.slot)
-    _quieten_libraries(log)
+    log = JsonLog(worker=arguments.slot)
+    _redirect_library_warnings(log)
     server: list[_Server] = []
     failures: list[Exception] = []
 
@@ -45,37 +45,33 @@ def run_worker(order: Order, listener: socket.socket, control: Connection) -> No
                 control.send(describe_failure(error))
             server[0].stop_from_thread()
 
+    settings, slot = arguments.settings, arguments.slot
     app = create_app(
-        order.settings, Limits.from_environment(), Table(order.settings.workers, order.table), order.slot, log,
-        on_started, order.listen_when_ready,
+        settings, Limits.from_environment(), Table(settings.workers, arguments.table), slot, log,
+        on_started, arguments.listen_when_ready,
     )  # fmt: skip
     config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nothing here asks who the client is
-        ws="none",
-        lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(order.settings.grace_seconds) + 2,
-    )
+        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none", lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(settings.grace_seconds) + 2,
+    )  # fmt: skip
     server.append(_Server(config, app.state.service, control))
     server[0].run(sockets=[listener])
-    # Taking torch apart takes seconds, and some versions crash at it; everything that matters is done.
+    # Skip torch's teardown: it takes seconds, and some versions crash in it.
     sys.stderr.flush()
     os._exit(1 if failures else 0)
 
 
 def describe_failure(error: Exception) -> StartFailure:
-    """A model that does not start, as the command's last words."""
+    """Convert the exception of a failed start into the command's final message."""
     if isinstance(error, (PspnetError, OSError)):
         return StartFailure(str(error), 2 if isinstance(error, ConfigError) else 1)
-    return StartFailure(f"The model does not start ({type(error).__name__}: {error}); the log above says where.", 1)
+    return StartFailure(
+        f"The model does not start ({type(error).__name__}: {error}); see the log above for the traceback.", 1
+    )
 
 
-def _quieten_libraries(log: JsonLog) -> None:
-    """Warnings of the server's own libraries, and Python's, become lines of the same log."""
+def _redirect_library_warnings(log: JsonLog) -> None:
+    """Redirect the warnings of uvicorn, asyncio and Python to the same log."""
     logging.captureWarnings(True)
     for name in ("uvicorn.error", "asyncio", "py.warnings"):
         logger = logging.getLogger(name)
@@ -85,7 +81,7 @@ def _quieten_libraries(log: JsonLog) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, stopped by its supervisor instead of by the terminal, and without losing requests."""
+    """uvicorn's server with a graceful shutdown that the supervisor triggers and that loses no requests."""
 
     def __init__(self, config: uvicorn.Config, service: Service, control: Connection) -> None:
         super().__init__(config)
@@ -94,25 +90,25 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn would raise the signal again after a clean end, and the process would not exit with 0."""
+        """Disabled: uvicorn raises the signal again after a clean shutdown, so the exit code would not be 0."""
         yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop.add_signal_handler(signal.SIGTERM, self.stop)
         self._loop.add_reader(self._control.fileno(), self.stop)
-        watch = asyncio.ensure_future(self._watch())
+        monitor = asyncio.ensure_future(self._monitor())
         await super().serve(sockets)
-        watch.cancel()
+        monitor.cancel()
 
     def stop_from_thread(self) -> None:
-        """`stop`, for other threads."""
+        """Call `stop` from another thread."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.stop)
 
     def stop(self) -> None:
-        """Accept no more connections, answer what has been accepted, end."""
+        """Shut down gracefully: accept no connections, answer accepted requests, exit."""
         assert self._loop is not None
         self._loop.remove_reader(self._control.fileno())
         if self._service.draining:
@@ -126,10 +122,10 @@ class _Server(uvicorn.Server):
     def _exit(self) -> None:
         self.should_exit = True
 
-    async def _watch(self) -> None:
-        """End the process when its model is lost: a new one can answer, this one cannot."""
+    async def _monitor(self) -> None:
+        """Exit the process when its model is stuck or its thread has died, so that it is replaced."""
         while True:
-            await asyncio.sleep(_WATCH_SECONDS)
+            await asyncio.sleep(_MONITOR_SECONDS)
             if self._service.engine.lost and not self._service.draining:
                 self._service.log.write("model_lost", problem=self._service.engine.problem())
                 self._service.log.close()

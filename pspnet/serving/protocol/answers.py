@@ -1,4 +1,4 @@
-"""Whether an answer fits, and its bytes.
+"""Encoding of predictions to answers within the size limits.
 
 Legend: H, W image height and width; C classes.
 """
@@ -18,19 +18,19 @@ from pspnet.inference.predictor import Prediction
 from pspnet.masks.png import encode_mask
 from pspnet.serving.protocol import npy, recordio
 from pspnet.serving.protocol.accept import FORMS, NPY, NPZ, OVERLAY, PALETTE, SUMMARY, AnswerForm, choose_answer
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 
 __all__ = ["FORMS", "AnswerForm", "check_answer", "choose_answer", "class_counts", "encode", "encode_mask"]
 
 _JPEG_QUALITY = 90
-# Probabilities are computed and compressed as a whole; what they take uncompressed is bounded too.
+# Probabilities are compressed in one piece, so their uncompressed size is limited too, to this multiple.
 _COMPRESSION = 4
 
 
 def check_answer(form: AnswerForm, height: int, width: int, classes: int, limits: Limits) -> None:
-    """Before predicting: RequestError 413 where class probabilities cannot fit into limits.answer_bytes.
+    """Raise RequestError 413 before prediction if class probabilities cannot fit into limits.answer_bytes.
 
-    Other answers are small; `encode` checks what it wrote.
+    Other answers are small; `encode` checks the size of its result.
     """
     if not form.needs_probabilities:
         return
@@ -44,18 +44,18 @@ def check_answer(form: AnswerForm, height: int, width: int, classes: int, limits
     raise RequestError(
         413,
         f"Probabilities of {classes} classes for {width}x{height} pixels take {size:,} bytes as {form.dtype}; this "
-        f"endpoint takes {limit:,} at most. Send at most about {side}x{side} pixels, or accept {smaller}image/png for "
+        f"endpoint allows at most {limit:,}. Send at most about {side}x{side} pixels, or accept {smaller}image/png for "
         "the mask alone.",
     )
 
 
 def encode(prediction: Prediction, form: AnswerForm, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The answer's body. Raises RequestError 413 where it is larger than limits.answer_bytes."""
+    """Return the body of the answer. Raises RequestError 413 if it is larger than limits.answer_bytes."""
     body = _encode(prediction, form)
     if len(body) > limits.answer_bytes:
         raise RequestError(
             413,
-            f"The answer has {len(body):,} bytes; this endpoint answers with at most {limits.answer_bytes:,}. "
+            f"The answer has {len(body):,} bytes; this endpoint returns at most {limits.answer_bytes:,}. "
             "Send a smaller image or accept image/png.",
         )
     return body
@@ -76,22 +76,22 @@ def _encode(prediction: Prediction, form: AnswerForm) -> bytes:
 
 
 def _encode_probabilities(prediction: Prediction, form: AnswerForm) -> bytes:
-    shares = prediction.probabilities  # (C, H, W) float32
-    if shares is None:
-        raise RequestError(406, f"This call gives no probabilities, so it cannot answer in {form.media_type}.")
+    probabilities = prediction.probabilities  # (C, H, W) float32
+    if probabilities is None:
+        raise RequestError(406, f"No probabilities were computed, so the answer cannot be {form.media_type}.")
     if form.media_type not in (NPY, NPZ):
         try:
-            return recordio.encode_probabilities(shares)
+            return recordio.encode_probabilities(probabilities)
         except recordio.TooLongError as error:
             raise RequestError(413, f"The answer is too long: {error}") from None
-    values = np.empty(shares.shape, dtype=form.dtype)
-    for index, share in enumerate(shares):  # class by class, so that the copies in between stay small
-        values[index] = np.rint(share * 255) if form.dtype == "uint8" else share
+    values = np.empty(probabilities.shape, dtype=form.dtype)
+    for index, plane in enumerate(probabilities):  # (H, W) at a time, to keep temporary copies small
+        values[index] = np.rint(plane * 255) if form.dtype == "uint8" else plane
     return npy.write(values) if form.media_type == NPY else npy.write_compressed("probabilities", values)
 
 
 def _encode_overlay(prediction: Prediction) -> bytes:
-    """A JPEG file of the image under its mask's colours, half and half."""
+    """Encode the image blended half and half with the colours of its mask as JPEG."""
     colours = prediction.palette[prediction.mask]  # (H, W, 3)
     mixed = (prediction.image >> 1) + (colours >> 1)
     buffer = io.BytesIO()
@@ -100,7 +100,7 @@ def _encode_overlay(prediction: Prediction) -> bytes:
 
 
 def class_counts(prediction: Prediction) -> dict[str, Any]:
-    """Size of the mask, and for every class in it its id, name, pixels and share of all pixels."""
+    """Return the size of the mask, and the id, name, pixel count and fraction of every class in it."""
     mask = prediction.mask
     counts = np.bincount(mask.ravel(), minlength=len(prediction.class_names))
     classes = [

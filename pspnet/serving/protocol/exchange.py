@@ -1,7 +1,6 @@
-"""One HTTP request and its answer, straight on ASGI: headers, the body within limits, plain sentences for errors.
+"""HTTP request and answer on plain ASGI: headers, size and time limits for the body, errors as plain sentences.
 
-FastAPI's request and response classes would cost more than the rest of this server; an endpoint that takes one body
-and gives one back needs none of them.
+FastAPI's request and response classes would cost more than the rest of this server.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -25,20 +24,20 @@ _WANTED = {
     b"accept", b"content-encoding", b"content-length", b"content-type", b"x-amzn-sagemaker-custom-attributes",
     b"x-request-id",
 }  # fmt: skip
-# After an early answer, this much of an unwanted body is still read and thrown away: a client that is still sending
-# would otherwise find the connection reset and never see the answer.
+# After an early answer, up to this much of the remaining body is read and discarded: a client that is still sending
+# would otherwise see a connection reset instead of the answer.
 _DRAIN_BYTES = 64_000_000
 _DRAIN_SECONDS = 5.0
 
 
 class ClientGoneError(Exception):
-    """The client has closed the connection."""
+    """The client has disconnected."""
 
 
 class Exchange:
-    """One request and its answer.
+    """HTTP request and its answer.
 
-    headers: those that serving looks at, lower-case names; repeated ones are joined by commas.
+    headers: the headers that serving uses, with lower-case names; repeated ones are joined by commas.
     received, sent: bytes of the bodies. status: of the answer, 0 before it.
     """
 
@@ -57,20 +56,20 @@ class Exchange:
         self._body_read = False
 
     async def read_body(self, limit: int, seconds: float, hold: Callable[[int], None]) -> bytes:
-        """The request's body.
+        """Read the body of the request.
 
         Args:
-            limit: most bytes; held up to while they come in, whatever Content-Length says.
-            seconds: the whole body must have come by then.
-            hold: told the bytes of every piece; may raise to refuse it.
+            limit: largest number of bytes, enforced while they arrive, whatever Content-Length is.
+            seconds: timeout for the complete body.
+            hold: called with the size of every chunk; may raise to reject it.
 
-        Raises RequestError 408, 413 and what `hold` raises; ClientGoneError.
+        Raises RequestError 408 or 413, ClientGoneError, and whatever `hold` raises.
         """
         announced = self.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
-            raise RequestError(413, f"The body has {int(announced):,} bytes; this endpoint takes at most {limit:,}.")
-        first = await self._piece(limit, hold)
-        if self._body_read:  # the usual case: a small image has come with its headers
+            raise RequestError(413, f"The body has {int(announced):,} bytes; this endpoint accepts at most {limit:,}.")
+        first = await self._chunk(limit, hold)
+        if self._body_read:  # the usual case: a small image arrives with its headers
             return first
         try:
             return await asyncio.wait_for(self._rest(first, limit, hold), seconds)
@@ -78,32 +77,32 @@ class Exchange:
             raise RequestError(408, f"The body did not arrive within {seconds:g} seconds; send it faster.") from None
 
     async def _rest(self, first: bytes, limit: int, hold: Callable[[int], None]) -> bytes:
-        pieces = [first]
+        chunks = [first]
         while not self._body_read:
-            pieces.append(await self._piece(limit, hold))
-        return b"".join(pieces)
+            chunks.append(await self._chunk(limit, hold))
+        return b"".join(chunks)
 
-    async def _piece(self, limit: int, hold: Callable[[int], None]) -> bytes:
+    async def _chunk(self, limit: int, hold: Callable[[int], None]) -> bytes:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        piece: bytes = message.get("body", b"")
+        chunk: bytes = message.get("body", b"")
         self._body_read = not message.get("more_body", False)
-        self.received += len(piece)
-        hold(len(piece))
+        self.received += len(chunk)
+        hold(len(chunk))
         if self.received > limit:
-            raise RequestError(413, f"The body is larger than the {limit:,} bytes that this endpoint takes.")
-        return piece
+            raise RequestError(413, f"The body is larger than the {limit:,} bytes that this endpoint accepts.")
+        return chunk
 
     async def gone(self) -> None:
-        """Returns when the client has closed the connection. For requests whose body has been read."""
+        """Wait until the client disconnects. For requests whose body has been read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
     async def answer(
         self, status: int, body: bytes, media_type: str, headers: tuple[tuple[str, str], ...] = (), close: bool = False
     ) -> None:
-        """Send the answer. A body that nobody read is then read and dropped for a while, and the connection closed."""
+        """Send the answer. An unread body is then drained within limits, and the connection closed."""
         unread = not self._body_read and self.method not in ("GET", "HEAD")
         fields = [
             (b"content-type", media_type.encode("latin-1")),

@@ -1,4 +1,4 @@
-"""NPY bodies <-> arrays, without pickle and without evaluating the header as Python.
+"""NPY codec without pickle and without evaluating the header as Python.
 
 Format: NEP 1 (numpy.lib.format). Legend: H, W image height and width.
 """
@@ -23,16 +23,16 @@ _UINT8 = ("|u1", "<u1", ">u1", "=u1", "u1")
 
 
 class NpyError(ValueError):
-    """What is wrong with an NPY body, as the rest of a sentence that begins with "The NPY body "."""
+    """Invalid NPY body; the message continues a sentence that starts with "The NPY body "."""
 
 
 def read_shape(body: bytes) -> tuple[tuple[int, ...], bool, int]:
-    """(shape, whether in Fortran order, offset of the data) of an NPY body that holds an image.
+    """Return (shape, Fortran order, offset of the data) of an NPY body that holds an image.
 
-    Nothing is allocated. Raises NpyError for everything but (H, W, 3) and (H, W) uint8 with all of its data.
+    Allocates nothing. Raises NpyError unless the body is a complete (H, W, 3) or (H, W) uint8 array.
     """
     if body[:6] != MAGIC or len(body) < 12 or body[6] not in (1, 2, 3):
-        raise NpyError("is none: it does not begin as NumPy's save writes it.")
+        raise NpyError("is not an NPY file: it does not start with NumPy's magic bytes; write it with numpy.save.")
     width, start = ("<H", 10) if body[6] == 1 else ("<I", 12)
     (length,) = struct.unpack(width, body[8:start])
     header = body[start : start + length] if length <= _LONGEST_HEADER else b""
@@ -52,7 +52,7 @@ def read_shape(body: bytes) -> tuple[tuple[int, ...], bool, int]:
 
 
 def read_pixels(body: bytes, shape: tuple[int, ...], fortran: bool, offset: int) -> np.ndarray:
-    """(H, W, 3) uint8 of a body that read_shape found right; grey is repeated."""
+    """Return the (H, W, 3) uint8 pixels of a body that read_shape accepted; grey is repeated."""
     values = np.frombuffer(body, dtype=np.uint8, offset=offset)
     pixels = values.reshape(shape[::-1]).T if fortran else values.reshape(shape)  # (H, W, 3) or (H, W)
     if pixels.ndim == 2:
@@ -61,14 +61,14 @@ def read_pixels(body: bytes, shape: tuple[int, ...], fortran: bool, offset: int)
 
 
 def write(values: np.ndarray) -> bytes:
-    """An array as numpy.save writes it."""
+    """Encode an array as numpy.save does."""
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     return buffer.getvalue()
 
 
 def write_compressed(name: str, values: np.ndarray) -> bytes:
-    """An array under a name, as numpy.savez_compressed writes it."""
+    """Encode a named array as numpy.savez_compressed does."""
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {name: values}
     np.savez_compressed(buffer, **arrays)

@@ -1,4 +1,4 @@
-"""The built-in algorithm's class probabilities: a `Record` message of protocol buffers in a RecordIO frame.
+"""Encoder of class probabilities as in the built-in algorithm: a protobuf `Record` in a RecordIO frame.
 
 The message (package aialgs.data, proto2; field numbers in brackets):
 
@@ -6,7 +6,7 @@ The message (package aialgs.data, proto2; field numbers in brackets):
     Value          oneof: Float32Tensor float32_tensor [2], Int32Tensor int32_tensor [7]
     Float32Tensor  repeated float values [1], packed          Int32Tensor  repeated int32 values [1], packed
 
-A frame is the magic number, the length of the message and the message, padded with zeros to four bytes.
+A frame is the magic number, the length of the message and the message, zero-padded to a multiple of four bytes.
 
 Sources: AWS, "Common data formats for training" (the message), dmlc-core's recordio.h (the frame).
 Legend: C classes, H, W image height and width.
@@ -19,17 +19,17 @@ import struct
 import numpy as np
 
 _MAGIC = 0xCED7230A
-_MAX_LENGTH = (1 << 29) - 1  # the three bits above it say that a record goes on in the next frame
+_MAX_LENGTH = (1 << 29) - 1  # the three bits above mark a record that continues in the next frame
 
 _FEATURES, _KEY, _VALUE, _FLOAT32_TENSOR, _INT32_TENSOR, _VALUES = 1, 1, 2, 2, 7, 1
 
 
 class TooLongError(ValueError):
-    """More bytes than one RecordIO frame holds."""
+    """The record exceeds one RecordIO frame."""
 
 
 def encode_probabilities(probabilities: np.ndarray) -> bytes:
-    """A frame whose record has the features `target`, C * H * W float32 values, and `shape`, (1, C, H, W).
+    """Return a frame whose record has the features `target`, C * H * W float32 values, and `shape`, (1, C, H, W).
 
     Args:
         probabilities: (C, H, W) float32.
@@ -47,12 +47,12 @@ def encode_probabilities(probabilities: np.ndarray) -> bytes:
 
 
 def encoded_size(classes: int, height: int, width: int) -> int:
-    """Bytes that encode_probabilities gives, a few more at most."""
+    """Upper bound on the bytes of encode_probabilities, tight to about 100 bytes."""
     return 4 * classes * height * width + 128
 
 
 def _feature(name: str, kind: int, values: bytes | memoryview) -> list[bytes | memoryview]:
-    """One entry of `features`, as parts to be joined: the values themselves are not copied."""
+    """Return an entry of `features` as parts to join, which avoids a copy of the values."""
     inside = _field(_VALUES, len(values))
     tensor = _field(kind, len(inside) + len(values)) + inside
     key = _field(_KEY, len(name)) + name.encode("ascii")
@@ -61,12 +61,12 @@ def _feature(name: str, kind: int, values: bytes | memoryview) -> list[bytes | m
 
 
 def _field(number: int, length: int) -> bytes:
-    """Tag and length of a length-delimited field."""
+    """Return the tag and length of a length-delimited field."""
     return _varint(number << 3 | 2) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    """Encode an integer in little-endian groups of seven bits; the eighth bit marks continuation."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""A request's bytes -> image, and the errors that an endpoint answers with.
+"""Decoding of request bodies to images.
 
 Legend: H, W image height and width.
 """
@@ -13,68 +13,39 @@ from PIL import Image
 
 from pspnet.data.io.images import to_rgb
 from pspnet.data.io.jpeg import decode_rgb
-from pspnet.errors import PspnetError, is_out_of_memory
 from pspnet.inference.limits import DEFAULT_LIMITS, MAX_SIDE, Limits
 from pspnet.inference.tiling import padded_pixels
 from pspnet.serving.protocol.npy import MAGIC, NpyError, read_pixels, read_shape
+from pspnet.serving.protocol.request_error import RequestError
 
-__all__ = ["Limits", "RequestError", "as_request_error", "decode_image", "known_answer"]
+__all__ = ["Limits", "decode_image"]
 
 _log = logging.getLogger(__name__)
 
 _NPY = "application/x-npy"
 _IMAGES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
-# No type, and the names under which generic clients and other built-in algorithms send images: the content decides.
+# No type, and the types with which generic clients and other built-in algorithms send images: sniff the content.
 _ANYTHING = ("", "application/x-image", "application/octet-stream", "binary/octet-stream")
 _EXPECTED = "send image/jpeg, image/png, image/webp or application/x-npy"
-# Decoders that a request may reach. A JPEG with several pictures in it (phones) opens as MPO.
+# Allowed Pillow decoders. A JPEG with several pictures in it (phones) opens as MPO.
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _OTHER_FILES = {b"GIF8": "GIF", b"BM": "BMP", b"II*": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
-_DAMAGED = "The body is no readable JPEG, PNG or WebP image; it may be damaged or cut short."
-
-
-class RequestError(PspnetError):
-    """A request that cannot be answered; `status` is the HTTP status, the text one plain sentence for the caller."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        super().__init__(message)
-
-
-def as_request_error(error: BaseException) -> RequestError:
-    """What to answer where `error` was raised. One that no request should cause is logged with its traceback."""
-    answer = known_answer(error)
-    if answer is not None:
-        return answer
-    _log.error("a request failed", exc_info=error)
-    return RequestError(500, "The endpoint failed to answer this request; its log says why.")
-
-
-def known_answer(error: BaseException) -> RequestError | None:
-    """What to answer to an error of the request itself or for want of memory; None for a defect."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, PspnetError):
-        return RequestError(400, " ".join(str(error).split()))
-    if is_out_of_memory(error):
-        _log.error("out of memory: %s", error)
-        return RequestError(503, "The endpoint ran out of memory for this request; try again or send a smaller image.")
-    return None
+_DAMAGED = "The body is not a readable JPEG, PNG or WebP image; it may be damaged or truncated."
 
 
 def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB image of a request's body, on its stored pixel grid (EXIF orientation is not applied).
+    """Decode a request body to an (H, W, 3) uint8 RGB image on its stored pixel grid, without EXIF orientation.
 
-    The pixels are those that training reads from a file of these bytes (pspnet.data.io.images.read_image).
+    The pixels equal those that training reads from the same file (pspnet.data.io.images.read_image).
 
     Args:
-        body: a JPEG, PNG or WebP file, or an (H, W, 3) or (H, W) uint8 array as numpy.save writes it.
-        content_type: as the request names it. Any image type stands for any of the three formats; no type,
-            application/octet-stream and application/x-image stand for all that can be read.
-        limits: bytes and pixels that are let in; pixels are checked before anything is decoded.
+        body: a JPEG, PNG or WebP file, or an (H, W, 3) or (H, W) uint8 array in NPY format.
+        content_type: Content-Type header. Any image type accepts all three file formats; no type,
+            application/octet-stream and application/x-image also accept NPY.
+        limits: largest number of bytes and pixels; pixels are checked before decoding.
 
-    Raises RequestError: 415 for another content type, 413 for too many bytes or pixels, 400 for a body that is no
-    such image.
+    Raises RequestError: 415 for another content type, 413 for too many bytes or pixels, 400 for an unreadable
+    image.
     """
     media_type = (content_type or "").split(";")[0].strip().lower()
     if media_type not in (*_IMAGES, _NPY, *_ANYTHING):
@@ -83,7 +54,7 @@ def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT
         raise RequestError(400, f"The request has no body; {_EXPECTED}.")
     if len(body) > limits.request_bytes:
         raise RequestError(
-            413, f"The body has {len(body):,} bytes; this endpoint takes at most {limits.request_bytes:,}."
+            413, f"The body has {len(body):,} bytes; this endpoint accepts at most {limits.request_bytes:,}."
         )
     if media_type == _NPY or (media_type in _ANYTHING and body[: len(MAGIC)] == MAGIC):
         return _decode_npy(body, limits)
@@ -109,24 +80,22 @@ def _decode_picture(body: bytes, limits: Limits) -> np.ndarray:
             return to_rgb(image)
     except (RequestError, MemoryError):
         raise
-    except Image.DecompressionBombError:  # far above any limit that can be set; Pillow reads the header only
+    except Image.DecompressionBombError:  # far above any allowed limit; Pillow has read the header only
         raise RequestError(
             413,
-            f"The image has far more than the {limits.pixels:,} pixels that this endpoint takes; send a smaller one.",
+            f"The image has far more than the {limits.pixels:,} pixels that this endpoint accepts; send a smaller one.",
         ) from None
-    except (
-        Exception
-    ) as error:  # Pillow reports damage as OSError, SyntaxError, ValueError, struct.error, IndexError ...
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, IndexError ...
         _log.debug("unreadable image: %r", error)
         other = next((name for start, name in _OTHER_FILES.items() if body.startswith(start)), None)
         raise RequestError(400, f"The image is a {other} file; {_EXPECTED}." if other else _DAMAGED) from None
 
 
 def _check_size(height: int, width: int, limits: Limits) -> None:
-    """Padded, so that a line one pixel high counts as what the network will see."""
+    """Check the padded size, which is what the network sees: an image one pixel high is padded too."""
     if max(height, width) > MAX_SIDE or padded_pixels(height, width) > limits.pixels:
         raise RequestError(
             413,
-            f"The image has {width}x{height} pixels; this endpoint takes at most {limits.pixels:,} of them and "
-            f"{MAX_SIDE:,} on a side.",
+            f"The image has {width}x{height} pixels; this endpoint accepts at most {limits.pixels:,} pixels and "
+            f"{MAX_SIDE:,} per side.",
         )

@@ -28,7 +28,8 @@ def url(model: Path) -> Iterator[str]:
     """The endpoint's own handlers behind the smallest server."""
     from pspnet.inference.predictor import Predictor
     from pspnet.serving.protocol.answers import choose_answer, encode
-    from pspnet.serving.protocol.request_image import RequestError, decode_image
+    from pspnet.serving.protocol.request_error import RequestError
+    from pspnet.serving.protocol.request_image import decode_image
 
     predictor = Predictor.load(model)
 
@@ -100,7 +101,7 @@ def test_images_that_fail_are_a_line_each_and_the_others_are_written(
     captured = capsys.readouterr()
     lines = captured.err.strip().split("\n")
     assert len(lines) == 2
-    assert lines[0].startswith(f"error: {frames / 'e.jpg'}: {url} answered 400: The body is no readable JPEG")
+    assert lines[0].startswith(f"error: {frames / 'e.jpg'}: {url} answered 400: The body is not a readable JPEG")
     assert "f.png: begins with b'no image', so it is no JPEG" in lines[1]
     assert captured.out == f"4 masks in {tmp_path / 'out'}, 2 images failed\n"
     assert len(list((tmp_path / "out").iterdir())) == 4

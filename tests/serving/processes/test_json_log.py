@@ -1,4 +1,4 @@
-"""JSON lines that never hold up a request."""
+"""Tests of the non-blocking JSON log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_lines_are_json_objects_in_order() -> None:
     assert second["traceback"].startswith("Traceback")
 
 
-class Stuck(io.StringIO):
+class BlockedStream(io.StringIO):
     def __init__(self) -> None:
         super().__init__()
         self.released = threading.Event()
@@ -38,10 +38,10 @@ class Stuck(io.StringIO):
         return super().write(text)
 
 
-def test_a_stuck_reader_costs_lines_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_MOST_LINES", 5)
+def test_lines_are_dropped_while_the_reader_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_MAX_LINES", 5)
     monkeypatch.setattr(logs, "_FLUSH_SECONDS", 60.0)
-    stream = Stuck()
+    stream = BlockedStream()
     log = JsonLog(stream)
     for number in range(9):
         log.write("line", number=number)
@@ -52,7 +52,7 @@ def test_a_stuck_reader_costs_lines_and_nothing_else(monkeypatch: pytest.MonkeyP
     assert (lines[-1]["event"], lines[-1]["count"]) == ("log_lines_dropped", 4)
 
 
-def test_a_closed_stream_is_no_error() -> None:
+def test_closed_stream_is_ignored() -> None:
     stream = io.StringIO()
     stream.close()
     log = JsonLog(stream)
@@ -60,7 +60,7 @@ def test_a_closed_stream_is_no_error() -> None:
     log.close()
 
 
-def test_a_librarys_warnings_become_lines() -> None:
+def test_library_warnings_are_logged() -> None:
     stream = io.StringIO()
     log = JsonLog(stream)
     logger = logging.Logger("library")

@@ -1,4 +1,4 @@
-"""`pspnet serve` as its users start it: workers that share a socket, die, come back, and stop without a loss."""
+"""Tests of `pspnet serve` end to end: shared socket, restarts and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(model_dir: Path) -> Iterator[Predictor]:
-    """With as many threads as the workers have: another number adds up floats in another order."""
+    """Predictor with the thread count of the workers: another count changes the order of float additions."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield Predictor.load(model_dir, "cpu", LIMITS)
@@ -52,7 +52,7 @@ def predictor(model_dir: Path) -> Iterator[Predictor]:
 
 @pytest.fixture(scope="module")
 def pair(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
-    """Two workers."""
+    """Server with two workers."""
     folder, environment = tmp_path_factory.mktemp("pair"), {"PSPNET_LARGE_IMAGES": LIMITS.large_images}
     with hosts.serve(model_dir, folder, workers=2, arguments=SMALL, environment=environment) as host:
         host.wait_ready(FRAME, "image/png")
@@ -74,7 +74,7 @@ def metric(host: hosts.Host, name: str) -> float:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.media_type}-{form.kind}-{form.dtype}")
-def test_every_answer_is_the_predictors_to_the_byte(pair: hosts.Host, predictor: Predictor, form: AnswerForm) -> None:
+def test_answers_are_byte_identical_to_the_predictor(pair: hosts.Host, predictor: Predictor, form: AnswerForm) -> None:
     image = noise(33, 47, 9)
     accept = form.media_type
     if form.needs_probabilities and accept in ("application/x-npy", "application/x-npz"):
@@ -96,10 +96,10 @@ def test_masks_of_all_sizes(pair: hosts.Host, predictor: Predictor, width: int, 
     assert reply.body == encode(predictor.predict([image])[0], FORMS[0])
 
 
-def test_concurrent_clients_get_their_own_masks(pair: hosts.Host, predictor: Predictor) -> None:
+def test_concurrent_clients_receive_their_own_masks(pair: hosts.Host, predictor: Predictor) -> None:
     wrong: list[object] = []
 
-    def talk(seed: int, expected: bytes, body: bytes) -> None:
+    def send(seed: int, expected: bytes, body: bytes) -> None:
         with pair.client() as client:
             for _ in range(6):
                 reply = client.post(body, "image/png")
@@ -110,7 +110,7 @@ def test_concurrent_clients_get_their_own_masks(pair: hosts.Host, predictor: Pre
     for seed in range(6):
         image = noise(64, 64 + 16 * (seed % 2), seed)
         expected = encode(predictor.predict([image])[0], FORMS[0])
-        clients.append(threading.Thread(target=talk, args=(seed, expected, encoded(image))))
+        clients.append(threading.Thread(target=send, args=(seed, expected, encoded(image))))
     for client in clients:
         client.start()
     for client in clients:
@@ -118,7 +118,7 @@ def test_concurrent_clients_get_their_own_masks(pair: hosts.Host, predictor: Pre
     assert wrong == []
 
 
-def test_a_killed_worker_comes_back_and_the_numbers_go_on(pair: hosts.Host) -> None:
+def test_killed_worker_is_replaced_and_keeps_its_counters(pair: hosts.Host) -> None:
     before, answered = pair.workers(), metric(pair, 'pspnet_requests_total{status="200"}')
     stop, statuses = threading.Event(), []
 
@@ -138,7 +138,7 @@ def test_a_killed_worker_comes_back_and_the_numbers_go_on(pair: hosts.Host) -> N
         os.kill(before[0], signal.SIGKILL)
         until(lambda: metric(pair, "pspnet_worker_restarts_total") == 1)
         seen = len(statuses)
-        until(lambda: len(statuses) > seen + 5)  # the other one answers meanwhile
+        until(lambda: len(statuses) > seen + 5)  # the other worker keeps answering
         until(lambda: metric(pair, "pspnet_workers_ready") == 2)
     finally:
         stop.set()
@@ -148,12 +148,12 @@ def test_a_killed_worker_comes_back_and_the_numbers_go_on(pair: hosts.Host) -> N
     assert len(after) == 2
     assert before[0] not in after
     assert before[1] in after
-    # Only what the killed one had in hand may be lost.
+    # Only requests in progress on the killed worker may be lost.
     assert sum(status != 200 for status in statuses) <= 3, statuses
     assert metric(pair, 'pspnet_requests_total{status="200"}') >= answered + statuses.count(200)
 
 
-def test_a_worker_told_to_end_loses_nothing(pair: hosts.Host) -> None:
+def test_terminated_worker_loses_no_requests(pair: hosts.Host) -> None:
     first, stop, statuses = pair.workers()[0], threading.Event(), []
 
     def load() -> None:
@@ -176,7 +176,7 @@ def test_a_worker_told_to_end_loses_nothing(pair: hosts.Host) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_under_load_answers_all_that_was_accepted(
+def test_graceful_shutdown_under_load_answers_accepted_requests(
     model_dir: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     with hosts.serve(model_dir, tmp_path, arguments=SMALL) as host:
@@ -190,7 +190,7 @@ def test_a_stop_under_load_answers_all_that_was_accepted(
                     try:
                         statuses.append(client.post(FRAME, "image/png").status)
                     except ConnectionRefusedError:
-                        return  # it listens no more
+                        return  # the socket is closed
                     except (OSError, http.client.HTTPException) as error:
                         statuses.append(error)
                         return
@@ -208,13 +208,13 @@ def test_a_stop_under_load_answers_all_that_was_accepted(
         assert host.process.wait(60) == 0, host.tail()
         until(lambda: host.processes() == {})
         assert len(statuses) > 5
-        # A connection that was still in the listening socket's line has not been accepted, and is reset.
+        # A connection in the listen backlog has not been accepted, and is reset.
         lost = [status for status in statuses if status != 200 and not isinstance(status, ConnectionResetError)]
         assert lost == [], host.tail()
         assert '"clean": true' in host.tail()
 
 
-def test_workers_end_when_their_supervisor_is_killed(model_dir: Path, tmp_path: Path) -> None:
+def test_workers_exit_if_the_supervisor_is_killed(model_dir: Path, tmp_path: Path) -> None:
     with hosts.serve(model_dir, tmp_path, arguments=SMALL) as host:
         host.wait_ready(FRAME, "image/png")
         host.process.kill()
@@ -223,12 +223,12 @@ def test_workers_end_when_their_supervisor_is_killed(model_dir: Path, tmp_path: 
             socket.create_connection(("127.0.0.1", host.port), timeout=10)
 
 
-def test_a_port_that_is_taken_and_an_address_that_is_not_here() -> None:
+def test_port_in_use_and_foreign_address_are_rejected() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"--port {port} on 127\.0\.0\.1 cannot be listened on .*in use"):
+        with pytest.raises(ConfigError, match=rf"--port {port}: cannot listen on 127\.0\.0\.1 .*in use"):
             open_listener("127.0.0.1", port)
-    with pytest.raises(ConfigError, match=r"--host 256\.1\.1\.1: no address of this machine"):
+    with pytest.raises(ConfigError, match=r"--host 256\.1\.1\.1: not an address of this machine"):
         open_listener("256.1.1.1", 0)
-    with pytest.raises(ConfigError, match=r"192\.0\.2\.1 cannot be listened on"):
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
         open_listener("192.0.2.1", 0)

@@ -1,4 +1,4 @@
-"""Class probabilities as the built-in algorithm gives them, read by AWS's own message class and by mxnet's framing."""
+"""Tests of the RecordIO encoder against AWS's message class, protobuf and mxnet's framing."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pspnet.serving.protocol.recordio import TooLongError, encode_probabilities,
 
 
 def unframed(body: bytes) -> bytes:
-    """The one record of a RecordIO stream, read as dmlc-core reads it."""
+    """Return the only record of a RecordIO stream, read like dmlc-core."""
     magic, length = struct.unpack("<II", body[:8])
     assert magic == 0xCED7230A
-    assert length >> 29 == 0  # a whole record
+    assert length >> 29 == 0  # a complete record
     assert len(body) == 8 + length + (-length % 4)
     assert not any(body[8 + length :])
     return body[8 : 8 + length]
 
 
 def record_class() -> Any:
-    """`Record` of aialgs.data, built here from its published definition."""
+    """Build `Record` of aialgs.data from its published definition."""
     label, kind = descriptor_pb2.FieldDescriptorProto, descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="test_record.proto", package="test.aialgs", syntax="proto2")
     for name, values in (("Float32Tensor", kind.TYPE_FLOAT), ("Float64Tensor", kind.TYPE_DOUBLE),
@@ -55,7 +55,7 @@ def record_class() -> Any:
 
 
 def decoded(body: bytes, record: Any) -> np.ndarray:
-    """The steps of AWS's example notebook."""
+    """Decode as in AWS's example notebook."""
     record.ParseFromString(unframed(body))
     assert set(record.features) == {"target", "shape"}
     assert not record.label
@@ -64,29 +64,29 @@ def decoded(body: bytes, record: Any) -> np.ndarray:
     return values.reshape(shape)
 
 
-def shares(classes: int, height: int, width: int) -> np.ndarray:
+def random_probabilities(classes: int, height: int, width: int) -> np.ndarray:
     values = np.random.default_rng(classes).random((classes, height, width), dtype=np.float32)
     return values / values.sum(axis=0)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1), (3, 5, 7), (21, 37, 41), (254, 3, 2), (5, 300, 2), (11, 96, 128)])
-def test_googles_decoder_reads_shape_and_values(shape: tuple[int, int, int]) -> None:
-    probabilities = shares(*shape)
+def test_protobuf_decodes_shape_and_values(shape: tuple[int, int, int]) -> None:
+    probabilities = random_probabilities(*shape)
     found = decoded(encode_probabilities(probabilities), record_class()())
     assert found.shape == (1, *shape)
     np.testing.assert_array_equal(found[0], probabilities)
 
 
-def test_awss_own_message_class_reads_it() -> None:
+def test_sagemaker_message_class_decodes_it() -> None:
     record_pb2 = pytest.importorskip("sagemaker_training.record_pb2")
-    probabilities = shares(21, 60, 80)
+    probabilities = random_probabilities(21, 60, 80)
     found = decoded(encode_probabilities(probabilities), record_pb2.Record())
     np.testing.assert_array_equal(found[0], probabilities)
 
 
-def test_the_same_bytes_as_googles_encoder() -> None:
-    """But for the order of the map's entries, which protocol buffers leave open."""
-    probabilities = shares(3, 50, 7)
+def test_bytes_equal_those_of_protobuf() -> None:
+    """Except for the order of map entries, which protobuf leaves unspecified."""
+    probabilities = random_probabilities(3, 50, 7)
     record = record_class()()
     record.features["target"].float32_tensor.values.extend(probabilities.ravel().tolist())
     target = record.SerializeToString()
@@ -95,20 +95,20 @@ def test_the_same_bytes_as_googles_encoder() -> None:
     assert unframed(encode_probabilities(probabilities)) == target + record.SerializeToString()
 
 
-def test_layout_and_type_of_the_array_do_not_matter() -> None:
-    probabilities = shares(3, 5, 7)
+def test_array_layout_and_dtype_do_not_matter() -> None:
+    probabilities = random_probabilities(3, 5, 7)
     expected = encode_probabilities(probabilities)
     assert encode_probabilities(np.asfortranarray(probabilities)) == expected
     assert encode_probabilities(probabilities.astype(np.float64)) == expected
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1), (21, 240, 240), (254, 65_500, 1)])
-def test_the_size_is_known_before(shape: tuple[int, int, int]) -> None:
+def test_encoded_size_is_an_upper_bound(shape: tuple[int, int, int]) -> None:
     size = len(encode_probabilities(np.zeros(shape, np.float32)))
     assert size <= encoded_size(*shape) <= size + 100
 
 
-def test_more_than_a_frame_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_larger_than_a_frame_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordio, "_MAX_LENGTH", 1000)
     with pytest.raises(TooLongError, match="bytes of probabilities do not fit into one record"):
-        encode_probabilities(shares(3, 10, 10))
+        encode_probabilities(random_probabilities(3, 10, 10))

@@ -1,4 +1,4 @@
-"""One request on its way through the engine: decoded, predicted in a batch, encoded; each step timed."""
+"""One request in the engine: decoding, batched prediction and encoding, each stage timed."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from pspnet.errors import is_out_of_memory
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Prediction, Predictor
 from pspnet.serving.protocol.answers import AnswerForm, check_answer, encode
-from pspnet.serving.protocol.request_image import decode_image, known_answer
+from pspnet.serving.protocol.request_error import known_answer
+from pspnet.serving.protocol.request_image import decode_image
 
 BUSY = "The endpoint has more requests than it can answer; try again shortly."
 STOPPING = "The endpoint is stopping; try again shortly."
 
 
-class CancelledJobError(Exception):
-    """The caller has gone: nobody waits for the answer."""
+class RequestCancelledError(Exception):
+    """The client has disconnected; no answer is needed."""
 
 
 @dataclass(eq=False)
-class Job:
-    """A request. `on_done(job)` is called once, in a thread of the engine, when `answer` or `error` is set."""
+class QueuedRequest:
+    """A request. `on_done(request)` is called once, in a thread of the engine, after `answer` or `error` is set."""
 
     body: bytes
     content_type: str | None
     form: AnswerForm
-    on_done: Callable[[Job], None]
+    on_done: Callable[[QueuedRequest], None]
     submitted: float = field(default_factory=time.perf_counter)
     image: np.ndarray | None = None
     answer: bytes | None = None
     error: Exception | None = None
     cancelled: bool = False
     decoding: Future[None] | None = None
-    """Set where a helper thread decodes the image while the job waits."""
+    """Set if a helper thread decodes the image while the request waits."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by stage: queue (waiting, without what was decoded meanwhile), decode, predict (of its batch), encode."""
+    """Time by stage: queue (waiting, excluding decoding meanwhile), decode, predict (of its batch), encode."""
 
     def decode(self, limits: Limits) -> None:
-        """Body -> image; what goes wrong is kept in `error`."""
+        """Decode the body into `image`; store an exception in `error`."""
         started = time.perf_counter()
         try:
             self.image = decode_image(self.body, self.content_type, limits)
@@ -52,7 +53,7 @@ class Job:
         self.seconds["decode"] = time.perf_counter() - started
 
     def encode(self, prediction: Prediction, limits: Limits) -> None:
-        """Prediction -> answer; what goes wrong is kept in `error`."""
+        """Encode the prediction into `answer`; store an exception in `error`."""
         started = time.perf_counter()
         try:
             self.answer = encode(prediction, self.form, limits)
@@ -60,8 +61,8 @@ class Job:
             self.error = known_answer(error) or error
         self.seconds["encode"] = time.perf_counter() - started
 
-    def check(self, classes: int, limits: Limits) -> None:
-        """Before the model runs: would the answer fit?"""
+    def check_answer_size(self, classes: int, limits: Limits) -> None:
+        """Check before prediction that the answer fits; store a RequestError in `error` if it does not."""
         if self.image is None or self.error is not None:
             return
         try:
@@ -70,31 +71,30 @@ class Job:
             self.error = known_answer(error) or error
 
     def finish(self) -> None:
-        """Let go of the bytes that nobody needs any more, and tell the caller."""
+        """Release the body and the image, and notify the caller."""
         self.body, self.image = b"", None
         self.on_done(self)
 
 
-def predict_jobs(predictor: Predictor, jobs: list[Job]) -> list[Prediction | None]:
-    """Run a batch of decoded jobs; None for those whose `error` it sets.
+def predict_batch(predictor: Predictor, requests: list[QueuedRequest]) -> list[Prediction | None]:
+    """Predict a batch of decoded requests; None for those whose `error` it sets.
 
-    Where a batch fails, for lack of memory or by one bad image, its jobs run one by one, so that none suffers for
-    another.
+    If a batch fails, out of memory or on one bad image, its requests run one by one, so that the others succeed.
     """
-    images = [job.image for job in jobs if job.image is not None]
+    images = [request.image for request in requests if request.image is not None]
     started = time.perf_counter()
     try:
-        found: list[Prediction | None] = list(predictor.predict(images, jobs[0].form.needs_probabilities))
+        found: list[Prediction | None] = list(predictor.predict(images, requests[0].form.needs_probabilities))
     except Exception as error:
-        # The exception holds the stack and with it the tensors: give them back before anything else runs.
+        # The traceback keeps the tensors of the stack alive: release them before anything else runs.
         error.__traceback__ = None if is_out_of_memory(error) else error.__traceback__
         if is_out_of_memory(error) and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if len(jobs) > 1:
-            return [predict_jobs(predictor, [job])[0] for job in jobs]
-        jobs[0].error = known_answer(error) or error
+        if len(requests) > 1:
+            return [predict_batch(predictor, [request])[0] for request in requests]
+        requests[0].error = known_answer(error) or error
         found = [None]
     seconds = time.perf_counter() - started
-    for job in jobs:
-        job.seconds["predict"] = seconds
+    for request in requests:
+        request.seconds["predict"] = seconds
     return found
