@@ -11,12 +11,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME, read_algorithm
+from pspnet.artifact.file_names import ARCHIVE_NAME, CODE_NAME, CONFIG_NAME, WEIGHTS_NAME
+from pspnet.artifact.model_directory import read_algorithm
 from pspnet.errors import WeightsError
 from pspnet.system.locations import PACKAGE, find_beside
-
-CODE_NAME = "code"
-ARCHIVE_NAME = "model.tar.gz"
 
 # What predicting needs of the package: no settings, no training, no evaluation, no reading of data sets.
 _SERVED = (

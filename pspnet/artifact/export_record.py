@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pspnet.artifact.file_names import EXPORTS_NAME, WEIGHTS_NAME
+from pspnet.classes import MAX_CLASSES
 from pspnet.errors import WeightsError
 from pspnet.system.atomic_files import atomic_write
 
 FORMAT = "pspnet-export-1"
 RECORD_NAME = "export.json"
-EXPORTS_NAME = "exports"
-WEIGHTS_NAME = "model.safetensors"
 
 FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
 PRECISIONS = ("float32", "int8")
@@ -160,7 +160,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "file": (lambda value: _is_plain_name(value), "the name of a file in its folder"),
     "weights_sha256": (lambda value: isinstance(value, str) and len(value) == 64, "64 hexadecimal digits"),
     "align_corners": (lambda value: isinstance(value, bool), "true or false"),
-    "num_classes": (lambda value: type(value) is int and 1 <= value <= 255, "a whole number from 1 to 255"),
+    "num_classes": (
+        lambda value: type(value) is int and 1 <= value <= MAX_CLASSES,
+        f"a whole number from 1 to {MAX_CLASSES}",
+    ),
     "versions": (lambda value: isinstance(value, dict), "a mapping"),
     "check": (lambda value: isinstance(value, dict), "a mapping"),
     "int8": (lambda value: isinstance(value, dict), "a mapping"),

@@ -21,19 +21,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pspnet
-from pspnet.classes import default_class_names, palette_for
+from pspnet.artifact.file_names import CONFIG_NAME, MODEL_FORMAT, WEIGHTS_NAME
+from pspnet.classes import MAX_CLASSES, default_class_names, palette_for
 from pspnet.errors import WeightsError
 from pspnet.models.build import ALGORITHMS, build_algorithm
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.weights import load_state_strict
 from pspnet.system.atomic_files import atomic_write
 
 if TYPE_CHECKING:  # an endpoint loads models without the packages that settings need
     from pspnet.config.schema import Config
-
-FORMAT = "pspnet-model-1"
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def save_imported(
 
 def _write(directory: Path, model: nn.Module, content: dict[str, Any]) -> None:
     versions = {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    content = {"format": FORMAT, **content, "versions": versions}
+    content = {"format": MODEL_FORMAT, **content, "versions": versions}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(directory / WEIGHTS_NAME) as weights_path, atomic_write(directory / CONFIG_NAME) as config_path:
         try:
@@ -234,9 +232,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _config_problem(content: Any) -> str | None:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != MODEL_FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        return f"expected the format {FORMAT}, found {found!r}: made by another program or a newer version."
+        return f"expected the format {MODEL_FORMAT}, found {found!r}: made by another program or a newer version."
     if content.get("algorithm", "psp") not in ALGORITHMS:
         found = f"{content['algorithm']!r}: made by a newer version"
         return f"expected `algorithm` to be one of {', '.join(ALGORITHMS)}, found {found}."
@@ -256,7 +254,10 @@ def _config_problem(content: Any) -> str | None:
 
 # Every argument of build_algorithm and what it may be. Bounds keep a foreign file from claiming all memory.
 _ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_classes": (lambda value: type(value) is int and 1 <= value <= 255, "a whole number from 1 to 255"),
+    "num_classes": (
+        lambda value: type(value) is int and 1 <= value <= MAX_CLASSES,
+        f"a whole number from 1 to {MAX_CLASSES}",
+    ),
     "backbone": (lambda value: isinstance(value, str), "a name"),
     "stem": (lambda value: isinstance(value, str), "a name"),
     "output_stride": (lambda value: value in (8, 16, 32), "8, 16 or 32"),

@@ -43,7 +43,8 @@ def run_import(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from pspnet.artifact.bundle import write_code
-    from pspnet.artifact.model_directory import CONFIG_NAME, save_imported
+    from pspnet.artifact.file_names import CONFIG_NAME
+    from pspnet.artifact.model_directory import save_imported
     from pspnet.models.imports import read_weights
 
     if (arguments.output / CONFIG_NAME).exists():

@@ -1,4 +1,4 @@
-"""PSPNet: normalisation, backbone, heads and up-sampling in one module; build_model holds the published values.
+"""PSPNet: normalisation, backbone, heads and up-sampling in one module.
 
 H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, figure 3.
 
@@ -18,18 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspnet.errors import PspnetError
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD, MIN_SIZE
 from pspnet.models.pyramid import AuxiliaryHead, PSPHead
 from pspnet.models.resnet import ResNet
-
-# Blocks of layer1 to layer4 (He et al., arXiv 1512.03385, table 1).
-BACKBONES = {"resnet-50": (3, 4, 6, 3), "resnet-101": (3, 4, 23, 3)}
-
-# ImageNet's statistics for RGB in 0..255, which all published backbones were trained with.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
-# Below this a map of output stride 32 has no full cell, and the pyramid no content.
-MIN_SIZE = 32
 
 
 class SegmentationNetwork(nn.Module):
@@ -146,48 +137,3 @@ class PSPNet(SegmentationNetwork):
     backbone: ResNet
     head: PSPHead
     auxiliary_head: AuxiliaryHead | None
-
-
-def build_model(
-    num_classes: int,
-    backbone: str = "resnet-50",
-    stem: str = "conv7",
-    output_stride: int = 8,
-    align_corners: bool = False,
-    auxiliary_head: bool = True,
-    width: int = 64,
-    dropout: float = 0.1,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    contract_dilation: bool = False,
-) -> PSPNet:
-    """A randomly initialised PSPNet of the published architecture.
-
-    Args:
-        num_classes: classes K, 1 or more.
-        backbone: "resnet-50" or "resnet-101".
-        stem: "conv7" (torchvision's weights), "deep" (three 3x3 convolutions: semseg, GluonCV) or "deep-narrow" (half
-            as wide: mmsegmentation).
-        output_stride: 8 as published, 16 or 32.
-        align_corners: convention of every bilinear up-sampling (semseg: True, mmsegmentation: False).
-        auxiliary_head: whether to build the head on layer3 that training uses.
-        width: 64 as published; all channel counts follow it.
-        dropout: share of channels dropped before each classifier in training, 0 <= dropout < 1.
-        mean: normalisation per channel, RGB, on the scale 0..255.
-        std: normalisation per channel, RGB, on the scale 0..255.
-        contract_dilation: whether the first block of a dilated layer keeps the previous layer's dilation (semseg:
-            False; mmsegmentation, GluonCV: True).
-
-    Raises:
-        PspnetError: a value that is not allowed; the text names what is.
-    """
-    if backbone not in BACKBONES:
-        raise PspnetError(f"backbone is {backbone!r}: expected one of {', '.join(BACKBONES)}.")
-    if num_classes < 1:
-        raise PspnetError(f"num_classes is {num_classes}: expected 1 or more.")
-    if not 0 <= dropout < 1:
-        raise PspnetError(f"dropout is {dropout}: expected 0 <= dropout < 1.")
-    features = ResNet(BACKBONES[backbone], output_stride, stem, width, contract_dilation)
-    head = PSPHead(features.out_channels, num_classes, align_corners, dropout)
-    auxiliary = AuxiliaryHead(features.layer3_channels, num_classes, dropout) if auxiliary_head else None
-    return PSPNet(features, head, auxiliary, align_corners, mean, std)

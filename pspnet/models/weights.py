@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from pspnet.errors import WeightsError
 
-IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
-
 # Our backbone -> torchvision's enumeration of its weights.
 _TORCHVISION_ENUMS = {"resnet-50": "ResNet50_Weights", "resnet-101": "ResNet101_Weights"}
 
@@ -94,13 +92,13 @@ def _imagenet_url(name: str, weights: str) -> str:
     """Address of the weights, from torchvision's own tables."""
     if name not in _TORCHVISION_ENUMS:
         raise WeightsError(f"backbone is {name!r}: ImageNet weights exist for {', '.join(_TORCHVISION_ENUMS)}.")
-    if weights not in IMAGENET_WEIGHTS:
-        raise WeightsError(f"weights is {weights!r}: expected one of {', '.join(IMAGENET_WEIGHTS)}.")
     # Imported here so that a model can be built, loaded and served without torchvision.
     import torchvision.models
 
-    enumeration = getattr(torchvision.models, _TORCHVISION_ENUMS[name])
-    return str(enumeration[weights].url)
+    urls = {member.name: str(member.url) for member in getattr(torchvision.models, _TORCHVISION_ENUMS[name])}
+    if weights not in urls:
+        raise WeightsError(f"weights is {weights!r}: expected one of {', '.join(urls)}.")
+    return urls[weights]
 
 
 def _download(url: str, path: Path) -> None:

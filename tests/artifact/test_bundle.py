@@ -18,7 +18,7 @@ from pspnet.artifact.bundle import served_files, unpacked, write_code
 from pspnet.artifact.model_directory import architecture_of, load_artifact, save_artifact
 from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system import locations
 
 

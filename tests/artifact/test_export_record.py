@@ -104,7 +104,7 @@ def test_a_record_of_another_export_is_refused(tmp_path: Path) -> None:
         ({"file": ""}, "`file` is '': expected the name"),
         ({"weights_sha256": "ab"}, "`weights_sha256` is 'ab': expected 64 hexadecimal digits."),
         ({"align_corners": "yes"}, "`align_corners` is 'yes': expected true or false."),
-        ({"num_classes": 0}, "`num_classes` is 0: expected a whole number from 1 to 255."),
+        ({"num_classes": 0}, "`num_classes` is 0: expected a whole number from 1 to 254."),
         ({"num_classes": True}, "`num_classes` is True"),
         ({"versions": []}, r"`versions` is \[\]: expected a mapping."),
         ({"check": ...}, "`check` is missing."),

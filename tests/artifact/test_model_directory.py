@@ -19,7 +19,8 @@ from pspnet.artifact.model_directory import architecture_of, class_names_of, loa
 from pspnet.classes import CAMVID_CLASSES, VOC_CLASSES, palette_for, voc_palette
 from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.build import build_model
+from pspnet.models.pspnet import PSPNet
 
 SCORES = {"mIOU": 0.5, "per_class_iou": {"a": 0.5, "b": None}, "pixels": 12}
 TRAINED = {"epoch": 3, "steps": 30, "seconds": 1.5}

@@ -22,8 +22,9 @@ from pspnet.cli.dispatch import dispatch
 from pspnet.errors import DataError, WeightsError
 from pspnet.inference.predictor import Predictor
 from pspnet.models import imports
+from pspnet.models.build import build_model
 from pspnet.models.imports import gluoncv, mmsegmentation
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.pspnet import PSPNet
 from pspnet.system.exit_codes import run_guarded
 from tests.models.mxnet_files import file_of
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchvision.models import segmentation
 
 from pspnet.errors import PspnetError
-from pspnet.models.build import FCN, DeepLabV3, build_algorithm
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, SegmentationNetwork
+from pspnet.models.build import build_algorithm
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import PSPNet, SegmentationNetwork
+from pspnet.models.torchvision_networks import FCN, DeepLabV3
 from pspnet.models.weights import load_imagenet_backbone
 
 CLASSES = 5

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspnet.errors import PspnetError
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.build import build_model
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import PSPNet
 from pspnet.models.pyramid import PSPHead
 from pspnet.models.resnet import ResNet
 

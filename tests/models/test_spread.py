@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet.benchmarking.plain import PlainPSPHead, make_plain
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.models.pyramid import PSPHead
 from pspnet.models.resampling import _cached, shifted_interpolation
 from pspnet.models.spread import convolve_upsampled

@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pspnet.classes import MAX_CLASSES
 from pspnet.errors import WeightsError
-from pspnet.models.pspnet import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.build import build_model
+from pspnet.models.constants import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import PSPNet
 from pspnet.models.resnet import STEMS
 from pspnet.models.weights import describe_mismatch
 
 _PUBLISHED_WIDTH = 64
-# A mask is of bytes, and 255 is the value to ignore.
-_MOST_CLASSES = 254
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,8 @@ class ForeignWeights:
             raise WeightsError(f"{self.path}: a backbone alone, so its future classes must be given with --classes.")
         if found is not None and num_classes not in (None, found):
             raise WeightsError(f"{self.path}: has {found} classes, but --classes names {num_classes}; name as many.")
-        published = {
-            "num_classes": num_classes, "backbone": "resnet-50", "stem": "conv7", "output_stride": 8,
-            "align_corners": False, "contract_dilation": False, "auxiliary_head": True, "width": _PUBLISHED_WIDTH,
-            "dropout": 0.1, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
-        }  # fmt: skip
+        published = {name: parameter.default for name, parameter in signature(build_model).parameters.items()}
+        published.update(num_classes=num_classes, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
         return {**published, **self.architecture}
 
     def build(self, num_classes: int | None = None) -> PSPNet:
@@ -179,8 +178,8 @@ def detect_heads(state: Mapping[str, Tensor], layout: Layout, path: str) -> dict
     if name not in state:
         raise WeightsError(f"{path}: has no classifier ({name}), so it is no whole PSPNet. Copy or download it again.")
     num_classes = _channels(state[name])
-    if not 0 < num_classes <= _MOST_CLASSES:
-        raise WeightsError(f"{path}: has {num_classes} classes ({name}); expected 1 to {_MOST_CLASSES}.")
+    if not 0 < num_classes <= MAX_CLASSES:
+        raise WeightsError(f"{path}: has {num_classes} classes ({name}); expected 1 to {MAX_CLASSES}.")
     auxiliary = layout.theirs("auxiliary_head.classifier.weight")
     return {"num_classes": num_classes, "auxiliary_head": auxiliary in state}
 

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from pspnet.errors import WeightsError
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone, detect_heads
 from pspnet.models.imports.mmseg_config import parse_config
 from pspnet.models.imports.torch_file import TorchFile
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.pyramid import BINS
 
 PROGRAM = "mmsegmentation"

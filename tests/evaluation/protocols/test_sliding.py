@@ -11,8 +11,8 @@ from pspnet.evaluation.protocols import sliding
 from pspnet.evaluation.protocols.sliding import SlidingPredictor
 from pspnet.evaluation.protocols.whole import predict_whole
 from pspnet.evaluation.protocols.windows import SCALES, WindowSettings
+from pspnet.models.build import build_model
 from pspnet.models.fused.folded import inference_form
-from pspnet.models.pspnet import build_model
 
 CLASSES = 4
 COLOUR = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)

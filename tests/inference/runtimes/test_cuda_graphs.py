@@ -13,7 +13,7 @@ import torch
 from pspnet.inference.runtimes import eager
 from pspnet.inference.runtimes.cuda_graphs import GraphCache, MaskGraph, lasting_tensors
 from pspnet.inference.runtimes.eager import EagerRuntime
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from tests.inference.runtimes.tiny_exports import Brightest
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pspnet.inference.runtimes import eager
 from pspnet.inference.runtimes.eager import EagerRuntime, all_finite, fastest_dtype
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from tests.inference.runtimes.tiny_exports import Brightest
 
 CPU = torch.device("cpu")

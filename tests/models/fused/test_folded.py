@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from pspnet.errors import PspnetError
+from pspnet.models.build import build_model
 from pspnet.models.fused import folded
 from pspnet.models.fused.folded import FusedConv2d, OneDnnConv2d, fold
 from pspnet.models.fused.winograd import WinogradConv2d
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.pspnet import PSPNet
 
 
 def network(**options: object) -> PSPNet:

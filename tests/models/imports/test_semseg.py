@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from pspnet.errors import WeightsError
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.imports import read_weights
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet
+from pspnet.models.pspnet import PSPNet
 from pspnet.models.resnet import ResNet
 
 WIDTH, CLASSES = 8, 6
