@@ -9,9 +9,7 @@ from typing import Any
 
 from pspnet.classes import NAMED_CLASS_SETS, default_class_names
 from pspnet.errors import DataError
-
-# As in pspnet.models.imports, which would bring torch with it.
-PROGRAMS = ("torchvision", "semseg", "mmsegmentation", "smp", "gluoncv")
+from pspnet.models.constants import PROGRAMS
 
 
 def register(subparsers: Any) -> None:

@@ -1,4 +1,4 @@
-"""Published constants of the networks. Needs no torch."""
+"""Constants of the published networks and their weights. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,3 +11,6 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 # Smallest height and width of an image in pixels: one cell of the map at output stride 32.
 MIN_SIZE = 32
+
+# Programs whose weights can be imported.
+PROGRAMS = ("torchvision", "semseg", "mmsegmentation", "smp", "gluoncv")

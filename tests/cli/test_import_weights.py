@@ -21,7 +21,6 @@ from pspnet.cli import import_weights as cli_import
 from pspnet.cli.dispatch import dispatch
 from pspnet.errors import DataError, WeightsError
 from pspnet.inference.predictor import Predictor
-from pspnet.models import imports
 from pspnet.models.build import build_model
 from pspnet.models.imports import gluoncv, mmsegmentation
 from pspnet.models.pspnet import PSPNet
@@ -124,7 +123,7 @@ def test_messages_are_one_line_with_exit_code_1(tmp_path: Path, capsys: pytest.C
         ((tmp_path / "none.pth", "--from", "smp"), "none.pth: cannot be read (No such file or directory)."),
         (
             (file, "--from", "semseg"),
-            "names are those of mmsegmentation, not of semseg: use --from mmsegmentation.",
+            "names are from mmsegmentation, not semseg: use --from mmsegmentation.",
         ),
         (
             (file, "--from", "mmsegmentation", "--classes", "voc"),
@@ -163,10 +162,6 @@ def test_class_name_files(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="nor a text file that can be read"):
         cli_import.read_class_names(str(tmp_path / "bytes.txt"))
-
-
-def test_programs_are_those_that_are_read() -> None:
-    assert cli_import.PROGRAMS == imports.PROGRAMS
 
 
 def test_help_needs_no_torch() -> None:

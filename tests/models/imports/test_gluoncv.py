@@ -153,7 +153,7 @@ def test_damaged_archives_and_other_files(model: PSPNet, tmp_path: Path) -> None
     with pytest.raises(WeightsError, match=r"its hyperparams\.json is no JSON"):
         read_weights(archive(tmp_path / "c.tar", {"model_algo-1": b"", "hyperparams.json": b"{"}, "w"), "gluoncv")
     torch.save({"encoder.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="a file of PyTorch's, not the MXNet parameters of GluonCV: use --from smp"):
+    with pytest.raises(WeightsError, match="a PyTorch file, not the MXNet parameters of GluonCV: use --from smp"):
         read_weights(tmp_path / "a.pth", "gluoncv")
     with pytest.raises(WeightsError, match="cannot be read"):
         read_weights(tmp_path / "none", "gluoncv")

@@ -107,7 +107,7 @@ def test_torchvision_segmentation_networks_are_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="torchvision's FCN or DeepLabV3, which is no PSPNet"):
         read_weights(tmp_path / "a.pth", "torchvision")
-    with pytest.raises(WeightsError, match="its names are those of torchvision, not of semseg: use --from torchvision"):
+    with pytest.raises(WeightsError, match="its names are from torchvision, not semseg: use --from torchvision"):
         read_weights(tmp_path / "a.pth", "semseg")
 
 
@@ -141,5 +141,5 @@ def test_the_program_of_a_backbone_is_found_out(tmp_path: Path, randomise: Calla
     weights.load_backbone(backbone)
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
     torch.save({"a.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="its names are not those of smp, mmsegmentation, semseg, torchvision"):
+    with pytest.raises(WeightsError, match="its names match none of smp, mmsegmentation, semseg, torchvision"):
         read_backbone(tmp_path / "other.pth")
