@@ -157,12 +157,12 @@ def _build_evaluator(
 ) -> Evaluator:
     from pspnet.evaluation.image_counts import DETAILS
     from pspnet.evaluation.run import Evaluator
-    from pspnet.models.fused.folded import inference_form
+    from pspnet.models.fused.folded import build_inference_model
     from pspnet.system.device import choose_workers
 
     workers = "auto" if arguments.workers == "auto" else _whole(arguments, "workers", 0)
     return Evaluator(
-        inference_form(artifact.model.to(device), precision.dtype),
+        build_inference_model(artifact.model.to(device), precision.dtype),
         len(artifact.class_names),
         artifact.model.mean,
         device,

@@ -16,15 +16,15 @@ ALGORITHMS = ("psp", "fcn", "deeplab")
 
 
 def build_algorithm(algorithm: str, **architecture: Any) -> SegmentationNetwork:
-    """A randomly initialised network.
+    """Build a randomly initialised network.
 
     Args:
         algorithm: "psp", "fcn" or "deeplab".
         architecture: the arguments of `build_model` for psp, of `build_torchvision` for the others.
 
     Raises:
-        PspnetError: an unknown algorithm, a value that is not allowed, or torchvision is missing.
-        TypeError: an argument that the algorithm does not have.
+        PspnetError: an unknown algorithm, an invalid value, or torchvision is missing.
+        TypeError: an argument that the algorithm does not take.
     """
     if algorithm not in ALGORITHMS:
         raise PspnetError(f"algorithm is {algorithm!r}: expected one of {', '.join(ALGORITHMS)}.")
@@ -46,25 +46,25 @@ def build_model(
     std: Sequence[float] = IMAGENET_STD,
     contract_dilation: bool = False,
 ) -> PSPNet:
-    """A randomly initialised PSPNet of the published architecture.
+    """Build a randomly initialised PSPNet of the published architecture.
 
     Args:
         num_classes: classes K, 1 or more.
         backbone: "resnet-50" or "resnet-101".
-        stem: "conv7" (torchvision's weights), "deep" (three 3x3 convolutions: semseg, GluonCV) or "deep-narrow" (half
-            as wide: mmsegmentation).
-        output_stride: 8 as published, 16 or 32.
+        stem: "conv7" (torchvision), "deep" (three 3x3 convolutions: semseg, GluonCV) or "deep-narrow" (half as wide:
+            mmsegmentation).
+        output_stride: 8 (published), 16 or 32.
         align_corners: convention of every bilinear up-sampling (semseg: True, mmsegmentation: False).
-        auxiliary_head: whether to build the head on layer3 that training uses.
-        width: 64 as published; all channel counts follow it.
-        dropout: share of channels dropped before each classifier in training, 0 <= dropout < 1.
+        auxiliary_head: whether to build the training-only head on layer3.
+        width: 64 (published); all channel counts scale with it.
+        dropout: probability of dropping a channel before each classifier in training, 0 <= dropout < 1.
         mean: normalisation per channel, RGB, on the scale 0..255.
         std: normalisation per channel, RGB, on the scale 0..255.
         contract_dilation: whether the first block of a dilated layer keeps the previous layer's dilation (semseg:
             False; mmsegmentation, GluonCV: True).
 
     Raises:
-        PspnetError: a value that is not allowed; the text names what is.
+        PspnetError: an invalid value; the message lists the allowed ones.
     """
     if backbone not in BACKBONES:
         raise PspnetError(f"backbone is {backbone!r}: expected one of {', '.join(BACKBONES)}.")

@@ -5,7 +5,7 @@ H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, figure 3.
 Shape letters:
     N  images in the batch             K  classes
     H  image height in pixels          W  image width in pixels
-    s  output stride of the backbone; X/s stands for ceil(X / s)
+    s  output stride of the backbone; X/s means ceil(X / s)
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pspnet.models.resnet import ResNet
 
 
 class SegmentationNetwork(nn.Module):
-    """Images in, logits at the images' size out: what every algorithm shares around its backbone and heads.
+    """Base class of all networks: images in, logits at the images' size out.
 
-    `mean` and `std` are buffers, so they follow `.to()`, but no part of the state dict: they are settings, not
-    weights, and belong in the model's configuration.
+    `mean` and `std` are non-persistent buffers: they follow `.to()` but are not in the state dict, since they belong
+    to the model's configuration.
 
     Args:
-        backbone: gives (layer3, layer4) features; its `output_stride` is an int.
-        head: layer4's features -> logits.
-        auxiliary_head: layer3's features -> logits, run in training mode only; None to go without.
+        backbone: returns (layer3, layer4) features; has an int `output_stride`.
+        head: features of layer4 -> logits.
+        auxiliary_head: features of layer3 -> logits, in training mode only; None omits it.
         align_corners: convention of the bilinear up-sampling of the logits.
         mean: per channel, RGB, on the scale 0..255.
         std: per channel, RGB, on the scale 0..255.
@@ -44,7 +44,7 @@ class SegmentationNetwork(nn.Module):
     mean: Tensor
     std: Tensor
     upsampled_in_training = True
-    """False leaves logits at the heads' size in training mode, for a loss that scores them without up-sampling."""
+    """False returns logits at the heads' size in training mode, for a loss that scores them without up-sampling."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of every pixel.
+        """Compute the logits of every pixel.
 
         Args:
             images: (N, 3, H, W) RGB, uint8 or floating point 0..255, H and W of 32 or more.
@@ -77,10 +77,10 @@ class SegmentationNetwork(nn.Module):
         Returns:
             Evaluation mode, or no auxiliary head: logits (N, K, H, W).
             Training mode with an auxiliary head: (logits, auxiliary logits), both (N, K, H, W).
-            Logits are float32 under autocast and in half precision too.
+            Logits are float32 also under autocast and in half precision.
 
         Raises:
-            PspnetError: images of another shape or type, or smaller than 32 pixels.
+            PspnetError: images have another shape or dtype, or are smaller than 32 pixels.
         """
         self._check(images)
         size = images.shape[-2:]
@@ -98,26 +98,26 @@ class SegmentationNetwork(nn.Module):
         stride = cast(int, self.backbone.output_stride)
         if self.training and count == 1 and height <= stride and width <= stride:
             raise PspnetError(
-                f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too little for "
-                "batch norm in training: use a larger crop_size, a larger batch or a smaller output_stride."
+                f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too few "
+                "for batch norm in training: use a larger crop_size, a larger batch or a smaller output_stride."
             )
 
     def _normalise(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) on the scale 0..255 -> (N, 3, H, W) of mean 0 and variance 1 over ImageNet, in mean's type."""
+        """(N, 3, H, W) on the scale 0..255 -> (N, 3, H, W) of mean 0 and variance 1 over ImageNet, in mean's dtype."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def _upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """(N, K, H/s, W/s) in any precision -> (N, K, H, W) in float32 or better: losses and argmax need the digits."""
+        """(N, K, H/s, W/s) in any precision -> (N, K, H, W) in float32 or float64, which losses and argmax need."""
         if self.training and not self.upsampled_in_training:
             return logits
-        # Not promote_types, which the compiler of PyTorch 2.1 cannot trace.
+        # torch.compile of PyTorch 2.1 cannot trace promote_types.
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=self.align_corners)
 
 
 def check_images(images: Tensor, network: str = "PSPNet") -> None:
-    """Raise PspnetError for images that no network here takes: another shape or type, or smaller than 32 pixels."""
+    """Raise PspnetError for images of an unsupported shape or dtype, or smaller than 32 pixels."""
     shape = tuple(images.shape)
     if images.dim() != 4 or shape[1] != 3:
         raise PspnetError(f"images have the shape {shape}: expected (N, 3, H, W), RGB.")

@@ -26,10 +26,10 @@ _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 class TorchvisionBackbone(nn.Module):
-    """torchvision's dilated ResNet under the names and the interface of `pspnet.models.resnet.ResNet`.
+    """torchvision's dilated ResNet with the parameter names and interface of `pspnet.models.resnet.ResNet`.
 
     Args:
-        features: the backbone of a torchvision segmentation model, a mapping of its modules by name.
+        features: backbone of a torchvision segmentation model, name -> module.
     """
 
     stem_name = "conv7"
@@ -41,7 +41,7 @@ class TorchvisionBackbone(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = (features[name] for name in _LAYERS)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W) normalised RGB -> layer3's (N, 1024, H/8, W/8) and layer4's (N, 2048, H/8, W/8)."""
+        """(N, 3, H, W) normalised RGB -> features of layer3 (N, 1024, H/8, W/8) and layer4 (N, 2048, H/8, W/8)."""
         x = self.stem(x)  # (N, 64, H/4, W/4)
         x = self.layer1(x)  # (N, 256, H/4, W/4)
         x = self.layer2(x)  # (N, 512, H/8, W/8)
@@ -51,11 +51,11 @@ class TorchvisionBackbone(nn.Module):
 
 
 class FCN(SegmentationNetwork):
-    """torchvision's FCN: one 3x3 convolution and the classifier on layer4, the same on layer3 as auxiliary head."""
+    """torchvision's FCN: a 3x3 convolution and a classifier on layer4; the auxiliary head has the same on layer3."""
 
 
 class DeepLabV3(SegmentationNetwork):
-    """torchvision's DeepLabV3: atrous spatial pyramid pooling (rates 12, 24, 36) on layer4, FCN's auxiliary head."""
+    """torchvision's DeepLabV3: atrous spatial pyramid pooling (rates 12, 24, 36) on layer4 and FCN's auxiliary head."""
 
 
 _NETWORKS = {"fcn": FCN, "deeplab": DeepLabV3}
@@ -70,18 +70,18 @@ def build_torchvision(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> SegmentationNetwork:
-    """A randomly initialised FCN or DeepLabV3, with the mathematics and the initial values of torchvision's.
+    """Build a randomly initialised FCN or DeepLabV3 with torchvision's layers and initialisation.
 
     Args:
         algorithm: "fcn" or "deeplab".
         num_classes: classes K, 1 or more.
         backbone: "resnet-50" or "resnet-101".
-        auxiliary_head: whether to build the head on layer3 that training uses.
+        auxiliary_head: whether to build the training-only head on layer3.
         mean: normalisation per channel, RGB, on the scale 0..255.
         std: normalisation per channel, RGB, on the scale 0..255.
 
     Raises:
-        PspnetError: a value that is not allowed, or torchvision is missing.
+        PspnetError: an invalid value, or torchvision is missing.
     """
     if backbone not in BACKBONES:
         raise PspnetError(f"backbone is {backbone!r}: expected one of {', '.join(BACKBONES)}.")
@@ -90,26 +90,26 @@ def build_torchvision(
     builder = getattr(_segmentation_models(algorithm), f"{_BUILDERS[algorithm]}_{backbone.replace('-', '')}")
     built = builder(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=auxiliary_head)
     if algorithm == "deeplab":
-        _let_single_values_pass(built.classifier)
+        _allow_single_values(built.classifier)
     return _NETWORKS[algorithm](
         TorchvisionBackbone(built.backbone), built.classifier, built.aux_classifier, mean=mean, std=std
     )
 
 
 def _segmentation_models(algorithm: str) -> Any:
-    # Imported here so that PSPNet can be built, loaded and served without torchvision.
+    # Imported lazily: PSPNet is built, loaded and served without torchvision.
     try:
         import torchvision.models.segmentation
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
         raise PspnetError(
-            f"algorithm is {algorithm!r}, which is torchvision's, and that cannot be imported ({error}): install the "
-            "torchvision that belongs to this torch, or use algorithm psp."
+            f"algorithm is {algorithm!r}, which needs torchvision, but importing it failed ({error}): install the "
+            "torchvision version that matches this torch, or use algorithm psp."
         ) from error
     return torchvision.models.segmentation
 
 
-def _let_single_values_pass(head: nn.Sequential) -> None:
-    """Have the image pooling branch survive a batch of one image, as the pyramid does; names and values stay."""
+def _allow_single_values(head: nn.Sequential) -> None:
+    """Let the image pooling branch train on a batch of one image, as the pyramid does. Names and values stay."""
     from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 
     (branch,) = (module for module in head.modules() if isinstance(module, ASPPPooling))

@@ -245,7 +245,7 @@ def test_the_algorithm_comes_back_and_another_is_named(tmp_path: Path) -> None:
         ({"architecture": ["resnet-50"]}, "`architecture` must be a mapping with the arguments of build_model"),
         (
             {"architecture": {"num_classes": "3"}},
-            "`architecture.num_classes` is '3': expected a whole number from 1 to 255",
+            "`architecture.num_classes` is '3': expected a whole number from 1 to 254",
         ),
         ({"architecture": {}}, "`architecture` must name num_classes"),
         ({"architecture": {"num_classes": True}}, "`architecture.num_classes` is True"),
@@ -305,7 +305,7 @@ def test_weights_of_another_architecture(tmp_path: Path, change: dict[str, Any],
     save(tmp_path)
     architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
     change_config(tmp_path, architecture={**architecture, **change})
-    with pytest.raises(WeightsError, match=r"model\.safetensors does not fit the model") as caught:
+    with pytest.raises(WeightsError, match=r"model\.safetensors does not match the model") as caught:
         load_artifact(tmp_path)
     assert text in str(caught.value)
     assert "It was saved from another architecture" in str(caught.value)
@@ -314,7 +314,7 @@ def test_weights_of_another_architecture(tmp_path: Path, change: dict[str, Any],
 def test_weights_of_another_program(tmp_path: Path) -> None:
     save(tmp_path)
     save_file({"decoder.weight": torch.zeros(3)}, str(tmp_path / "model.safetensors"))
-    with pytest.raises(WeightsError, match=r"does not fit the model .*1 found") as caught:
+    with pytest.raises(WeightsError, match=r"does not match the model .*1 found") as caught:
         load_artifact(tmp_path)
     assert "1 unexpected: decoder.weight" in str(caught.value)
 

@@ -173,6 +173,6 @@ def test_wrong_settings() -> None:
 
 def test_a_missing_torchvision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models.segmentation", None)
-    with pytest.raises(PspnetError, match=r"'deeplab', which is torchvision's, and that cannot be imported .*psp"):
+    with pytest.raises(PspnetError, match=r"'deeplab', which needs torchvision, but importing it failed .*psp"):
         build_algorithm("deeplab", num_classes=3)
     build_algorithm("psp", num_classes=3, width=4)

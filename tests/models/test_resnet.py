@@ -152,7 +152,7 @@ def test_wrong_values() -> None:
         ResNet((1, 1, 1, 1), output_stride=4)
     with pytest.raises(PspnetError, match="stem is 'conv3': expected one of conv7, deep, deep-narrow"):
         ResNet((1, 1, 1, 1), stem="conv3")
-    with pytest.raises(PspnetError, match="width is 5: the stem deep-narrow takes half of it, so it must be even"):
+    with pytest.raises(PspnetError, match="width is 5: expected an even number, since the stem deep-narrow halves it"):
         ResNet((1, 1, 1, 1), stem="deep-narrow", width=5)
     with pytest.raises(PspnetError, match=r"layers is \(1, 1, 1\): expected four positive block counts"):
         ResNet((1, 1, 1))

@@ -91,7 +91,7 @@ def test_failed_download_names_url_file_and_flag(
         load_imagenet_backbone(backbone, name, weights)
     url = f"https://download.pytorch.org/models/{file}"
     assert asked == [(url, str(cache / file), file[-12:-4])]
-    for part in (f"fetch {url}", f"place it at {cache / file}", "`--use_pretrained_model False`", "TORCH_HOME"):
+    for part in (f"download {url}", f"copy it to {cache / file}", "`--use_pretrained_model False`", "TORCH_HOME"):
         assert part in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
@@ -144,7 +144,7 @@ def damage(path: Path, kind: str) -> None:
 def test_damaged_cache_file(kind: str, cache: Path) -> None:
     path = cache / R50_V1
     damage(path, kind)
-    with pytest.raises(WeightsError, match="is damaged or no weights file") as caught:
+    with pytest.raises(WeightsError, match="is damaged or not a weights file") as caught:
         load_imagenet_backbone(ResNet((1, 1, 1, 1), width=4), "resnet-50")
     for part in (str(path), f"({path.stat().st_size:,} bytes)", "Delete it", "--use_pretrained_model False"):
         assert part in str(caught.value)
@@ -190,7 +190,7 @@ def test_strict_load_lists_every_kind_of_mismatch() -> None:
     with pytest.raises(WeightsError) as caught:
         load_state_strict(module, state, "runs/a/model.safetensors")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "runs/a/model.safetensors does not fit the model (7 entries expected, 12 found):"
+    assert lines[0] == "runs/a/model.safetensors does not match the model (7 entries expected, 12 found):"
     assert lines[1] == "  2 missing: 0.bias, 1.running_var"
     assert lines[2] == "  7 unexpected: extra.0, extra.1, extra.2, extra.3, extra.4 and 2 more"
     assert lines[3] == (
