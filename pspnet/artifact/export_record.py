@@ -159,10 +159,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "file": (lambda value: _is_plain_name(value), "the name of a file in its folder"),
     "weights_sha256": (lambda value: isinstance(value, str) and len(value) == 64, "64 hexadecimal digits"),
     "align_corners": (lambda value: isinstance(value, bool), "true or false"),
-    "num_classes": (
-        lambda value: type(value) is int and 1 <= value <= MAX_CLASSES,
-        f"a whole number from 1 to {MAX_CLASSES}",
-    ),
+    "num_classes": (lambda n: type(n) is int and 1 <= n <= MAX_CLASSES, f"a whole number from 1 to {MAX_CLASSES}"),
     "versions": (lambda value: isinstance(value, dict), "a mapping"),
     "check": (lambda value: isinstance(value, dict), "a mapping"),
     "int8": (lambda value: isinstance(value, dict), "a mapping"),

@@ -254,10 +254,7 @@ def _config_problem(content: Any) -> str | None:
 
 # Argument of build_algorithm -> validity and description. Bounds keep foreign files from claiming all memory.
 _ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_classes": (
-        lambda value: type(value) is int and 1 <= value <= MAX_CLASSES,
-        f"a whole number from 1 to {MAX_CLASSES}",
-    ),
+    "num_classes": (lambda n: type(n) is int and 1 <= n <= MAX_CLASSES, f"a whole number from 1 to {MAX_CLASSES}"),
     "backbone": (lambda value: isinstance(value, str), "a name"),
     "stem": (lambda value: isinstance(value, str), "a name"),
     "output_stride": (lambda value: value in (8, 16, 32), "8, 16 or 32"),

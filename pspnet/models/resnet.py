@@ -129,15 +129,15 @@ def initialise_convolutions(module: nn.Module) -> None:
 class ResNet(nn.Module):
     """Bottleneck ResNet without its classifier, at output stride 8, 16 or 32.
 
-    State-dict names are torchvision's for `layer1` to `layer4` (`layer1.0.downsample.0.weight`). The stem's stand under
-    `stem.`: `stem.conv1`, `stem.bn1`, and for the deep stem `stem.conv2`, `stem.bn2`, `stem.conv3`, `stem.bn3` too.
+    `layer1` to `layer4` have torchvision's names (`layer1.0.downsample.0.weight`). The names of the stem are
+    `stem.conv1` and `stem.bn1`, and for the deep stem also `stem.conv2`, `stem.bn2`, `stem.conv3` and `stem.bn3`.
 
     Args:
         layers: blocks of layer1 to layer4, such as (3, 4, 6, 3) for ResNet-50.
-        output_stride: image pixels per cell of layer4's map, 8, 16 or 32.
+        output_stride: image pixels per cell of the map of layer4, 8, 16 or 32.
         stem: "conv7" (one 7x7 convolution, 64 channels), "deep" (three 3x3: 64, 64, 128) or "deep-narrow" (three
             3x3: 32, 32, 64).
-        width: channels of the stem and of layer1's narrow convolutions, 64 as published; all others follow.
+        width: channels of the stem and of the narrow convolutions in layer1, 64 as published; all others scale.
         contract_dilation: the first block of a dilated layer keeps the previous layer's dilation.
 
     Raises:

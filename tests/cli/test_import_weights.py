@@ -129,7 +129,7 @@ def test_messages_are_one_line_with_exit_code_1(tmp_path: Path, capsys: pytest.C
         ),
         (
             (file, "--from", "mmsegmentation", "--classes", "voc"),
-            "has 2 classes, but --classes has 21. Give 2",
+            "has 2 classes, but --classes 21. Give 2",
         ),
         (
             (file, "--from", "mmsegmentation", "--classes", "sea"),

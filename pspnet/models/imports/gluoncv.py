@@ -63,11 +63,7 @@ _CONVENTIONS = {"output_stride": 8, "align_corners": True, "contract_dilation": 
 
 
 def read(path: Path) -> ForeignWeights:
-    """Read a parameter file or the built-in algorithm's model.tar.gz.
-
-    Raises:
-        WeightsError: the file is damaged or holds another network.
-    """
+    """Read a parameter file or the built-in algorithm's model.tar.gz. Raises WeightsError."""
     content, source, hyperparameters = _open(path)
     algorithm = hyperparameters.get("algorithm", "psp")
     if algorithm != "psp":

@@ -74,9 +74,7 @@ class ForeignWeights:
         if found is None and num_classes is None:
             raise WeightsError(f"{self.path}: a backbone without heads. Give their classes with --classes.")
         if found is not None and num_classes not in (None, found):
-            raise WeightsError(
-                f"{self.path}: has {found} classes, but --classes has {num_classes}. Give {found} names."
-            )
+            raise WeightsError(f"{self.path}: has {found} classes, but --classes {num_classes}. Give {found} names.")
         published = {name: parameter.default for name, parameter in signature(build_model).parameters.items()}
         published.update(num_classes=num_classes, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
         return {**published, **self.architecture}
