@@ -126,8 +126,8 @@ def check_images(images: Tensor, network: str = "PSPNet") -> None:
     height, width = shape[2:]
     if height < MIN_SIZE or width < MIN_SIZE:
         raise PspnetError(
-            f"images are {width}x{height} pixels: {network} needs at least {MIN_SIZE}x{MIN_SIZE}. Enlarge the image or the "
-            "crop."
+            f"images are {width}x{height} pixels: {network} needs at least {MIN_SIZE}x{MIN_SIZE}. "
+            "Enlarge the image or the crop."
         )
 
 
