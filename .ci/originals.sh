@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Imported weights against the networks that they come from: runs mmsegmentation's and GluonCV's own PSPNet, each in an
-# environment of its own, and compares our logits with theirs. (torchvision and segmentation-models-pytorch are run by
-# the ordinary tests.)
+# Compares the logits of imported weights with the original programs: runs the PSPNet of mmsegmentation and GluonCV, each
+# in a separate environment. (The ordinary tests run torchvision and segmentation-models-pytorch.)
 #
-# Takes the interpreters from $PYTHON310 and $PYTHON38, or looks for them; where one is missing, it says so and goes on
-# without. Environments that are there already are used as they are: $PSPNET_MMSEG_PYTHON, $PSPNET_GLUONCV_PYTHON.
-# $PYTEST is the command that runs the tests, `uv run pytest` if not given.
+# Uses the interpreters $PYTHON310 and $PYTHON38 or searches for them; reports and skips a missing one. Existing
+# environments are used unchanged: $PSPNET_MMSEG_PYTHON, $PSPNET_GLUONCV_PYTHON.
+# $PYTEST is the command that runs the tests, by default `uv run pytest`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +13,7 @@ gluoncv_packages=(gluoncv==0.10.5.post0 mxnet==1.9.1 'numpy<1.24' opencv-python-
 
 step() { printf '\n-- %s\n' "$*"; }
 
-# works INTERPRETER VERSION: a name on the path proves nothing, pyenv's shims exist for versions that are not selected.
+# works INTERPRETER VERSION: runs the interpreter, since pyenv has shims for versions that are not selected.
 works() { "$1" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$2')" >/dev/null 2>&1; }
 
 # find_python VERSION GIVEN: prints an interpreter, or nothing.
@@ -47,15 +46,15 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 tests=()
 
-# prepare VARIABLE NAME VERSION GIVEN TEST PACKAGE...: exports VARIABLE and adds TEST, or says that it is skipped.
+# prepare VARIABLE NAME VERSION GIVEN TEST PACKAGE...: exports VARIABLE and adds TEST, or reports a skipped test.
 prepare() {
   local variable=$1 name=$2 version=$3 given=$4 test=$5 base made
   shift 5
   if [[ -z ${!variable:-} ]]; then
     base=$(find_python "$version" "$given")
     if [[ -z $base ]]; then
-      echo "SKIPPED: there is no Python $version on this machine, so weights of $name were NOT compared with $name itself."
-      echo "         Install one (uv python install $version) or name one: PYTHON${version/./}=/path/to/python $0"
+      echo "SKIPPED: no Python $version on this machine, so weights of $name were NOT compared with $name."
+      echo "         Install it (uv python install $version) or set its path: PYTHON${version/./}=/path/to/python $0"
       return
     fi
     step "$name under $base: $*"
@@ -73,6 +72,6 @@ if [[ ${#tests[@]} == 0 ]]; then
   exit 0
 fi
 step "our logits against theirs"
-# A test that is skipped here would be a check that silently did nothing.
+# A skipped test would pass without checking anything.
 ${PYTEST:-uv run pytest} -k logits_of -rs "${tests[@]}" | tee "$work/report"
 ! grep -q '^SKIPPED' "$work/report"

@@ -34,11 +34,12 @@ from benchmarks import soak
 from benchmarks.support import hosts
 from benchmarks.support.load import Sent, Times, Wire, many_at_once, one_by_one, summary
 from pspnet.artifact.bundle import write_code
-from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME, architecture_of, save_artifact
+from pspnet.artifact.file_names import CONFIG_NAME, WEIGHTS_NAME
+from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.benchmarking import record
 from pspnet.config.schema import Config
 from pspnet.data.shapes import draw_scene
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.cpu import available_cores
 
 HOSTS = ("serve", "toolkit")

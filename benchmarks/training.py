@@ -53,8 +53,8 @@ from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import factor, markdown, milliseconds, percent
 from pspnet.data.dataset import Batch
 from pspnet.errors import ConfigError, PspnetError
-from pspnet.models.build import build_algorithm
-from pspnet.models.pspnet import SegmentationNetwork, build_model
+from pspnet.models.build import build_algorithm, build_model
+from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system.device import (
     Precision,
     choose_device,

@@ -13,6 +13,8 @@ import numpy as np
 from pspnet.errors import DataError
 
 IGNORE_INDEX = 255
+# A mask holds bytes, and IGNORE_INDEX is not a class.
+MAX_CLASSES = 254
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -22,7 +22,7 @@ from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError
 from pspnet.inference.predictor import Predictor
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.serving.protocol.request_error import RequestError
 from tests.serving.pictures import encoded, noise
 

@@ -30,8 +30,7 @@ from pspnet.benchmarking.timed_frames import Size
 from pspnet.errors import ConfigError
 from pspnet.inference.runtimes.base import AUTO, NAMES
 from pspnet.inference.runtimes.factory import Source, open_runtime
-from pspnet.models.build import build_algorithm
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_algorithm, build_model
 
 PLAIN = "plain"
 RUNTIMES = tuple(name for name in NAMES if name != AUTO)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspnet.errors import ConfigError
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 
 
 class LibraryNetwork(nn.Module):

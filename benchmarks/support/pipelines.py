@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from pspnet.data.channels import Pair
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 
 Sample = Callable[[Pair, np.random.Generator], Tuple[torch.Tensor, torch.Tensor]]
 

@@ -15,7 +15,7 @@ from pspnet.benchmarking.timed_frames import make_images
 from pspnet.config.schema import Config
 from pspnet.errors import PspnetError
 from pspnet.exporting.exporter import Request, export_model
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 
 
 @contextlib.contextmanager

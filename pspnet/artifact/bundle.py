@@ -1,4 +1,4 @@
-"""The code that travels with a model, so that the model directory deploys as it is, and models that arrive packed."""
+"""Serving code of a model directory, so that it deploys as it is, and reading of packed models."""
 
 from __future__ import annotations
 
@@ -11,48 +11,45 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME, read_algorithm
+from pspnet.artifact.file_names import ARCHIVE_NAME, CODE_NAME, CONFIG_NAME, WEIGHTS_NAME
+from pspnet.artifact.model_directory import read_algorithm
 from pspnet.errors import WeightsError
 from pspnet.system.locations import PACKAGE, find_beside
 
-CODE_NAME = "code"
-ARCHIVE_NAME = "model.tar.gz"
-
-# What predicting needs of the package: no settings, no training, no evaluation, no reading of data sets.
+# Files of the package needed for prediction: no settings, training, evaluation or data sets.
 _SERVED = (
     "__init__.py", "classes.py", "errors.py", "system/__init__.py", "system/atomic_files.py", "system/cpu.py",
     "system/locations.py", "system/precision.py", "data/__init__.py", "data/io/*.py", "models/*.py",
     "models/fused/*.py", "artifact/*.py", "inference/*.py", "inference/runtimes/*.py", "masks/__init__.py",
     "masks/png.py", "serving/__init__.py", "serving/protocol/*.py", "serving/serve_settings.py", "serving/loading.py",
 )  # fmt: skip
-# What the packages of _SERVED import and the inference images lack.
+# Imported by _SERVED and missing in the inference images.
 _REQUIREMENTS = """\
-# Installed by the endpoint's container beside the torch, numpy and pillow that its image holds.
+# Installed by the endpoint's container in addition to the torch, numpy and pillow of its image.
 safetensors>=0.4
 """
-# torchvision's own networks need it; a version here would have pip replace the one that belongs to the image's torch.
+# Needed by torchvision's networks. Unpinned, so that pip keeps the version that matches the image's torch.
 _TORCHVISION = "torchvision\n"
-# Largest members that are unpacked: far above any model, far below any disk.
+# Size limits of unpacked members: far above any model, far below any disk.
 _MAX_BYTES = {CONFIG_NAME: 16_777_216, WEIGHTS_NAME: 4_294_967_296}
 _MAX_REST = 268_435_456
 
 
 def served_files() -> list[Path]:
-    """The package's files that an endpoint needs, relative to the package."""
+    """Return the files of the package that an endpoint needs, relative to the package."""
     return sorted(path.relative_to(PACKAGE) for pattern in _SERVED for path in PACKAGE.glob(pattern))
 
 
 def write_code(model_dir: Path) -> Path:
-    """Write `code/` (inference.py, the package, requirements.txt) into a model directory; the folder's path.
+    """Write `code/` (inference.py, the package, requirements.txt) into a model directory and return its path.
 
-    An older `code/` is replaced. Raises WeightsError where inference.py is missing, OSError where nothing can be
-    written.
+    Replaces an older `code/`. Raises WeightsError if inference.py is missing and OSError if writing fails.
     """
     handlers = find_beside("inference.py")
     if handlers is None:
         raise WeightsError(
-            f"{PACKAGE.parent}: inference.py is missing beside the package, so the model in {model_dir} has no code to "
-            "be deployed with. Copy the project again; the model itself is complete."
+            f"{PACKAGE.parent}: inference.py is missing next to the package, so the model in {model_dir} has no "
+            "serving code. Copy the project again; the model itself is complete."
         )
     target, building = model_dir / CODE_NAME, model_dir / f".{CODE_NAME}.tmp"
     shutil.rmtree(building, ignore_errors=True)
@@ -71,16 +68,16 @@ def write_code(model_dir: Path) -> Path:
 
 
 def requirements(algorithm: str) -> str:
-    """The text of `code/requirements.txt` for a model of that algorithm."""
+    """Return the text of `code/requirements.txt` for a model of that algorithm."""
     return _REQUIREMENTS + ("" if algorithm == "psp" else _TORCHVISION)
 
 
 @contextlib.contextmanager
 def unpacked(directory: Path) -> Iterator[Path]:
-    """A model directory, or for one that only holds model.tar.gz (as a job leaves it on S3) its unpacked copy.
+    """Yield a model directory, or the unpacked copy of one that holds only model.tar.gz (a job's output on S3).
 
-    Takes weights and config from the archive and nothing else. Raises WeightsError for an archive that is damaged or
-    in which one of the two is no plain file or absurdly large.
+    Extracts only weights and config. Raises WeightsError if the archive is damaged or one of the two is not a plain
+    file or too large.
     """
     archive = directory / ARCHIVE_NAME
     if (directory / CONFIG_NAME).is_file() or not archive.is_file():
@@ -92,7 +89,7 @@ def unpacked(directory: Path) -> Iterator[Path]:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """The first member of each of the two names. The archive is read to its end, where its checksum stands."""
+    """Extract the first member of each name. Read the archive to its end, which has the checksum."""
     missing = set(_MAX_BYTES)
     try:
         with gzip.open(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -109,7 +106,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _read_rest(stream: gzip.GzipFile, archive: Path) -> None:
-    """Without the checksum, damage in the weights would show as nothing but wrong masks."""
+    """Verify the checksum: undetected damage in the weights would only show in wrong masks."""
     size = 0
     while block := stream.read(1_048_576):
         size += len(block)
@@ -121,14 +118,14 @@ def _read_rest(stream: gzip.GzipFile, archive: Path) -> None:
 
 
 def _copy_out(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path, archive: Path) -> None:
-    """A link would lead elsewhere, and a sparse file or a claimed size could fill the disk from a few bytes."""
+    """Extract a plain file. A link could point elsewhere; a sparse or oversized member could fill the disk."""
     content = tar.extractfile(member) if member.isreg() and not member.issparse() else None
     if content is None:
-        raise WeightsError(f"{archive}: {target.name} in it is a link or another special file; expected a plain one.")
+        raise WeightsError(f"{archive}: its {target.name} is a link or special file; expected a plain file.")
     largest = _MAX_BYTES[target.name]
     if member.size > largest:
         raise WeightsError(
-            f"{archive}: {target.name} in it has {member.size:,} bytes; expected {largest:,} at most. Is it a model?"
+            f"{archive}: its {target.name} has {member.size:,} bytes; expected at most {largest:,}. Is it a model?"
         )
     with open(target, "wb") as file:
         shutil.copyfileobj(content, file)

@@ -1,8 +1,8 @@
-"""The record beside an exported network: what it was made of, with which settings, and what its check found.
+"""Record of an exported graph: its weights, settings and verification.
 
-Exports of a model lie in MODEL_DIR/exports/<format>-<precision>/: the graph's files and `export.json`, the record. All
-graphs look the same from outside: input `images` (N, 3, H, W) uint8 RGB with N, H and W free; outputs `mask` (N, H, W)
-uint8 and `logits` (N, K, h, w) float32 at the head's size, before up-sampling. Reading needs no torch and no runtime.
+MODEL_DIR/exports/<format>-<precision>/ holds the files of a graph and its record, `export.json`. All graphs have the
+same interface: input `images` (N, 3, H, W) uint8 RGB of any N, H and W; outputs `mask` (N, H, W) uint8 and `logits`
+(N, K, h, w) float32 at the head's size, before up-sampling. Reading a record needs neither torch nor a runtime.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pspnet.artifact.file_names import EXPORTS_NAME, WEIGHTS_NAME
+from pspnet.classes import MAX_CLASSES
 from pspnet.errors import WeightsError
 from pspnet.system.atomic_files import atomic_write
 
 FORMAT = "pspnet-export-1"
 RECORD_NAME = "export.json"
-EXPORTS_NAME = "exports"
-WEIGHTS_NAME = "model.safetensors"
 
 FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
 PRECISIONS = ("float32", "int8")
@@ -31,18 +31,18 @@ OUTPUT_NAMES = ("mask", "logits")
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What export.json holds.
+    """Content of export.json.
 
     Attributes:
-        format: of FORMATS.
-        precision: of PRECISIONS.
-        file: name of the file that a runtime opens, in the record's folder.
-        weights_sha256: of the model.safetensors that the graph was made of, as hexadecimal digits.
-        align_corners: convention of the up-sampling of the logits, for who wants probabilities.
+        format: one of FORMATS.
+        precision: one of PRECISIONS.
+        file: file that a runtime opens, in the record's folder.
+        weights_sha256: hexadecimal SHA-256 of the exported model.safetensors.
+        align_corners: convention of the up-sampling of the logits, needed for probabilities.
         num_classes: classes K.
-        versions: of the packages that made it.
-        check: how it compares with the network in PyTorch; `passed` is always true in a file that was kept.
-        int8: what quantisation cost, empty for float32.
+        versions: of the packages that exported it.
+        check: comparison with the network in PyTorch; `passed` is true in every stored record.
+        int8: accuracy cost of quantisation, empty for float32.
         files: name -> size in bytes, of all files of the graph.
     """
 
@@ -58,24 +58,24 @@ class ExportRecord:
     files: dict[str, int] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write export.json into the export's folder, whole or not at all; OSError where the disk won't have it."""
+        """Write export.json into the export's folder atomically. Raises OSError if writing fails."""
         content = {"format_version": FORMAT, **asdict(self)}
         with atomic_write(folder / RECORD_NAME) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> ExportRecord:
-        """The record in an export's folder; WeightsError names what is missing, damaged or foreign, and the fix."""
+        """Read the record in an export's folder. Raises WeightsError if it is missing, damaged or foreign."""
         path = folder / RECORD_NAME
         if not path.is_file():
-            raise WeightsError(f"{folder}: no export, it has no {RECORD_NAME}. {_AGAIN}")
+            raise WeightsError(f"{folder}: not an export, it has no {RECORD_NAME}. {_FIX}")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise WeightsError(f"{path}: not readable as JSON ({error}). {_AGAIN}") from error
+            raise WeightsError(f"{path}: not readable as JSON ({error}). {_FIX}") from error
         problem = _problem(content)
         if problem:
-            raise WeightsError(f"{path}: {problem} {_AGAIN}")
+            raise WeightsError(f"{path}: {problem} {_FIX}")
         return cls(**{name: content[name] for name in _FIELDS if name in content})
 
 
@@ -92,55 +92,54 @@ class Export:
         return self.folder / self.record.file
 
     def check_files(self) -> None:
-        """Raise WeightsError where a file of the graph is missing or has not the length that it was written with."""
+        """Raise WeightsError if a file of the graph is missing or has another size than recorded."""
         for name, size in self.record.files.items():
             path = self.folder / name
             found = path.stat().st_size if path.is_file() else None
             if found != size:
-                what = "is missing" if found is None else f"has {found:,} bytes of {size:,}"
-                raise WeightsError(f"{path}: {what}, so this export is not whole. {_AGAIN}")
+                problem = "is missing" if found is None else f"has {found:,} of {size:,} bytes"
+                raise WeightsError(f"{path}: {problem}, so this export is incomplete. {_FIX}")
 
     def check_current(self, weights_sha256: str) -> None:
-        """Raise WeightsError where the export was made of other weights than those of this checksum."""
+        """Raise WeightsError if the exported weights have another checksum."""
         if self.record.weights_sha256 != weights_sha256:
             raise WeightsError(
-                f"{self.folder}: was exported from other weights than the {WEIGHTS_NAME} that lies there now. {_AGAIN}"
+                f"{self.folder}: was exported from other weights than the present {WEIGHTS_NAME}. {_FIX}"
             )
 
 
-_AGAIN = "Export again: `pspnet export MODEL_DIR --format FORMAT`."
+_FIX = "Export again: `pspnet export MODEL_DIR --format FORMAT`."
 
 
 def folder_name(format: str, precision: str) -> str:
-    """Name of an export's folder, such as "onnx-float32"."""
+    """Return the name of an export's folder, such as "onnx-float32"."""
     return f"{format}-{precision}"
 
 
 def load_export(model_dir: Path, format: str, precision: str = "float32") -> Export:
-    """An export that is whole and was made of the weights of its model directory.
+    """Return a complete export of the present weights of a model directory.
 
-    Hashes the weights: about 0.2 s for ResNet-50.
-
-    Raises WeightsError for one that is not there, damaged, foreign, or made of other weights, and says to export again.
+    Hashes the weights: about 0.2 s for ResNet-50. Raises WeightsError if the export is missing, damaged, foreign or of
+    other weights.
     """
     folder = model_dir / EXPORTS_NAME / folder_name(format, precision)
     if not (folder / RECORD_NAME).is_file():
         int8 = " --int8 --calibration DATA" if precision == "int8" else ""
         raise WeightsError(
-            f"{model_dir}: holds no {format} export in {precision}; make it with "
+            f"{model_dir}: has no {format} export in {precision}. Create it with "
             f"`pspnet export {model_dir} --format {format}{int8}`."
         )
     export = Export(folder, ExportRecord.read(folder))
     found = folder_name(export.record.format, export.record.precision)
     if found != folder.name:
-        raise WeightsError(f"{folder}: its {RECORD_NAME} describes {found}. {_AGAIN}")
+        raise WeightsError(f"{folder}: its {RECORD_NAME} describes {found}. {_FIX}")
     export.check_files()
     export.check_current(hash_weights(model_dir))
     return export
 
 
 def hash_weights(model_dir: Path) -> str:
-    """SHA-256 of a model directory's weights, as hexadecimal digits; WeightsError where they cannot be read."""
+    """Return the hexadecimal SHA-256 of a model directory's weights. Raises WeightsError if they cannot be read."""
     path = model_dir / WEIGHTS_NAME
     digest = hashlib.sha256()
     try:
@@ -160,7 +159,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "file": (lambda value: _is_plain_name(value), "the name of a file in its folder"),
     "weights_sha256": (lambda value: isinstance(value, str) and len(value) == 64, "64 hexadecimal digits"),
     "align_corners": (lambda value: isinstance(value, bool), "true or false"),
-    "num_classes": (lambda value: type(value) is int and 1 <= value <= 255, "a whole number from 1 to 255"),
+    "num_classes": (lambda n: type(n) is int and 1 <= n <= MAX_CLASSES, f"a whole number from 1 to {MAX_CLASSES}"),
     "versions": (lambda value: isinstance(value, dict), "a mapping"),
     "check": (lambda value: isinstance(value, dict), "a mapping"),
     "int8": (lambda value: isinstance(value, dict), "a mapping"),
@@ -169,20 +168,20 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _problem(content: Any) -> str | None:
-    """What is wrong with the content of an export.json, or None."""
+    """Describe the first problem of the content of an export.json, or return None."""
     found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
     if found != FORMAT:
-        return f"expected the format {FORMAT}, found {found!r}: made by another program or another version."
-    for name, (is_right, expected) in _FIELDS.items():
+        return f"expected the format {FORMAT}, found {found!r}: written by another program or version."
+    for name, (is_valid, expected) in _FIELDS.items():
         if name not in content:
             return f"`{name}` is missing."
-        if not is_right(content[name]):
+        if not is_valid(content[name]):
             return f"`{name}` is {repr(content[name])[:60]}: expected {expected}."
     return None
 
 
 def _is_plain_name(value: Any) -> bool:
-    """A name that cannot lead out of the folder."""
+    """Return whether a file name stays within its folder."""
     return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
 
 

@@ -1,7 +1,7 @@
-"""The model directory: all that is needed to use a trained model, without pickle.
+"""Saving and loading of model directories: all that is needed to use a trained model, without pickle.
 
-`model.safetensors` holds the weights; `config.json` the architecture, normalisation, classes, palette, how the model
-was trained, what it scored, and the versions that made it.
+`model.safetensors` holds the weights; `config.json` the architecture, normalisation, classes, palette, training
+settings, scores and package versions.
 """
 
 from __future__ import annotations
@@ -21,27 +21,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pspnet
-from pspnet.classes import default_class_names, palette_for
+from pspnet.artifact.file_names import CONFIG_NAME, MODEL_FORMAT, WEIGHTS_NAME
+from pspnet.classes import MAX_CLASSES, default_class_names, palette_for
 from pspnet.errors import WeightsError
 from pspnet.models.build import ALGORITHMS, build_algorithm
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, SegmentationNetwork
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.weights import load_state_strict
 from pspnet.system.atomic_files import atomic_write
 
-if TYPE_CHECKING:  # an endpoint loads models without the packages that settings need
+if TYPE_CHECKING:  # endpoints lack the packages of the settings
     from pspnet.config.schema import Config
-
-FORMAT = "pspnet-model-1"
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A loaded model directory. `palette` is (256, 3) uint8; `model` is in evaluation mode, on the CPU.
 
-    `architecture` holds the arguments that `build_algorithm` built the model with, besides `algorithm`; `source` is
-    where imported weights are from.
+    `architecture` holds the arguments of `build_algorithm` except `algorithm`; `source` is the origin of imported
+    weights.
     """
 
     model: SegmentationNetwork
@@ -55,7 +53,7 @@ class Artifact:
 
 
 def architecture_of(config: Config) -> dict[str, Any]:
-    """The arguments of build_algorithm, besides the algorithm, that a config asks for, normalisation included."""
+    """Return the arguments of build_algorithm for a config, except the algorithm, including normalisation."""
     architecture: dict[str, Any] = {"num_classes": config.num_classes, "backbone": config.backbone}
     if config.algorithm == "psp":
         architecture.update(
@@ -71,18 +69,18 @@ def architecture_of(config: Config) -> dict[str, Any]:
 
 
 def class_names_of(config: Config) -> tuple[str, ...]:
-    """The config's class names, or default ones."""
+    """Return the config's class names or the defaults."""
     return tuple(config.class_names) if config.class_names else default_class_names(config.num_classes)
 
 
 def save_artifact(
     directory: Path, model: nn.Module, config: Config, scores: dict[str, Any], trained: dict[str, Any]
 ) -> None:
-    """Write a model directory. Both files appear whole or not at all; OSError where the disk is full or unwritable.
+    """Write a model directory atomically. Raises OSError if writing fails.
 
     Args:
-        scores: what the model scored on the validation channel, as in metrics.json.
-        trained: how far it was trained (epoch, steps, seconds).
+        scores: of the validation channel, as in metrics.json.
+        trained: training progress (epoch, steps, seconds).
     """
     class_names = class_names_of(config)
     content = {
@@ -104,12 +102,12 @@ def save_imported(
     palette: np.ndarray | None,
     source: dict[str, Any],
 ) -> None:
-    """Write a model directory for weights from elsewhere. OSError as `save_artifact`.
+    """Write a model directory for imported weights. Raises OSError as `save_artifact`.
 
     Args:
-        architecture: the arguments of build_model that made the model.
-        palette: (classes, 3) uint8 colours; None for those that belong to the class names.
-        source: where the weights are from, fit for JSON.
+        architecture: arguments of build_model of the model.
+        palette: (classes, 3) uint8 colours; None for the default of the class names.
+        source: origin of the weights, JSON-serialisable.
     """
     colours = palette_for(class_names)[: len(class_names)] if palette is None else palette
     content = {
@@ -126,24 +124,24 @@ def save_imported(
 
 def _write(directory: Path, model: nn.Module, content: dict[str, Any]) -> None:
     versions = {"pspnet": pspnet.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    content = {"format": FORMAT, **content, "versions": versions}
+    content = {"format": MODEL_FORMAT, **content, "versions": versions}
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_write(directory / WEIGHTS_NAME) as weights_path, atomic_write(directory / CONFIG_NAME) as config_path:
         try:
             save_file(state, str(weights_path), metadata={"format": "pt"})
-        except SafetensorError as error:  # how the library reports a full disk
+        except SafetensorError as error:  # a full disk, for example
             raise OSError(f"{directory / WEIGHTS_NAME}: could not be written ({error}).") from error
         config_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_artifact(directory: Path) -> Artifact:
-    """Read a model directory; WeightsError names what is missing, damaged or of another format, and the fix."""
+    """Read a model directory. Raises WeightsError if it is missing, damaged or of another format."""
     content = _read_config(directory)
     algorithm, architecture = content.get("algorithm", "psp"), content["architecture"]
     try:
-        with _uninitialised():
+        with _skip_initialisation():
             model = build_algorithm(algorithm, **architecture)
-    except (TypeError, ValueError, RuntimeError) as error:  # PspnetError, or what PyTorch says to a foreign value
+    except (TypeError, ValueError, RuntimeError) as error:  # PspnetError, or PyTorch's error for an invalid value
         raise WeightsError(
             f"{directory / CONFIG_NAME}: describes an architecture that this version cannot build ({error})."
         ) from error
@@ -160,7 +158,7 @@ def load_artifact(directory: Path) -> Artifact:
 
 
 def read_labels(directory: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and (256, 3) uint8 palette of a model directory, without loading it; WeightsError as above."""
+    """Return class names and (256, 3) uint8 palette without loading the model. WeightsError as `load_artifact`."""
     return _labels(_read_config(directory))
 
 
@@ -172,34 +170,34 @@ def _labels(content: dict[str, Any]) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def load_trained(directory: Path) -> Artifact:
-    """`load_artifact` for a model that is to predict; WeightsError too for an imported backbone with random heads."""
+    """Run `load_artifact` and raise WeightsError also for an imported backbone with random heads."""
     artifact = load_artifact(directory)
     if artifact.source.get("heads") == "random":
         raise WeightsError(
-            f"{directory}: holds an imported backbone; its heads are random, so its masks would mean nothing. Train it "
-            f"first: train.py --model {directory} with the settings that `pspnet import` printed."
+            f"{directory}: holds an imported backbone with random heads, which cannot predict. Train it first: "
+            f"train.py --model {directory} with the settings that `pspnet import` printed."
         )
     return artifact
 
 
 @contextlib.contextmanager
-def _uninitialised() -> Iterator[None]:
-    """Parameters of modules that are built meanwhile keep whatever lies in their memory: no random numbers are drawn.
+def _skip_initialisation() -> Iterator[None]:
+    """Leave the parameters of modules uninitialised and draw no random numbers.
 
-    The weights file then has to give every one of them, which the strict loading makes sure of.
+    Strict loading ensures that the weights file sets every parameter.
     """
     try:
         from torch.overrides import TorchFunctionMode
     except ImportError:
         yield
         return
-    if hasattr(torch.overrides, "push_torch_function_mode"):  # PyTorch 1.12, where modes are no contexts yet
+    if hasattr(torch.overrides, "push_torch_function_mode"):  # PyTorch 1.12, where modes are not context managers
         yield
         return
 
     class Skip(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function in _DRAWS or getattr(function, "__module__", "") == nn.init.__name__:
+            if function in _RANDOM_FILLS or getattr(function, "__module__", "") == nn.init.__name__:
                 return args[0] if args else (kwargs or {})["tensor"]
             return function(*args, **(kwargs or {}))
 
@@ -207,11 +205,11 @@ def _uninitialised() -> Iterator[None]:
         yield
 
 
-_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
+_RANDOM_FILLS = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 
 def read_algorithm(directory: Path) -> str:
-    """Which algorithm the model of a directory is, without loading it; WeightsError as `load_artifact`."""
+    """Return the algorithm of a model directory without loading the model. WeightsError as `load_artifact`."""
     return str(_read_config(directory).get("algorithm", "psp"))
 
 
@@ -234,11 +232,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _config_problem(content: Any) -> str | None:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != MODEL_FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        return f"expected the format {FORMAT}, found {found!r}: made by another program or a newer version."
+        return f"expected the format {MODEL_FORMAT}, found {found!r}: written by another program or a newer version."
     if content.get("algorithm", "psp") not in ALGORITHMS:
-        found = f"{content['algorithm']!r}: made by a newer version"
+        found = f"{content['algorithm']!r}: written by a newer version"
         return f"expected `algorithm` to be one of {', '.join(ALGORITHMS)}, found {found}."
     architecture, classes, palette = (content.get(key) for key in ("architecture", "classes", "palette"))
     if not isinstance(architecture, dict):
@@ -254,9 +252,9 @@ def _config_problem(content: Any) -> str | None:
     return None
 
 
-# Every argument of build_algorithm and what it may be. Bounds keep a foreign file from claiming all memory.
+# Argument of build_algorithm -> validity and description. Bounds keep foreign files from claiming all memory.
 _ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "num_classes": (lambda value: type(value) is int and 1 <= value <= 255, "a whole number from 1 to 255"),
+    "num_classes": (lambda n: type(n) is int and 1 <= n <= MAX_CLASSES, f"a whole number from 1 to {MAX_CLASSES}"),
     "backbone": (lambda value: isinstance(value, str), "a name"),
     "stem": (lambda value: isinstance(value, str), "a name"),
     "output_stride": (lambda value: value in (8, 16, 32), "8, 16 or 32"),
@@ -272,12 +270,12 @@ _ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _architecture_problem(architecture: dict[str, Any]) -> str | None:
     if "num_classes" not in architecture:
-        return "`architecture` must name num_classes."
+        return "`architecture` has no num_classes."
     for key, value in architecture.items():
         if key not in _ARCHITECTURE:
-            return f"`architecture` has the unknown key {key[:40]!r}: made by another program or a newer version."
-        is_right, expected = _ARCHITECTURE[key]
-        if not is_right(value):
+            return f"`architecture` has the unknown key {key[:40]!r}: written by another program or a newer version."
+        is_valid, expected = _ARCHITECTURE[key]
+        if not is_valid(value):
             return f"`architecture.{key}` is {repr(value)[:60]}: expected {expected}."
     return None
 

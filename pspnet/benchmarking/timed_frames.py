@@ -12,7 +12,7 @@ from PIL import Image
 
 from pspnet.data.io.images import read_image
 from pspnet.data.shapes import draw_scene
-from pspnet.models.pspnet import MIN_SIZE
+from pspnet.models.constants import MIN_SIZE
 
 Size = tuple[int, int]
 """Height and width in pixels."""

@@ -127,7 +127,7 @@ def _random_network() -> nn.Module:
 
     from pspnet.benchmarking.baselines import settle_statistics
     from pspnet.benchmarking.timed_frames import make_images
-    from pspnet.models.pspnet import build_model
+    from pspnet.models.build import build_model
 
     torch.manual_seed(0)
     network = build_model(_CLASSES).eval()

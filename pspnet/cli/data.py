@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pspnet.classes import IGNORE_INDEX, NAMED_CLASS_SETS
+from pspnet.classes import IGNORE_INDEX, MAX_CLASSES, NAMED_CLASS_SETS
 from pspnet.data.channels import Channel, find_label_map
 from pspnet.data.doctor.examine import examine, format_report
 from pspnet.data.prepare.layouts import (
@@ -67,7 +67,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     """Print the report; 1 where training would be wrong, else 0."""
     report = examine(
         _channels(args),
-        num_classes=None if args.num_classes is None else _within("num_classes", args.num_classes, 2, 254),
+        num_classes=None if args.num_classes is None else _within("num_classes", args.num_classes, 2, MAX_CLASSES),
         class_names=_class_names(args.class_names),
         workers=args.workers,
         ignore_index=_within("ignore_index", args.ignore_index, 0, 255),
@@ -122,10 +122,11 @@ def _class_names(text: str | None) -> tuple[str, ...] | None:
     twice = [name for index, name in enumerate(names) if name in names[:index]]
     if twice:
         raise DataError(f"class_names: {twice[0]!r} stands twice; expected different names with commas between.")
-    if not 2 <= len(names) <= 254:
+    if not 2 <= len(names) <= MAX_CLASSES:
         sets = ", ".join(NAMED_CLASS_SETS)
         raise DataError(
-            f"class_names: found {text!r}; expected 2 to 254 names with commas between, or a known set: {sets}."
+            f"class_names: found {text!r}; expected 2 to {MAX_CLASSES} names with commas between, or a known set: "
+            f"{sets}."
         )
     return tuple(names)
 

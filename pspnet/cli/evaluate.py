@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pspnet.classes import IGNORE_INDEX, LabelMap, default_class_names, load_label_map, palette_for
+from pspnet.classes import IGNORE_INDEX, MAX_CLASSES, LabelMap, default_class_names, load_label_map, palette_for
 from pspnet.cli.predict import add_model_arguments, make_folder
 from pspnet.cli.report import report_masks, report_model
 from pspnet.config.values import parse_value
@@ -157,12 +157,12 @@ def _build_evaluator(
 ) -> Evaluator:
     from pspnet.evaluation.image_counts import DETAILS
     from pspnet.evaluation.run import Evaluator
-    from pspnet.models.fused.folded import inference_form
+    from pspnet.models.fused.folded import build_inference_model
     from pspnet.system.device import choose_workers
 
     workers = "auto" if arguments.workers == "auto" else _whole(arguments, "workers", 0)
     return Evaluator(
-        inference_form(artifact.model.to(device), precision.dtype),
+        build_inference_model(artifact.model.to(device), precision.dtype),
         len(artifact.class_names),
         artifact.model.mean,
         device,
@@ -176,7 +176,7 @@ def _build_evaluator(
 
 def _hashes(arguments: argparse.Namespace) -> dict[str, Any]:
     """What tells this model and label map from others."""
-    from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME
+    from pspnet.artifact.file_names import CONFIG_NAME, WEIGHTS_NAME
     from pspnet.evaluation.partial_results import file_hash
 
     content = json.loads((arguments.model_dir / CONFIG_NAME).read_text(encoding="utf-8"))
@@ -233,7 +233,7 @@ def _score_masks(arguments: argparse.Namespace, label_map: LabelMap | None, igno
         artifact = load_artifact(arguments.model_dir)
         class_names, palette = artifact.class_names, artifact.palette
     elif arguments.num_classes is not None:
-        class_names = default_class_names(_whole(arguments, "num_classes", 1, 254))
+        class_names = default_class_names(_whole(arguments, "num_classes", 1, MAX_CLASSES))
         palette = palette_for(class_names)
     else:
         raise ConfigError("--predictions needs the classes: give --num_classes, or the MODEL_DIR that predicted them.")

@@ -9,9 +9,7 @@ from typing import Any
 
 from pspnet.classes import NAMED_CLASS_SETS, default_class_names
 from pspnet.errors import DataError
-
-# As in pspnet.models.imports, which would bring torch with it.
-PROGRAMS = ("torchvision", "semseg", "mmsegmentation", "smp", "gluoncv")
+from pspnet.models.constants import PROGRAMS
 
 
 def register(subparsers: Any) -> None:
@@ -43,7 +41,8 @@ def run_import(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from pspnet.artifact.bundle import write_code
-    from pspnet.artifact.model_directory import CONFIG_NAME, save_imported
+    from pspnet.artifact.file_names import CONFIG_NAME
+    from pspnet.artifact.model_directory import save_imported
     from pspnet.models.imports import read_weights
 
     if (arguments.output / CONFIG_NAME).exists():

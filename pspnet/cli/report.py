@@ -81,7 +81,7 @@ def report_model(
 ) -> None:
     """The end of `evaluate` for a model: provenance.json and, where it is wanted, the page about this protocol. The
     model answers once more for the images on it, unless their masks are there from before."""
-    from pspnet.artifact.model_directory import CONFIG_NAME
+    from pspnet.artifact.file_names import CONFIG_NAME
     from pspnet.evaluation.provenance import describe_device
 
     content = json.loads((arguments.model_dir / CONFIG_NAME).read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from pspnet.classes import NAMED_CLASS_SETS
+from pspnet.classes import MAX_CLASSES, NAMED_CLASS_SETS
 from pspnet.config.rules import FOLDERS, SHAPES, InvalidConfigError, Problem, cross_problems, derived_folders
 from pspnet.config.values import (
     choices,
@@ -63,7 +63,9 @@ class Config(BaseModel):
         "psp", "Network: PSPNet, or torchvision's FCN or DeepLabV3."
     )
     use_pretrained_model: bool = _built_in(True, "Start the backbone from ImageNet weights.")
-    num_classes: int = _built_in(..., "Number of classes, background included, ignored pixels not.", ge=2, le=254)
+    num_classes: int = _built_in(
+        ..., "Number of classes, background included, ignored pixels not.", ge=2, le=MAX_CLASSES
+    )
     num_training_samples: int | None = _built_in(None, "Images an epoch; counted from the channel if not given.", ge=1)
     base_size: int = _built_in(520, "Long side of a training image in pixels, before the random scale.", gt=16)
     crop_size: int = _built_in(240, "Side of the training crop in pixels; rounded up to a multiple of 8.", gt=16)

@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from pspnet.classes import IGNORE_INDEX, SHAPES_CLASSES, palette_for
 from pspnet.data.io.images import encode_palette_png
 from pspnet.errors import DataError
+from pspnet.models.constants import MIN_SIZE
 from pspnet.system.atomic_folders import is_free, new_folder
 
 Floats = NDArray[np.float64]
@@ -30,7 +31,6 @@ SPLITS = ("train", "validation")
 # Raise it whenever the pictures change, so that an older set is not taken for the present one.
 _FORMAT = 2
 _JPEG_QUALITY = 92
-_SMALLEST_SIDE = 32
 
 _HUE_FAMILIES = {"disc": 0.0, "square": 60.0, "triangle": 120.0, "ring": 180.0, "cross": 240.0, "star": 300.0}
 _HUE_SPREAD = 14.0
@@ -52,8 +52,8 @@ def write_shapes(
     width, height = size
     if train < 1 or validation < 1:
         raise DataError(f"shapes: found train={train}, validation={validation}; each split needs at least one picture.")
-    if min(width, height) < _SMALLEST_SIDE:
-        raise DataError(f"shapes: found size {width} x {height}; both sides must be at least {_SMALLEST_SIDE} pixels.")
+    if min(width, height) < MIN_SIZE:
+        raise DataError(f"shapes: found size {width} x {height}; both sides must be at least {MIN_SIZE} pixels.")
     if seed < 0:
         raise DataError(f"shapes: found seed {seed}; expected 0 or more.")
     counts = {"train": train, "validation": validation}

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-from pspnet.artifact.export_record import EXPORTS_NAME, RECORD_NAME, Export, ExportRecord, folder_name, hash_weights
+from pspnet.artifact.export_record import RECORD_NAME, Export, ExportRecord, folder_name, hash_weights
+from pspnet.artifact.file_names import EXPORTS_NAME
 from pspnet.artifact.model_directory import Artifact, load_trained
 from pspnet.classes import IGNORE_INDEX
 from pspnet.data.io.images import read_image

@@ -17,7 +17,8 @@ from pspnet.data.shapes import draw_scene
 from pspnet.errors import PspnetError
 from pspnet.exporting.formats import Run
 from pspnet.inference.tiling import pad
-from pspnet.models.pspnet import MIN_SIZE, SegmentationNetwork
+from pspnet.models.constants import MIN_SIZE
+from pspnet.models.pspnet import SegmentationNetwork
 
 # What float32 must keep. The other order of the sums costs about 1e-6 to 1e-5 of the logits' size; a wrong weight,
 # layout or interpolation costs far more than these.

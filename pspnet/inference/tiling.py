@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pspnet.models.pspnet import MIN_SIZE
+from pspnet.models.constants import MIN_SIZE
 
 OVERLAP = 128
 """Pixels that two neighbouring windows share, where the windows are large enough."""

@@ -1,1 +1,5 @@
-"""The network: backbone, pyramid head, and loading of weights. Imports nothing of the project but its errors."""
+"""The networks: backbone, pyramid head, builders and weights, with fused inference models and imported weights.
+
+Imports only `classes` and `errors` of the project. Start with `pspnet.py`, then `resnet.py` and `pyramid.py`;
+`build.py` holds the published values.
+"""

@@ -1,11 +1,11 @@
-"""PSPNet: normalisation, backbone, heads and up-sampling in one module; build_model holds the published values.
+"""PSPNet: normalisation, backbone, heads and up-sampling in one module.
 
 H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, figure 3.
 
 Shape letters:
     N  images in the batch             K  classes
     H  image height in pixels          W  image width in pixels
-    s  output stride of the backbone; X/s stands for ceil(X / s)
+    s  output stride of the backbone; X/s means ceil(X / s)
 """
 
 from __future__ import annotations
@@ -18,30 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspnet.errors import PspnetError
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD, MIN_SIZE
 from pspnet.models.pyramid import AuxiliaryHead, PSPHead
 from pspnet.models.resnet import ResNet
 
-# Blocks of layer1 to layer4 (He et al., arXiv 1512.03385, table 1).
-BACKBONES = {"resnet-50": (3, 4, 6, 3), "resnet-101": (3, 4, 23, 3)}
-
-# ImageNet's statistics for RGB in 0..255, which all published backbones were trained with.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
-# Below this a map of output stride 32 has no full cell, and the pyramid no content.
-MIN_SIZE = 32
-
 
 class SegmentationNetwork(nn.Module):
-    """Images in, logits at the images' size out: what every algorithm shares around its backbone and heads.
+    """Base class of all networks: images in, logits at the images' size out.
 
-    `mean` and `std` are buffers, so they follow `.to()`, but no part of the state dict: they are settings, not
-    weights, and belong in the model's configuration.
+    `mean` and `std` are non-persistent buffers: they follow `.to()` but are not in the state dict, since they belong
+    to the model's configuration.
 
     Args:
-        backbone: gives (layer3, layer4) features; its `output_stride` is an int.
-        head: layer4's features -> logits.
-        auxiliary_head: layer3's features -> logits, run in training mode only; None to go without.
+        backbone: returns (layer3, layer4) features; has an int `output_stride`.
+        head: features of layer4 -> logits.
+        auxiliary_head: features of layer3 -> logits, in training mode only; None omits it.
         align_corners: convention of the bilinear up-sampling of the logits.
         mean: per channel, RGB, on the scale 0..255.
         std: per channel, RGB, on the scale 0..255.
@@ -53,7 +44,7 @@ class SegmentationNetwork(nn.Module):
     mean: Tensor
     std: Tensor
     upsampled_in_training = True
-    """False leaves logits at the heads' size in training mode, for a loss that scores them without up-sampling."""
+    """False returns logits at the heads' size in training mode, for a loss that scores them without up-sampling."""
 
     def __init__(
         self,
@@ -78,7 +69,7 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of every pixel.
+        """Compute the logits of every pixel.
 
         Args:
             images: (N, 3, H, W) RGB, uint8 or floating point 0..255, H and W of 32 or more.
@@ -86,10 +77,10 @@ class SegmentationNetwork(nn.Module):
         Returns:
             Evaluation mode, or no auxiliary head: logits (N, K, H, W).
             Training mode with an auxiliary head: (logits, auxiliary logits), both (N, K, H, W).
-            Logits are float32 under autocast and in half precision too.
+            Logits are float32 also under autocast and in half precision.
 
         Raises:
-            PspnetError: images of another shape or type, or smaller than 32 pixels.
+            PspnetError: images have another shape or dtype, or are smaller than 32 pixels.
         """
         self._check(images)
         size = images.shape[-2:]
@@ -107,26 +98,26 @@ class SegmentationNetwork(nn.Module):
         stride = cast(int, self.backbone.output_stride)
         if self.training and count == 1 and height <= stride and width <= stride:
             raise PspnetError(
-                f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too little for "
-                "batch norm in training: use a larger crop_size, a larger batch or a smaller output_stride."
+                f"one image of {width}x{height} pixels leaves a single cell at output_stride {stride}, too few "
+                "for batch norm in training: use a larger crop_size, a larger batch or a smaller output_stride."
             )
 
     def _normalise(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) on the scale 0..255 -> (N, 3, H, W) of mean 0 and variance 1 over ImageNet, in mean's type."""
+        """(N, 3, H, W) on the scale 0..255 -> (N, 3, H, W) of mean 0 and variance 1 over ImageNet, in mean's dtype."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def _upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """(N, K, H/s, W/s) in any precision -> (N, K, H, W) in float32 or better: losses and argmax need the digits."""
+        """(N, K, H/s, W/s) in any precision -> (N, K, H, W) in float32 or float64, which losses and argmax need."""
         if self.training and not self.upsampled_in_training:
             return logits
-        # Not promote_types, which the compiler of PyTorch 2.1 cannot trace.
+        # torch.compile of PyTorch 2.1 cannot trace promote_types.
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.interpolate(logits, (size[0], size[1]), mode="bilinear", align_corners=self.align_corners)
 
 
 def check_images(images: Tensor, network: str = "PSPNet") -> None:
-    """Raise PspnetError for images that no network here takes: another shape or type, or smaller than 32 pixels."""
+    """Raise PspnetError for images of an unsupported shape or dtype, or smaller than 32 pixels."""
     shape = tuple(images.shape)
     if images.dim() != 4 or shape[1] != 3:
         raise PspnetError(f"images have the shape {shape}: expected (N, 3, H, W), RGB.")
@@ -135,7 +126,7 @@ def check_images(images: Tensor, network: str = "PSPNet") -> None:
     height, width = shape[2:]
     if height < MIN_SIZE or width < MIN_SIZE:
         raise PspnetError(
-            f"images are {width}x{height} pixels: {network} takes {MIN_SIZE}x{MIN_SIZE} and larger. "
+            f"images are {width}x{height} pixels: {network} needs at least {MIN_SIZE}x{MIN_SIZE}. "
             "Enlarge the image or the crop."
         )
 
@@ -146,48 +137,3 @@ class PSPNet(SegmentationNetwork):
     backbone: ResNet
     head: PSPHead
     auxiliary_head: AuxiliaryHead | None
-
-
-def build_model(
-    num_classes: int,
-    backbone: str = "resnet-50",
-    stem: str = "conv7",
-    output_stride: int = 8,
-    align_corners: bool = False,
-    auxiliary_head: bool = True,
-    width: int = 64,
-    dropout: float = 0.1,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    contract_dilation: bool = False,
-) -> PSPNet:
-    """A randomly initialised PSPNet of the published architecture.
-
-    Args:
-        num_classes: classes K, 1 or more.
-        backbone: "resnet-50" or "resnet-101".
-        stem: "conv7" (torchvision's weights), "deep" (three 3x3 convolutions: semseg, GluonCV) or "deep-narrow" (half
-            as wide: mmsegmentation).
-        output_stride: 8 as published, 16 or 32.
-        align_corners: convention of every bilinear up-sampling (semseg: True, mmsegmentation: False).
-        auxiliary_head: whether to build the head on layer3 that training uses.
-        width: 64 as published; all channel counts follow it.
-        dropout: share of channels dropped before each classifier in training, 0 <= dropout < 1.
-        mean: normalisation per channel, RGB, on the scale 0..255.
-        std: normalisation per channel, RGB, on the scale 0..255.
-        contract_dilation: whether the first block of a dilated layer keeps the previous layer's dilation (semseg:
-            False; mmsegmentation, GluonCV: True).
-
-    Raises:
-        PspnetError: a value that is not allowed; the text names what is.
-    """
-    if backbone not in BACKBONES:
-        raise PspnetError(f"backbone is {backbone!r}: expected one of {', '.join(BACKBONES)}.")
-    if num_classes < 1:
-        raise PspnetError(f"num_classes is {num_classes}: expected 1 or more.")
-    if not 0 <= dropout < 1:
-        raise PspnetError(f"dropout is {dropout}: expected 0 <= dropout < 1.")
-    features = ResNet(BACKBONES[backbone], output_stride, stem, width, contract_dilation)
-    head = PSPHead(features.out_channels, num_classes, align_corners, dropout)
-    auxiliary = AuxiliaryHead(features.layer3_channels, num_classes, dropout) if auxiliary_head else None
-    return PSPNet(features, head, auxiliary, align_corners, mean, std)

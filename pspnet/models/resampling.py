@@ -1,8 +1,8 @@
-"""Average pooling and bilinear up-sampling along one axis as matrices, which follow from the axis' length alone.
+"""Average pooling and bilinear up-sampling along one axis as matrices.
 
-Pooling to a grid and up-sampling from it are separable and linear, so a map's rows and columns are each multiplied by
-a small matrix. The matrices of the sizes last used are kept per type and device. While PyTorch traces the network they
-are computed in the graph instead, from the size that it has there: so an exported network takes every size.
+Pooling to a grid and up-sampling from it are separable and linear, so rows and columns of a map are each multiplied by
+a small matrix that depends on the axis' length only. Recently used matrices are cached per dtype and device. While
+PyTorch traces the network, the graph computes them from the size at run time, so an exported network takes every size.
 
 Shape letters:
     N  images in the batch             C  channels
@@ -22,9 +22,9 @@ from torch import Tensor
 
 
 def average_grids(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
-    """(N, C, h, w) -> for each b of bins (N, C, b, b): adaptive average pooling, in one pass over the map for all bins.
+    """(N, C, h, w) -> (N, C, b, b) for each b of bins: adaptive average pooling in one pass over the map.
 
-    float16 and bfloat16 are pooled by PyTorch, since their weights would not add up to one; in a graph, in float32.
+    PyTorch pools float16 and bfloat16, whose weights would not sum to one; a graph pools them in float32.
     """
     if is_traced():
         return _average_in_graph(x, bins)
@@ -42,7 +42,7 @@ def average_grids(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
 
 
 def _average_in_graph(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
-    """As `average_grids`, for memory in the order of the shape, as other programs hold maps."""
+    """`average_grids` for contiguous (NCHW) memory, the layout of other runtimes."""
     height, width = x.shape[-2:]
     map_ = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     columns = torch.cat([pooling_weights(width, b, map_) for b in bins])  # (sum of b, w)
@@ -52,17 +52,18 @@ def _average_in_graph(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
 
 
 def pooling_weights(size: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, size): how much each position counts in each cell of adaptive average pooling. Type and device of `like`.
+    """Return the weight of each position in each cell of adaptive average pooling, (bins, size).
 
     Cell i averages the positions from floor(i n / b) up to ceil((i + 1) n / b), as torch.nn.AdaptiveAvgPool2d does.
+    Dtype and device are those of `like`.
     """
     return _weights(_pooling_weights, size, bins, False, like)
 
 
 def shifted_interpolation(size: int, bins: int, align_corners: bool, like: Tensor) -> Tensor:
-    """(size, 3 * bins): the weight of each cell at the position before, at and after every position of one axis.
+    """Return the weight of each cell before, at and after every position of one axis, (size, 3 * bins).
 
-    Of the type and on the device of `like`; zero where the position lies outside the map, as a convolution's padding.
+    Zero outside the map, like the padding of a convolution. Dtype and device are those of `like`.
     """
     return _weights(_shifted_interpolation, size, bins, align_corners, like)
 
@@ -80,7 +81,7 @@ def _weights(compute: _Compute, size: int, bins: int, align_corners: bool, like:
 def _cached(
     compute: _Compute, size: int, bins: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    # A tensor that is born in inference mode could not be used in training later on.
+    # Autograd rejects tensors that were created in inference mode.
     with torch.inference_mode(False), torch.no_grad():
         return compute(size, bins, align_corners, dtype, device)
 
@@ -97,7 +98,7 @@ def _pooling_weights(size: int, bins: int, _: bool, dtype: torch.dtype, device: 
 def _shifted_interpolation(
     size: int, bins: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    # In double precision, except in a graph: not every runtime resizes float64.
+    # Double precision, except in a graph: not every runtime resizes float64.
     precise = torch.float32 if is_traced() and dtype != torch.float64 else torch.float64
     cells = torch.eye(bins, dtype=precise, device=device).unsqueeze(0)  # (1, b, b): cell, position
     plain = F.interpolate(cells, size, mode="linear", align_corners=align_corners)[0]  # (b, n)
@@ -106,9 +107,9 @@ def _shifted_interpolation(
 
 
 def _find_is_compiling() -> Callable[[], bool]:
-    """PyTorch's own word for "torch.compile or torch.export is at work": public from 2.3 on, private in 2.1 and 2.2."""
-    for place in (getattr(torch, "compiler", None), torch._utils):
-        found: Callable[[], bool] | None = getattr(place, "is_compiling", None)
+    """Return PyTorch's `is_compiling`, which is public from 2.3 on and private in 2.1 and 2.2."""
+    for module in (getattr(torch, "compiler", None), torch._utils):
+        found: Callable[[], bool] | None = getattr(module, "is_compiling", None)
         if found is not None:
             return found
     return lambda: False
@@ -118,5 +119,5 @@ _is_compiling = _find_is_compiling()
 
 
 def is_traced() -> bool:
-    """Whether PyTorch is recording the network, for torch.compile, torch.export, TorchScript or ONNX."""
+    """Return whether PyTorch traces the network, for torch.compile, torch.export, TorchScript or ONNX."""
     return _is_compiling() or torch._C._get_tracing_state() is not None

@@ -1,12 +1,12 @@
-"""ResNet-50 and -101 as a dilated feature extractor.
+"""Dilated ResNet-50 and -101 backbones.
 
 K. He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.1 (bottleneck blocks, table 1);
-dilation as H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, section 3.3.
+dilation from H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, section 3.3.
 
 Shape letters:
     N  images in the batch
     H  image height in pixels          W  image width in pixels
-    C  channels, for the published width of 64 where a number is given
+    C  channels; numbers are for the published width of 64
     s  output stride: 8, 16 or 32. A side of X pixels becomes ceil(X / stride) cells, written X/stride.
 """
 
@@ -21,10 +21,10 @@ from pspnet.errors import PspnetError
 OUTPUT_STRIDES = (8, 16, 32)
 STEMS = ("conv7", "deep", "deep-narrow")
 
-# Output stride -> (stride, dilation) of layer3 and of layer4. Where a layer gives up its stride, every 3x3 convolution
-# in it has the full dilation, the first block's too: the published PSPNet (semseg) does so. With contract_dilation the
-# first block keeps the previous layer's dilation, as in mmsegmentation, GluonCV and torchvision's
-# replace_stride_with_dilation: another function of the same weights.
+# Output stride -> (stride, dilation) of layer3 and of layer4. In a layer without stride every 3x3 convolution has the
+# full dilation, as in the published PSPNet (semseg). With contract_dilation the first block keeps the previous layer's
+# dilation, as in mmsegmentation, GluonCV and torchvision's replace_stride_with_dilation: the same weights then compute
+# another function.
 _STRIDE_AND_DILATION = {
     8: ((1, 2), (1, 4)),
     16: ((2, 1), (1, 2)),
@@ -33,7 +33,7 @@ _STRIDE_AND_DILATION = {
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; the stride sits on the 3x3, as in torchvision ("ResNet v1.5").
+    """1x1, 3x3, 1x1 convolutions around a shortcut, with the stride on the 3x3 ("ResNet v1.5").
 
     Parameter names are torchvision's.
     """
@@ -89,8 +89,8 @@ class DeepStem(nn.Module):
     """Three 3x3 convolutions, the first of stride 2.
 
     Args:
-        channels: of the first two; the third has twice as many. 64 in semseg's and GluonCV's PSPNet ("v1s"), 32 in
-            mmsegmentation's ("v1c", T. He et al., Bag of Tricks, arXiv 1812.01187, figure 2).
+        channels: of the first two convolutions; the third has twice as many. 64 in semseg's and GluonCV's PSPNet
+            ("v1s"), 32 in mmsegmentation's ("v1c", T. He et al., Bag of Tricks, arXiv 1812.01187, figure 2).
     """
 
     def __init__(self, channels: int) -> None:
@@ -106,7 +106,7 @@ class DeepStem(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 2c, H/4, W/4), c being the channels of the first convolution."""
+        """(N, 3, H, W) -> (N, 2c, H/4, W/4), where c are the channels of the first convolution."""
         x = self.relu(self.bn1(self.conv1(x)))  # (N, c, H/2, W/2)
         x = self.relu(self.bn2(self.conv2(x)))  # (N, c, H/2, W/2)
         x = self.relu(self.bn3(self.conv3(x)))  # (N, 2c, H/2, W/2)
@@ -115,7 +115,7 @@ class DeepStem(nn.Module):
 
 
 def initialise_convolutions(module: nn.Module) -> None:
-    """Kaiming-normal convolutions (fan out, ReLU), batch norm of weight 1, all biases 0: as torchvision's ResNet."""
+    """Initialise as torchvision's ResNet: Kaiming-normal convolutions (fan out), batch norm weights 1, biases 0."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
@@ -129,19 +129,19 @@ def initialise_convolutions(module: nn.Module) -> None:
 class ResNet(nn.Module):
     """Bottleneck ResNet without its classifier, at output stride 8, 16 or 32.
 
-    State-dict names are torchvision's for `layer1` to `layer4` (`layer1.0.downsample.0.weight`). The stem's stand under
-    `stem.`: `stem.conv1`, `stem.bn1`, and for the deep stem `stem.conv2`, `stem.bn2`, `stem.conv3`, `stem.bn3` too.
+    `layer1` to `layer4` have torchvision's names (`layer1.0.downsample.0.weight`). The names of the stem are
+    `stem.conv1` and `stem.bn1`, and for the deep stem also `stem.conv2`, `stem.bn2`, `stem.conv3` and `stem.bn3`.
 
     Args:
         layers: blocks of layer1 to layer4, such as (3, 4, 6, 3) for ResNet-50.
-        output_stride: image pixels per cell of layer4's map, 8, 16 or 32.
+        output_stride: image pixels per cell of the map of layer4, 8, 16 or 32.
         stem: "conv7" (one 7x7 convolution, 64 channels), "deep" (three 3x3: 64, 64, 128) or "deep-narrow" (three
             3x3: 32, 32, 64).
-        width: channels of the stem and of layer1's narrow convolutions, 64 as published; all others follow.
+        width: channels of the stem and of the narrow convolutions in layer1, 64 as published; all others scale.
         contract_dilation: the first block of a dilated layer keeps the previous layer's dilation.
 
     Raises:
-        PspnetError: another output stride or stem, or not four positive layer sizes, or no positive width.
+        PspnetError: an unsupported output stride, stem, list of layers or width.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class ResNet(nn.Module):
         if width < 1:
             raise PspnetError(f"width is {width}: expected a positive number of channels (64 as published).")
         if stem == "deep-narrow" and width % 2:
-            raise PspnetError(f"width is {width}: the stem deep-narrow takes half of it, so it must be even.")
+            raise PspnetError(f"width is {width}: expected an even number, since the stem deep-narrow halves it.")
         (stride3, dilation3), (stride4, dilation4) = _STRIDE_AND_DILATION[output_stride]
         self.output_stride = output_stride
         self.stem_name = stem
@@ -179,13 +179,13 @@ class ResNet(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of layer3 and layer4.
+        """Compute the features of layer3 and layer4.
 
         Args:
             x: (N, 3, H, W) normalised RGB.
 
         Returns:
-            layer3's (N, 1024, H/min(s, 16), W/min(s, 16)) and layer4's (N, 2048, H/s, W/s).
+            (N, 1024, H/min(s, 16), W/min(s, 16)) of layer3 and (N, 2048, H/s, W/s) of layer4.
         """
         x = self.stem(x)  # (N, 64 or 128, H/4, W/4)
         x = self.layer1(x)  # (N, 256, H/4, W/4)
@@ -204,7 +204,7 @@ def _build_stem(stem: str, width: int) -> Conv7Stem | DeepStem:
 def _layer(
     blocks: int, in_channels: int, channels: int, stride: int, dilation: int, first_dilation: int = 1
 ) -> nn.Sequential:
-    """`blocks` bottlenecks; the first has the stride, the change of width and a dilation of its own."""
+    """Stack `blocks` bottlenecks; only the first has the stride, the width change and `first_dilation`."""
     out_channels = channels * Bottleneck.expansion
     first = Bottleneck(in_channels, channels, stride, first_dilation)
     return nn.Sequential(first, *(Bottleneck(out_channels, channels, 1, dilation) for _ in range(blocks - 1)))

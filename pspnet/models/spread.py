@@ -1,13 +1,12 @@
 """A 3x3 convolution over up-sampled grids, without up-sampling them.
 
 The upper half of the input channels of PSPNet's head convolution are bilinear up-samplings of grids of 1x1, 2x2, 3x3
-and 6x6 cells. Convolution and up-sampling are both linear, so their order can be turned round: each of the nine taps
-first mixes the channels of the few cells, and fixed weights then spread the result over the map. This is the same sum
-with its terms in another order, at a fraction of the multiplications and without the concatenated map.
+and 6x6 cells. Convolution and up-sampling are both linear, so they commute: each of the nine taps first mixes the
+channels of the few cells, and fixed weights then spread the result over the map. The sum has the same terms in another
+order, with a fraction of the multiplications and without the concatenated map.
 
-The weights of a tap at one position are those of bilinear interpolation one row or column further, and zero where that
-lies outside the map, as the convolution's padding is. They are products of a row's and a column's weight, so that
-columns and rows are spread one after the other.
+The weights of a tap at one position are those of bilinear interpolation one row or column away, and zero outside the
+map, like the convolution's padding. They are separable, so columns and rows are spread one after the other.
 
 Shape letters:
     N  images in the batch             O  output channels of the convolution
@@ -27,13 +26,13 @@ from pspnet.models.resampling import shifted_interpolation
 
 
 def convolve_upsampled(grids: Sequence[Tensor], weight: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """conv2d(cat([interpolate(grid, size) for grid in grids]), weight, padding=1), bilinear, in exact arithmetic.
+    """Compute conv2d(cat([interpolate(grid, size) for grid in grids]), weight, padding=1) with bilinear interpolation.
 
     Args:
-        grids: each (N, D, b, b); b may differ, the sum of all D is the weight's number of input channels.
-        weight: (O, sum of D, 3, 3). In channels_last memory its parts are used where they lie, otherwise copied.
+        grids: each (N, D, b, b), of any b; the D sum to the input channels of the weight.
+        weight: (O, sum of D, 3, 3); used without a copy in channels_last memory.
         size: (h, w) of the map.
-        align_corners: convention of the up-sampling, as for torch.nn.functional.interpolate.
+        align_corners: as for torch.nn.functional.interpolate.
 
     Returns:
         (N, O, h, w) in channels_last memory.
@@ -54,9 +53,9 @@ def convolve_upsampled(grids: Sequence[Tensor], weight: Tensor, size: Sequence[i
 
 
 def _mix(grid: Tensor, taps: Tensor) -> Tensor:
-    """(N, D, b, b) cells and (O, 3, 3, D) weights -> (N, 3 * b, 3 * b, O): what each cell gives through each tap.
+    """(N, D, b, b) cells and (O, 3, 3, D) weights -> (N, 3 * b, 3 * b, O): each cell through each tap.
 
-    The first 3 * b are kernel rows x grid rows, the second kernel columns x grid columns.
+    Axis 1 is kernel rows x grid rows, axis 2 kernel columns x grid columns.
     """
     images, channels, bins, _ = grid.shape
     outputs = taps.shape[0]

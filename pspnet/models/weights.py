@@ -1,4 +1,4 @@
-"""Loading of weights: torchvision's ImageNet backbones by name, and strict state dicts with readable mismatches."""
+"""Loading of torchvision's ImageNet backbones and strict loading of state dicts."""
 
 from __future__ import annotations
 
@@ -15,28 +15,25 @@ from torch import Tensor, nn
 
 from pspnet.errors import WeightsError
 
-IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
-
-# Our backbone -> torchvision's enumeration of its weights.
+# Backbone -> torchvision's enumeration of its weights.
 _TORCHVISION_ENUMS = {"resnet-50": "ResNet50_Weights", "resnet-101": "ResNet101_Weights"}
 
-# Names that a message lists of each kind before it only counts them.
+# Most names of each kind in a message.
 _LISTED = 5
 
 
 def load_imagenet_backbone(backbone: nn.Module, name: str, weights: str = "IMAGENET1K_V1") -> None:
     """Load torchvision's ImageNet weights into a backbone, from torch.hub's cache or by download.
 
-    The download is checked against the hash in the file's name. Every parameter and statistic of the backbone is
-    set, or none.
+    The download is checked against the hash in the file's name. On an error the backbone is unchanged.
 
     Args:
-        backbone: a published one: stem "conv7", width 64, any output stride, and the names of ResNet.
+        backbone: with ResNet's names, stem "conv7", width 64 and any output stride.
         name: "resnet-50" or "resnet-101".
-        weights: "IMAGENET1K_V1" (He et al.'s recipe, what published PSPNets start from) or "IMAGENET1K_V2".
+        weights: "IMAGENET1K_V1" (the original recipe, used by published PSPNets) or "IMAGENET1K_V2".
 
     Raises:
-        WeightsError: an unknown name, a deep stem, a download that fails, a damaged file, or weights that do not fit.
+        WeightsError: an unknown name, a deep stem, a failed download, a damaged file, or weights that do not match.
     """
     if backbone.stem_name != "conv7":
         raise WeightsError(
@@ -52,29 +49,29 @@ def load_imagenet_backbone(backbone: nn.Module, name: str, weights: str = "IMAGE
 
 
 def load_state_strict(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Load a state dict that must hold exactly the module's names and shapes.
+    """Load a state dict that must have exactly the module's names and shapes.
 
     Args:
-        module: is left as it was when the state does not fit.
+        module: unchanged on an error.
         state: name -> tensor.
-        source: where the state came from, for the message: a path, usually.
+        source: origin of the state for messages, usually a path.
 
     Raises:
-        WeightsError: names the missing, the unexpected and the wrongly shaped entries, the first few of each.
+        WeightsError: entries are missing, unexpected or of another shape; the message lists the first few of each.
     """
-    own = module.state_dict()
-    problems = describe_mismatch(own, state)
+    expected = module.state_dict()
+    problems = describe_mismatch(expected, state)
     if problems:
         found = "\n".join(f"  {line}" for line in problems)
         raise WeightsError(
-            f"{source} does not fit the model ({len(own)} entries expected, {len(state)} found):\n{found}\n"
-            "It was saved from another architecture: use the backbone, stem, num_classes and heads it was made with."
+            f"{source} does not match the model ({len(expected)} entries expected, {len(state)} found):\n{found}\n"
+            "It was saved from another architecture: use the backbone, stem, num_classes and heads it was saved with."
         )
     module.load_state_dict(state, strict=True)
 
 
 def describe_mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """What is missing, unexpected or of another shape in `found`, one text for each kind; empty where all fits."""
+    """Describe missing, unexpected and wrongly shaped entries of `found`, one text per kind; empty if all match."""
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     reshaped = [
@@ -91,52 +88,52 @@ def describe_mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> 
 
 
 def _imagenet_url(name: str, weights: str) -> str:
-    """Address of the weights, from torchvision's own tables."""
+    """Return the download URL from torchvision's tables."""
     if name not in _TORCHVISION_ENUMS:
         raise WeightsError(f"backbone is {name!r}: ImageNet weights exist for {', '.join(_TORCHVISION_ENUMS)}.")
-    if weights not in IMAGENET_WEIGHTS:
-        raise WeightsError(f"weights is {weights!r}: expected one of {', '.join(IMAGENET_WEIGHTS)}.")
-    # Imported here so that a model can be built, loaded and served without torchvision.
+    # Imported lazily: models are built, loaded and served without torchvision.
     import torchvision.models
 
-    enumeration = getattr(torchvision.models, _TORCHVISION_ENUMS[name])
-    return str(enumeration[weights].url)
+    urls = {member.name: str(member.url) for member in getattr(torchvision.models, _TORCHVISION_ENUMS[name])}
+    if weights not in urls:
+        raise WeightsError(f"weights is {weights!r}: expected one of {', '.join(urls)}.")
+    return urls[weights]
 
 
 def _download(url: str, path: Path) -> None:
-    """Fetch a file into torch.hub's cache, checked against the hash in its name; nothing stays behind on failure."""
+    """Download a file into torch.hub's cache and check the hash in its name. A failure leaves no file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Like torchvision's file names: resnet50-0676ba61.pth begins its SHA-256 with 0676ba61.
+        # torchvision's file names end in the first digits of the SHA-256: resnet50-0676ba61.pth.
         hash_prefix = path.stem.rsplit("-", 1)[1]
         torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        # OSError covers URLError, timeouts, a full disk and a folder without permission; RuntimeError is a wrong hash.
+        # OSError: URLError, timeout, full disk, missing permission. RuntimeError: wrong hash.
         raise WeightsError(
             f"ImageNet weights could not be downloaded: {type(error).__name__}: {error}\n{_remedy(url, path)}"
         ) from error
 
 
 def _read(url: str, path: Path) -> Mapping[str, Tensor]:
-    """State dict of a cached file."""
-    # weights_only came with torch 1.13; without it a file could run code while it is read.
+    """Read the state dict of a cached file."""
+    # torch 1.13 added weights_only; without it a file can run code while it is loaded.
     options = {"weights_only": True} if "weights_only" in inspect.signature(torch.load).parameters else {}
     try:
         state = torch.load(str(path), map_location="cpu", **options)
         tensors = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
-    except Exception as error:  # a damaged pickle can raise anything; torch documents no type
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}"
         raise WeightsError(_damaged(url, path, reason)) from error
     if not tensors:
-        raise WeightsError(_damaged(url, path, "it holds no state dict"))
+        raise WeightsError(_damaged(url, path, "it has no state dict"))
     result: Mapping[str, Tensor] = state
     return result
 
 
 def _map_from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's ResNet names -> ours: the classifier is dropped, the stem moves under `stem.`, layers keep theirs.
+    """Map torchvision's ResNet names to ours: drop the classifier, prefix the stem with `stem.`.
 
-    Any other name passes through, to be reported by the strict load.
+    Unknown names are kept, so that strict loading reports them.
     """
     mapped: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -146,7 +143,7 @@ def _map_from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         target = f"stem.{name}" if part in ("conv1", "bn1") else name
         mapped[target] = value
         if target.endswith(".running_var"):
-            # Files from before PyTorch 0.4.1 lack this counter, which only a batch norm without momentum reads.
+            # Files from before PyTorch 0.4.1 lack this counter. Only batch norm without momentum uses it.
             mapped.setdefault(target.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.long))
     return mapped
 
@@ -154,28 +151,28 @@ def _map_from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _damaged(url: str, path: Path, reason: str) -> str:
     size = os.path.getsize(path)
     return (
-        f"{path} ({size:,} bytes) is damaged or no weights file: {reason}\n"
+        f"{path} ({size:,} bytes) is damaged or not a weights file: {reason}\n"
         f"Delete it to download it again.\n{_remedy(url, path)}"
     )
 
 
 def _remedy(url: str, path: Path) -> str:
     return (
-        f"Without a connection, fetch {url}\n"
-        f"elsewhere and place it at {path}\n"
-        "(the folder moves with TORCH_HOME), or train from random weights with `--use_pretrained_model False`."
+        f"Without a connection, download {url}\n"
+        f"on another machine and copy it to {path}\n"
+        "(TORCH_HOME changes the folder), or train from random weights with `--use_pretrained_model False`."
     )
 
 
 def _shape(value: object) -> str:
-    """Shape for a message: "64x3x7x7", "scalar", or what stands there instead of a tensor."""
+    """Format a shape for a message: "64x3x7x7", "scalar", or the type of a value that is not a tensor."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return "x".join(str(side) for side in value.shape) or "scalar"
 
 
 def _listing(kind: str, entries: list[str]) -> str:
-    """ "3 missing: a, b, c", or "" for none; the first few by name."""
+    """Format entries as "3 missing: a, b, c" with the first few names; "" if there are none."""
     if not entries:
         return ""
     rest = len(entries) - _LISTED

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pspnet.artifact.bundle import ARCHIVE_NAME, unpacked
+from pspnet.artifact.bundle import unpacked
+from pspnet.artifact.file_names import ARCHIVE_NAME
 from pspnet.errors import ConfigError, WeightsError
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from pspnet.artifact.file_names import CODE_NAME, CONFIG_NAME, MODEL_FORMAT, WEIGHTS_NAME
 from pspnet.errors import WeightsError
 from pspnet.system.locations import find_beside
 
-# As in pspnet/artifact/model_directory.py and bundle.py, which need torch; a test keeps them the same.
-FORMAT = "pspnet-model-1"
-WEIGHTS_NAME, CONFIG_NAME, CODE_NAME, ARCHIVE_NAME = "model.safetensors", "config.json", "code", "model.tar.gz"
 HANDLERS = f"{CODE_NAME}/inference.py"
 PACKAGE_FILE = f"{CODE_NAME}/pspnet/__init__.py"
 
@@ -53,10 +51,10 @@ def check_findings(found: Findings, where: str) -> None:
             f"this project.{foreign} Give a model directory or model.tar.gz that training wrote."
         )
     form = found.config.get("format")
-    if form != FORMAT:
+    if form != MODEL_FORMAT:
         raise WeightsError(
             f"{where}: its {CONFIG_NAME} is {f'of the format {form!r}' if form else 'of another program'}; expected "
-            f"{FORMAT!r}. Give a model directory or model.tar.gz that training wrote."
+            f"{MODEL_FORMAT!r}. Give a model directory or model.tar.gz that training wrote."
         )
 
 

@@ -12,13 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pspnet.artifact.file_names import ARCHIVE_NAME, CONFIG_NAME, WEIGHTS_NAME
 from pspnet.errors import WeightsError
 from sagemaker_entry.aws.session import AwsError, aws_errors
 from sagemaker_entry.hosting.endpoint_settings import HostSettings
 from sagemaker_entry.hosting.model_check import (
-    ARCHIVE_NAME,
-    CONFIG_NAME,
-    WEIGHTS_NAME,
     Findings,
     check_findings,
     has_other_code,
@@ -138,7 +136,8 @@ def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
     path, found = look_locally(path)
     if not refresh_code:
         _tell_other_code(found, str(path))
-    from pspnet.artifact.bundle import CODE_NAME, unpacked, write_code
+    from pspnet.artifact.bundle import unpacked, write_code
+    from pspnet.artifact.file_names import CODE_NAME
     from pspnet.artifact.model_directory import load_artifact
 
     keep_code = found.has_code and not refresh_code

@@ -1,4 +1,4 @@
-"""The code that travels with a model runs alone, and packed models are read without trusting the archive."""
+"""The serving code of a model runs on its own, and packed models are read without trusting the archive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pspnet.artifact.bundle import served_files, unpacked, write_code
 from pspnet.artifact.model_directory import architecture_of, load_artifact, save_artifact
 from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system import locations
 
 
@@ -29,8 +29,8 @@ def model_dir(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-# Refuses what the inference images lack, then answers an image through the model directory's own code.
-ALONE = """
+# Blocks packages missing in the inference images, then predicts with the code in the model directory.
+STANDALONE = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
@@ -51,9 +51,9 @@ print(handlers["output_fn"](prediction, "application/json")[0].decode())
 """
 
 
-def test_the_model_directory_answers_with_its_own_code_alone(model_dir: Path) -> None:
+def test_model_directory_predicts_with_its_own_code(model_dir: Path) -> None:
     write_code(model_dir)
-    code = ALONE.replace("MODEL", repr(str(model_dir))).replace("ROOT", repr(str(locations.PACKAGE.parent)))
+    code = STANDALONE.replace("MODEL", repr(str(model_dir))).replace("ROOT", repr(str(locations.PACKAGE.parent)))
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=model_dir, env=env, capture_output=True, text=True, timeout=120
@@ -63,7 +63,7 @@ def test_the_model_directory_answers_with_its_own_code_alone(model_dir: Path) ->
     assert sum(entry["pixels"] for entry in answer["classes"]) == 48 * 40
 
 
-def test_code_holds_what_serving_needs_and_no_more(model_dir: Path) -> None:
+def test_code_contains_only_serving_files(model_dir: Path) -> None:
     (model_dir / "code").mkdir()
     (model_dir / "code" / "old.py").write_text("")
     code = write_code(model_dir)
@@ -96,7 +96,7 @@ def test_served_files_import_served_files_only() -> None:
                 assert node.module in served or names <= served, f"{path} imports {node.module}"
 
 
-def test_a_package_without_the_handlers_is_named(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_handlers_are_reported(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "PACKAGE", model_dir / "pspnet")
     with pytest.raises(WeightsError, match=r"inference\.py is missing.*the model itself is complete"):
         write_code(model_dir)
@@ -108,7 +108,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def test_a_packed_model_is_unpacked_and_nothing_else_of_it(model_dir: Path, tmp_path: Path) -> None:
+def test_only_weights_and_config_are_unpacked(model_dir: Path, tmp_path: Path) -> None:
     channel = tmp_path / "channel"
     channel.mkdir()
     with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
@@ -123,25 +123,25 @@ def test_a_packed_model_is_unpacked_and_nothing_else_of_it(model_dir: Path, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["channel", "model"]
 
 
-def test_a_model_directory_is_taken_as_it_is(model_dir: Path) -> None:
+def test_model_directory_is_used_in_place(model_dir: Path) -> None:
     with unpacked(model_dir) as folder:
         assert folder == model_dir
 
 
-def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+def test_damaged_archive_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model.tar.gz").write_bytes(b"no archive")
     with pytest.raises(WeightsError, match=r"model\.tar\.gz: not a readable model archive"), unpacked(tmp_path):
         pass
 
 
-def refused(folder: Path, **members: tarfile.TarInfo | bytes) -> str:
-    """The error for an archive with these members."""
+def rejection(folder: Path, **members: tarfile.TarInfo | bytes) -> str:
+    """Return the error for an archive with these members."""
     with tarfile.open(folder / "model.tar.gz", "w:gz") as tar:
         for name, content in members.items():
             if isinstance(content, bytes):
                 add(tar, name.replace("_", "."), content)
             else:
-                # From Python 3.13 on, addfile wants as much content as the member claims.
+                # addfile of Python 3.13 requires as much content as the member claims.
                 tar.fileobj.write(content.tobuf())
     with pytest.raises(WeightsError) as caught, unpacked(folder):
         pass
@@ -152,21 +152,21 @@ def refused(folder: Path, **members: tarfile.TarInfo | bytes) -> str:
 def test_links_and_devices_are_not_followed(tmp_path: Path, kind: bytes) -> None:
     link = tarfile.TarInfo("config.json")
     link.type, link.linkname = kind, "/etc/passwd"
-    assert "config.json in it is a link or another special file; expected a plain one" in refused(tmp_path, a=link)
+    assert "its config.json is a link or special file; expected a plain file" in rejection(tmp_path, a=link)
 
 
-def test_huge_members_are_refused_before_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_members_are_rejected_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bundle._MAX_BYTES, "config.json", 100)
-    assert "config.json in it has 101 bytes; expected 100 at most" in refused(tmp_path, config_json=b"x" * 101)
+    assert "its config.json has 101 bytes; expected at most 100" in rejection(tmp_path, config_json=b"x" * 101)
 
 
-def test_a_member_that_claims_more_than_the_archive_holds(tmp_path: Path) -> None:
+def test_member_larger_than_the_archive(tmp_path: Path) -> None:
     member = tarfile.TarInfo("model.safetensors")
     member.size = 1_000_000_000
-    assert "not a readable model archive" in refused(tmp_path, a=member)
+    assert "not a readable model archive" in rejection(tmp_path, a=member)
 
 
-def test_the_first_of_two_members_counts(model_dir: Path, tmp_path: Path) -> None:
+def test_first_of_two_members_is_used(model_dir: Path, tmp_path: Path) -> None:
     channel = tmp_path / "channel"
     channel.mkdir()
     with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:
@@ -177,9 +177,7 @@ def test_the_first_of_two_members_counts(model_dir: Path, tmp_path: Path) -> Non
         assert load_artifact(folder).architecture["num_classes"] == 3
 
 
-def test_what_follows_the_two_members_is_bounded(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_size_of_other_members_is_limited(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "_MAX_REST", 1_000_000)
     channel = tmp_path / "channel"
     channel.mkdir()
@@ -191,7 +189,7 @@ def test_what_follows_the_two_members_is_bounded(
         pass
 
 
-def test_a_cut_archive_is_named(model_dir: Path, tmp_path: Path) -> None:
+def test_truncated_archive_is_reported(model_dir: Path, tmp_path: Path) -> None:
     channel = tmp_path / "channel"
     channel.mkdir()
     with tarfile.open(channel / "model.tar.gz", "w:gz") as tar:

@@ -1,4 +1,4 @@
-"""The record of an export: round trip, and every way in which it can be missing, damaged, foreign or out of date."""
+"""The record of an export: round trip and rejection of missing, damaged, foreign and outdated exports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pspnet.errors import WeightsError
 
 
 def model_with_export(folder: Path, name: str = "onnx-float32", **changes: Any) -> Path:
-    """A model directory with an export whose record is right but for `changes`."""
+    """Create a model directory with an export whose record is valid except for `changes`."""
     (folder / "model.safetensors").write_bytes(b"weights")
-    place = folder / "exports" / name
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "model.onnx").write_bytes(b"graph")
+    export = folder / "exports" / name
+    export.mkdir(parents=True, exist_ok=True)
+    (export / "model.onnx").write_bytes(b"graph")
     values: dict[str, Any] = {
         "format": name.split("-")[0],
         "precision": name.split("-")[1],
@@ -30,7 +30,7 @@ def model_with_export(folder: Path, name: str = "onnx-float32", **changes: Any) 
         "int8": {},
         "files": {"model.onnx": 5},
     }
-    ExportRecord(**{**values, **changes}).write(place)
+    ExportRecord(**{**values, **changes}).write(export)
     return folder
 
 
@@ -41,7 +41,7 @@ def edit(model_dir: Path, **changes: Any) -> Path:
     return model_dir
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     model_with_export(tmp_path)
     export = load_export(tmp_path, "onnx")
     assert export.record == ExportRecord(
@@ -52,42 +52,42 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert not list(export.folder.glob(".*"))
 
 
-def test_the_hash_is_that_of_sha256(tmp_path: Path) -> None:
+def test_hash_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"abc")
     assert hash_weights(tmp_path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_missing_export_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"holds no openvino export in int8; .* --format openvino --int8 --calib"):
+def test_missing_export_reports_the_command(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"has no openvino export in int8\. .* --format openvino --int8 --calib"):
         load_export(tmp_path, "openvino", "int8")
 
 
-def test_other_weights_are_refused(tmp_path: Path) -> None:
+def test_other_weights_are_rejected(tmp_path: Path) -> None:
     model_with_export(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"trained on")
-    with pytest.raises(WeightsError, match=r"was exported from other weights .* there now. Export again: `pspnet exp"):
+    with pytest.raises(WeightsError, match=r"was exported from other weights .* present .* Export again: `pspnet exp"):
         load_export(tmp_path, "onnx")
 
 
-def test_a_cut_or_missing_graph_is_refused(tmp_path: Path) -> None:
+def test_truncated_or_missing_graph_is_rejected(tmp_path: Path) -> None:
     model_with_export(tmp_path)
     graph = tmp_path / "exports" / "onnx-float32" / "model.onnx"
     graph.write_bytes(b"gra")
-    with pytest.raises(WeightsError, match=r"model.onnx: has 3 bytes of 5, so this export is not whole. Export again"):
+    with pytest.raises(WeightsError, match=r"model.onnx: has 3 of 5 bytes, so this export is incomplete. Export again"):
         load_export(tmp_path, "onnx")
     graph.unlink()
-    with pytest.raises(WeightsError, match=r"model.onnx: is missing, so this export is not whole"):
+    with pytest.raises(WeightsError, match=r"model.onnx: is missing, so this export is incomplete"):
         load_export(tmp_path, "onnx")
 
 
-def test_missing_weights_are_refused(tmp_path: Path) -> None:
+def test_missing_weights_are_rejected(tmp_path: Path) -> None:
     model_with_export(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"model.safetensors: cannot be read \(No such file"):
         load_export(tmp_path, "onnx")
 
 
-def test_a_record_of_another_export_is_refused(tmp_path: Path) -> None:
+def test_record_of_another_export_is_rejected(tmp_path: Path) -> None:
     edit(model_with_export(tmp_path), precision="int8")
     with pytest.raises(WeightsError, match=r"onnx-float32: its export.json describes onnx-int8"):
         load_export(tmp_path, "onnx")
@@ -104,7 +104,7 @@ def test_a_record_of_another_export_is_refused(tmp_path: Path) -> None:
         ({"file": ""}, "`file` is '': expected the name"),
         ({"weights_sha256": "ab"}, "`weights_sha256` is 'ab': expected 64 hexadecimal digits."),
         ({"align_corners": "yes"}, "`align_corners` is 'yes': expected true or false."),
-        ({"num_classes": 0}, "`num_classes` is 0: expected a whole number from 1 to 255."),
+        ({"num_classes": 0}, "`num_classes` is 0: expected a whole number from 1 to 254."),
         ({"num_classes": True}, "`num_classes` is True"),
         ({"versions": []}, r"`versions` is \[\]: expected a mapping."),
         ({"check": ...}, "`check` is missing."),
@@ -112,20 +112,20 @@ def test_a_record_of_another_export_is_refused(tmp_path: Path) -> None:
         ({"files": {"a": "1"}}, "`files` is"),
     ],
 )
-def test_foreign_values_are_named(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
+def test_invalid_values_are_reported(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
     edit(model_with_export(tmp_path), **changes)
     with pytest.raises(WeightsError, match=text):
         load_export(tmp_path, "onnx")
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "", "null", "[" * 100_000])
-def test_what_is_no_record_is_refused(tmp_path: Path, content: str) -> None:
+def test_invalid_records_are_rejected(tmp_path: Path, content: str) -> None:
     model_with_export(tmp_path)
     (tmp_path / "exports" / "onnx-float32" / "export.json").write_text(content)
     with pytest.raises(WeightsError, match=r"export.json: .* Export again"):
         load_export(tmp_path, "onnx")
 
 
-def test_unknown_keys_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     edit(model_with_export(tmp_path), note="later")
     assert load_export(tmp_path, "onnx").record.num_classes == 21

@@ -1,4 +1,4 @@
-"""The model directory: what comes back is what was saved, and nothing half-written is ever left."""
+"""The model directory: round trips, rejected contents and atomic writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from pspnet.artifact.model_directory import architecture_of, class_names_of, loa
 from pspnet.classes import CAMVID_CLASSES, VOC_CLASSES, palette_for, voc_palette
 from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.build import build_model
+from pspnet.models.pspnet import PSPNet
 
 SCORES = {"mIOU": 0.5, "per_class_iou": {"a": 0.5, "b": None}, "pixels": 12}
 TRAINED = {"epoch": 3, "steps": 30, "seconds": 1.5}
@@ -32,7 +33,7 @@ def make_config(**changes: Any) -> Config:
 def make_model(config: Config, seed: int = 0) -> PSPNet:
     torch.manual_seed(seed)
     model = build_model(**architecture_of(config))
-    with torch.no_grad():  # statistics that a fresh model does not have
+    with torch.no_grad():  # statistics unlike those of a new model
         for name, value in model.state_dict().items():
             if name.endswith("running_mean"):
                 value.copy_(torch.randn_like(value))
@@ -72,7 +73,7 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.model.mean, model.mean)
 
 
-def test_a_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_round_trip_is_bit_identical(tmp_path: Path) -> None:
     model = save(tmp_path / "deep" / "model")
     loaded = load_artifact(tmp_path / "deep" / "model")
     assert_equal_states(loaded.model, model)
@@ -90,7 +91,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
         {"num_classes": 21, "width": 8},
     ],
 )
-def test_every_architecture_comes_back(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_architecture_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = save(tmp_path, **changes)
     loaded = load_artifact(tmp_path)
     assert loaded.architecture == architecture_of(make_config(**changes))
@@ -99,7 +100,7 @@ def test_every_architecture_comes_back(tmp_path: Path, changes: dict[str, Any]) 
     assert (loaded.model.auxiliary_head is None) == (model.auxiliary_head is None)
 
 
-def test_normalisation_comes_back(tmp_path: Path) -> None:
+def test_normalisation_round_trip(tmp_path: Path) -> None:
     save(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     change_config(tmp_path, architecture={**content["architecture"], "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]})
@@ -108,7 +109,7 @@ def test_normalisation_comes_back(tmp_path: Path) -> None:
     assert model.std.flatten().tolist() == [4, 5, 6]
 
 
-def test_class_names_and_palette_come_back(tmp_path: Path) -> None:
+def test_class_names_and_palette_round_trip(tmp_path: Path) -> None:
     save(tmp_path / "own", class_names="sky, road, car")
     own = load_artifact(tmp_path / "own")
     assert own.class_names == ("sky", "road", "car")
@@ -121,13 +122,13 @@ def test_class_names_and_palette_come_back(tmp_path: Path) -> None:
     assert camvid.palette[:3].tolist() == [[128, 128, 128], [128, 0, 0], [192, 192, 128]]
 
 
-def test_names_follow_the_config() -> None:
+def test_class_names_of_a_config() -> None:
     assert class_names_of(make_config()) == ("class_0", "class_1", "class_2")
     assert class_names_of(make_config(num_classes=21)) == VOC_CLASSES
     assert class_names_of(make_config(class_names="a, b, c")) == ("a", "b", "c")
 
 
-def test_the_palette_of_the_file_counts(tmp_path: Path) -> None:
+def test_stored_palette_is_used(tmp_path: Path) -> None:
     save(tmp_path)
     change_config(tmp_path, palette=[[1, 2, 3], [4, 5, 6], [7, 8, 9]])
     palette = load_artifact(tmp_path).palette
@@ -135,7 +136,7 @@ def test_the_palette_of_the_file_counts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(palette[3:], voc_palette()[3:])
 
 
-def test_how_it_was_trained_and_what_it_scored_come_back(tmp_path: Path) -> None:
+def test_training_and_scores_round_trip(tmp_path: Path) -> None:
     save(tmp_path, learning_rate=0.05)
     loaded = load_artifact(tmp_path)
     assert loaded.scores == SCORES
@@ -148,13 +149,13 @@ def test_how_it_was_trained_and_what_it_scored_come_back(tmp_path: Path) -> None
     assert content["versions"]["torch"] == torch.__version__
 
 
-def test_only_the_two_files_are_written_for_everyone_to_read(tmp_path: Path) -> None:
+def test_only_two_world_readable_files_are_written(tmp_path: Path) -> None:
     save(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
     assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o644"}
 
 
-def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+def test_saving_leaves_the_model_unchanged(tmp_path: Path) -> None:
     config = make_config()
     model = make_model(config).to(memory_format=torch.channels_last).train()
     save_artifact(tmp_path, model, config, {}, {})
@@ -163,10 +164,10 @@ def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     assert_equal_states(load_artifact(tmp_path).model, model)
 
 
-# --- what cannot be loaded --------------------------------------------------------------------------------------------
+# --- rejected contents ------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_or_another_folder(tmp_path: Path) -> None:
+def test_missing_or_unrelated_folder(tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(WeightsError, match=r"not a model directory, it has no config\.json\. Expected") as caught:
             load_artifact(folder)
@@ -194,7 +195,7 @@ def test_truncated_weights(tmp_path: Path, kept: float) -> None:
         load_artifact(tmp_path)
 
 
-def test_weights_that_are_a_pickle_are_not_run(tmp_path: Path) -> None:
+def test_pickled_weights_are_not_executed(tmp_path: Path) -> None:
     model = save(tmp_path)
     torch.save(model.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="the weights file is damaged or truncated"):
@@ -215,22 +216,23 @@ def test_broken_json(tmp_path: Path, content: bytes) -> None:
     ("content", "found"), [({"model_type": "segformer"}, "None"), ({"format": "pspnet-model-9"}, "'pspnet-model-9'"),
                            ([1, 2], "'list'"), (None, "'NoneType'")],
 )  # fmt: skip
-def test_a_foreign_format(tmp_path: Path, content: Any, found: str) -> None:
+def test_unknown_format(tmp_path: Path, content: Any, found: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(
-        WeightsError, match=rf"config\.json: expected the format pspnet-model-1, found {found}: made by"
+        WeightsError, match=rf"config\.json: expected the format pspnet-model-1, found {found}: written by"
     ):
         load_artifact(tmp_path)
 
 
-def test_the_algorithm_comes_back_and_another_is_named(tmp_path: Path) -> None:
+def test_algorithm_round_trip_and_unknown_algorithm(tmp_path: Path) -> None:
     save(tmp_path)
     assert load_artifact(tmp_path).algorithm == "psp"
-    change_config(tmp_path, algorithm=None)  # written by hand, or before there was a choice
+    change_config(tmp_path, algorithm=None)  # written by hand, or by a version with one algorithm
     assert load_artifact(tmp_path).algorithm == "psp"
     change_config(tmp_path, algorithm="unet")
     with pytest.raises(
-        WeightsError, match=r"config\.json: expected `algorithm` to be one of psp, fcn, deeplab, found 'unet': made by"
+        WeightsError,
+        match=r"expected `algorithm` to be one of psp, fcn, deeplab, found 'unet': written by",
     ):
         load_artifact(tmp_path)
     change_config(tmp_path, algorithm="fcn")
@@ -244,9 +246,9 @@ def test_the_algorithm_comes_back_and_another_is_named(tmp_path: Path) -> None:
         ({"architecture": ["resnet-50"]}, "`architecture` must be a mapping with the arguments of build_model"),
         (
             {"architecture": {"num_classes": "3"}},
-            "`architecture.num_classes` is '3': expected a whole number from 1 to 255",
+            "`architecture.num_classes` is '3': expected a whole number from 1 to 254",
         ),
-        ({"architecture": {}}, "`architecture` must name num_classes"),
+        ({"architecture": {}}, "`architecture` has no num_classes"),
         ({"architecture": {"num_classes": True}}, "`architecture.num_classes` is True"),
         ({"classes": ["a", "b"]}, "`classes` must be a list of 3 names, one for each class"),
         ({"classes": [1, 2, 3]}, "`classes` must be a list of 3 names"),
@@ -256,7 +258,7 @@ def test_the_algorithm_comes_back_and_another_is_named(tmp_path: Path) -> None:
         ({"palette": [[0, 0, 0], [0, 0], [0, 0, 0]]}, "`palette` must be"),
     ],
 )
-def test_a_config_with_wrong_parts(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
+def test_invalid_config_entries(tmp_path: Path, changes: dict[str, Any], text: str) -> None:
     save(tmp_path)
     change_config(tmp_path, **changes)
     with pytest.raises(WeightsError, match=rf"config\.json: {text}"):
@@ -267,7 +269,7 @@ def test_a_config_with_wrong_parts(tmp_path: Path, changes: dict[str, Any], text
     ("change", "text"),
     [
         ({"backbone": "vgg-16"}, r"describes an architecture .* cannot build \(.*expected one of resnet-50"),
-        ({"attention": True}, "`architecture` has the unknown key 'attention': made by another program"),
+        ({"attention": True}, "`architecture` has the unknown key 'attention': written by another program"),
         ({"width": 0}, "`architecture.width` is 0: expected a whole number from 1 to 1024"),
         ({"width": 10**9}, "`architecture.width` is 1000000000"),
         ({"width": "wide"}, "`architecture.width` is 'wide'"),
@@ -277,7 +279,7 @@ def test_a_config_with_wrong_parts(tmp_path: Path, changes: dict[str, Any], text
         ({"dropout": None}, "`architecture.dropout` is None: expected a number from 0 to 1"),
     ],
 )
-def test_an_architecture_that_cannot_be_built(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+def test_invalid_architecture(tmp_path: Path, change: dict[str, Any], text: str) -> None:
     save(tmp_path)
     architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
     change_config(tmp_path, architecture={**architecture, **change})
@@ -285,7 +287,7 @@ def test_an_architecture_that_cannot_be_built(tmp_path: Path, change: dict[str, 
         load_artifact(tmp_path)
 
 
-def test_a_config_of_endless_depth(tmp_path: Path) -> None:
+def test_deeply_nested_config(tmp_path: Path) -> None:
     save(tmp_path)
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(WeightsError, match="not readable as JSON"):
@@ -304,7 +306,7 @@ def test_weights_of_another_architecture(tmp_path: Path, change: dict[str, Any],
     save(tmp_path)
     architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
     change_config(tmp_path, architecture={**architecture, **change})
-    with pytest.raises(WeightsError, match=r"model\.safetensors does not fit the model") as caught:
+    with pytest.raises(WeightsError, match=r"model\.safetensors does not match the model") as caught:
         load_artifact(tmp_path)
     assert text in str(caught.value)
     assert "It was saved from another architecture" in str(caught.value)
@@ -313,16 +315,16 @@ def test_weights_of_another_architecture(tmp_path: Path, change: dict[str, Any],
 def test_weights_of_another_program(tmp_path: Path) -> None:
     save(tmp_path)
     save_file({"decoder.weight": torch.zeros(3)}, str(tmp_path / "model.safetensors"))
-    with pytest.raises(WeightsError, match=r"does not fit the model .*1 found") as caught:
+    with pytest.raises(WeightsError, match=r"does not match the model .*1 found") as caught:
         load_artifact(tmp_path)
     assert "1 unexpected: decoder.weight" in str(caught.value)
 
 
-# --- writing that fails -----------------------------------------------------------------------------------------------
+# --- failing writes ---------------------------------------------------------------------------------------------------
 
 
 def full_disk_after(written: bytes) -> Any:
-    """A save_file that writes some bytes and then finds the disk full, as safetensors reports it."""
+    """Return a save_file that writes some bytes and then raises safetensors' error for a full disk."""
 
     def fail(state: dict[str, torch.Tensor], path: str, metadata: dict[str, str]) -> None:
         Path(path).write_bytes(written)
@@ -331,14 +333,14 @@ def full_disk_after(written: bytes) -> Any:
     return fail
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "save_file", full_disk_after(b"half"))
     with pytest.raises(OSError, match=r"model\.safetensors: could not be written .*StorageFull"):
         save(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_older_model_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_older_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = save(tmp_path, seed=0)
     monkeypatch.setattr(artifacts, "save_file", full_disk_after(b"half"))
     with pytest.raises(OSError, match="could not be written"):
@@ -347,9 +349,7 @@ def test_a_full_disk_leaves_the_older_model_whole(tmp_path: Path, monkeypatch: p
     assert_equal_states(load_artifact(tmp_path).model, older)
 
 
-def test_weights_are_not_replaced_when_their_config_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_kept_if_the_config_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = save(tmp_path, num_classes=3)
     before = load_file(str(tmp_path / "model.safetensors"))
 
@@ -368,7 +368,7 @@ def test_weights_are_not_replaced_when_their_config_cannot_be_written(
     assert_equal_states(load_artifact(tmp_path).model, older)
 
 
-def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(state: dict[str, torch.Tensor], path: str, metadata: dict[str, str]) -> None:
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
@@ -379,7 +379,7 @@ def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_place_of_the_folder_is_an_os_error(tmp_path: Path) -> None:
+def test_file_at_the_path_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("in the way")
     with pytest.raises(OSError, match="model"):
         save(tmp_path / "model")

@@ -11,7 +11,7 @@ from pspnet.benchmarking import baselines
 from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_network, settle_statistics
 from pspnet.benchmarking.plain import PlainPSPHead
 from pspnet.errors import PspnetError
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 
 CPU = torch.device("cpu")
 

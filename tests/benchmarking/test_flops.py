@@ -7,7 +7,7 @@ from torch import nn
 
 from pspnet.benchmarking.flops import count_flops
 from pspnet.benchmarking.plain import make_plain
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 
 
 def test_a_convolution_and_its_gradients() -> None:

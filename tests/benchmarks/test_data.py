@@ -29,7 +29,7 @@ def test_every_chain_makes_normalised_samples(tmp_path: Path) -> None:
 
 
 def test_normalised_as_the_network_does() -> None:
-    from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD
+    from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 
     images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
     expected = (images.double() - torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)) / torch.tensor(IMAGENET_STD).view(

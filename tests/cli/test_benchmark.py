@@ -14,7 +14,7 @@ from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.cli import benchmark as cli_benchmark
 from pspnet.cli.dispatch import dispatch
 from pspnet.config.schema import Config
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.exit_codes import run_guarded
 
 
@@ -73,7 +73,7 @@ def test_what_cannot_run_is_left_out_with_its_reason(model_dir: Path, capsys: py
 def test_random_weights_and_an_image_of_its_own_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pspnet.models.pspnet.build_model", lambda classes: build_model(classes, width=4))
+    monkeypatch.setattr("pspnet.models.build.build_model", lambda classes: build_model(classes, width=4))
     path = tmp_path / "frame.png"
     Image.fromarray(np.zeros((36, 50, 3), np.uint8)).save(path)
     assert run("--image", path, "--rounds", 1, "--runtimes", "eager", "--batch", 2) == 0

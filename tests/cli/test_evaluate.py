@@ -23,7 +23,7 @@ from pspnet.data.shapes import write_shapes
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.per_image import read_records, write_records
 from pspnet.inference.predictor import Predictor
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.exit_codes import run_guarded
 
 ROOT = Path(__file__).resolve().parents[2]

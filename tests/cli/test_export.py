@@ -13,7 +13,7 @@ from pspnet.artifact.export_record import load_export
 from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.cli.dispatch import dispatch
 from pspnet.config.schema import Config
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.exit_codes import run_guarded
 
 

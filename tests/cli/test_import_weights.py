@@ -21,9 +21,9 @@ from pspnet.cli import import_weights as cli_import
 from pspnet.cli.dispatch import dispatch
 from pspnet.errors import DataError, WeightsError
 from pspnet.inference.predictor import Predictor
-from pspnet.models import imports
+from pspnet.models.build import build_model
 from pspnet.models.imports import gluoncv, mmsegmentation
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.pspnet import PSPNet
 from pspnet.system.exit_codes import run_guarded
 from tests.models.mxnet_files import file_of
 
@@ -34,7 +34,9 @@ def run(*arguments: object) -> int:
 
 def gluoncv_archive(path: Path, model: PSPNet) -> Path:
     layout = gluoncv._LAYOUTS["deep"]
-    state = {layout.theirs(name): value for name, value in model.state_dict().items() if "num_batches" not in name}
+    state = {
+        layout.foreign_name(name): value for name, value in model.state_dict().items() if "num_batches" not in name
+    }
     with tarfile.open(path, "w:gz") as tar:
         contents = (("hyperparams.json", json.dumps({"algorithm": "psp"}).encode()), ("model_algo-1", file_of(state)))
         for name, content in contents:
@@ -46,7 +48,7 @@ def gluoncv_archive(path: Path, model: PSPNet) -> Path:
 
 def mmseg_file(path: Path, model: PSPNet, **meta: object) -> Path:
     layout = mmsegmentation._layouts("backbone.")["deep-narrow"]
-    state = {layout.theirs(name): value for name, value in model.state_dict().items()}
+    state = {layout.foreign_name(name): value for name, value in model.state_dict().items()}
     torch.save({"state_dict": state, "meta": meta}, path)
     return path
 
@@ -106,12 +108,12 @@ def test_a_backbone_says_that_its_heads_are_random(tmp_path: Path, capsys: pytes
     state = build_model(2, width=4).backbone.state_dict()
     torch.save({f"encoder.{name.replace('stem.', '')}": value for name, value in state.items()}, tmp_path / "a.pth")
     assert run(tmp_path / "a.pth", "--from", "smp", "--output", tmp_path / "model") == 1
-    assert "a backbone alone, so its future classes must be given with --classes" in capsys.readouterr().err
+    assert "a backbone without heads. Give their classes with --classes" in capsys.readouterr().err
     assert run(tmp_path / "a.pth", "--from", "smp", "--output", tmp_path / "model", "--classes", "voc") == 0
     assert "A backbone alone: the heads are random, so train it first" in capsys.readouterr().out
     artifact = load_artifact(tmp_path / "model")
     assert artifact.source["heads"] == "random"
-    with pytest.raises(WeightsError, match=r"its heads are random, so its masks would mean nothing. Train it first"):
+    with pytest.raises(WeightsError, match=r"backbone with random heads, which cannot predict\. Train it first"):
         Predictor.load(tmp_path / "model")(np.zeros((40, 40, 3), np.uint8))
     assert len(artifact.class_names) == 21
 
@@ -123,11 +125,11 @@ def test_messages_are_one_line_with_exit_code_1(tmp_path: Path, capsys: pytest.C
         ((tmp_path / "none.pth", "--from", "smp"), "none.pth: cannot be read (No such file or directory)."),
         (
             (file, "--from", "semseg"),
-            "names are those of mmsegmentation, not of semseg: use --from mmsegmentation.",
+            "names are from mmsegmentation, not semseg: use --from mmsegmentation.",
         ),
         (
             (file, "--from", "mmsegmentation", "--classes", "voc"),
-            "has 2 classes, but --classes names 21; name as",
+            "has 2 classes, but --classes 21. Give 2",
         ),
         (
             (file, "--from", "mmsegmentation", "--classes", "sea"),
@@ -162,10 +164,6 @@ def test_class_name_files(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="nor a text file that can be read"):
         cli_import.read_class_names(str(tmp_path / "bytes.txt"))
-
-
-def test_programs_are_those_that_are_read() -> None:
-    assert cli_import.PROGRAMS == imports.PROGRAMS
 
 
 def test_help_needs_no_torch() -> None:

@@ -16,7 +16,7 @@ from pspnet.data.shapes import write_shapes
 from pspnet.errors import DataError
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.base import RuntimeMissingError
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.exit_codes import run_guarded
 
 

@@ -17,7 +17,7 @@ from pspnet.config.schema import Config
 from pspnet.data.shapes import write_shapes
 from pspnet.evaluation.per_image import read_records
 from pspnet.inference.predictor import Predictor
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.exit_codes import run_guarded
 
 

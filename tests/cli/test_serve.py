@@ -16,7 +16,7 @@ from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.cli import dispatch as cli
 from pspnet.cli import serve as cli_serve
 from pspnet.config.schema import Config
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.exit_codes import run_guarded
 from tests.serving.pictures import encoded, noise
 

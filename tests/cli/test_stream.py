@@ -24,7 +24,7 @@ from pspnet.cli import dispatch as cli
 from pspnet.config.schema import Config
 from pspnet.data.io.images import read_image
 from pspnet.inference.predictor import Predictor
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.stream import read_masks
 from pspnet.stream.sinks.base import SinkError
 from pspnet.stream.sinks.mask_files import FolderSink

@@ -19,7 +19,8 @@ from pspnet.data.io.images import read_image, write_palette_png
 from pspnet.data.shapes import write_shapes
 from pspnet.exporting import int8
 from pspnet.exporting.exporter import Request, export_model
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.build import build_model
+from pspnet.models.pspnet import PSPNet
 
 
 def tiny_network(align_corners: bool = False) -> PSPNet:

@@ -14,7 +14,7 @@ from pspnet.artifact.bundle import write_code
 from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.config.schema import Config
 from pspnet.inference.predictor import Predictor
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from sagemaker_entry.hosting.endpoint_settings import HostSettings
 from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES, container_environment
 from tests.hosts.exchange import encoded, picture

@@ -17,8 +17,7 @@ from pspnet.config.schema import Config
 from pspnet.data.io.images import to_rgb
 from pspnet.errors import DataError, WeightsError
 from pspnet.inference.predictor import Predictor
-from pspnet.models.build import build_algorithm
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_algorithm, build_model
 from tests.serving.pictures import argmax_of, picture
 
 CLASSES = 5

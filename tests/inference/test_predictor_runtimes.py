@@ -19,7 +19,7 @@ from pspnet.inference import predictor as predictor_module
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.eager import EagerRuntime
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.exit_codes import run_guarded
 from tests.inference.runtimes.tiny_exports import write_openvino
 from tests.serving.pictures import picture

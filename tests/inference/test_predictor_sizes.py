@@ -12,7 +12,7 @@ import torch
 from pspnet.classes import voc_palette
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.serving.protocol.request_image import RequestError
 from tests.serving.pictures import argmax_of, picture
 

@@ -1,4 +1,4 @@
-"""What the tests of imported weights share."""
+"""Fixtures of the tests of imported weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def _randomise(module: nn.Module) -> None:
-    """Weights and batch norm statistics away from their initial values, in a range that keeps activations near 1."""
+    """Set random weights and batch norm statistics that keep activations near 1."""
     for name, value in module.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 2.0)
@@ -29,14 +29,14 @@ def randomise() -> Callable[[nn.Module], None]:
 
 @pytest.fixture
 def skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For networks of the published size whose values are set or loaded anyway: drawing them takes seconds."""
+    """Skip the slow random initialisation of networks whose values are set or loaded afterwards."""
     for name in ("kaiming_normal_", "kaiming_uniform_", "trunc_normal_", "uniform_", "normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
 
 
 @pytest.fixture(scope="session")
 def random_image() -> Callable[[int, int], Tensor]:
-    """(height, width) -> (1, 3, height, width) uint8, the same for the same size."""
+    """(height, width) -> (1, 3, height, width) uint8, deterministic per size."""
 
     def image(height: int, width: int) -> Tensor:
         generator = torch.Generator().manual_seed(1000 * height + width)

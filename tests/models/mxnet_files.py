@@ -1,4 +1,4 @@
-"""Writes MXNet's parameter files, for the tests of the reader."""
+"""Writer of MXNet's parameter files, for the tests of the reader."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ FLAGS = {
 
 
 def array(value: Tensor, version: int = 2) -> bytes:
-    """One array as MXNet 0.8 (version 0) to 1.9 (2, and 3 with NumPy's shapes) writes it."""
-    sides = value.dim()
+    """Encode an array like MXNet 0.8 (version 0) to 1.9 (2, and 3 with NumPy's shapes)."""
+    dimensions = value.dim()
     if version == 0:
-        head = struct.pack(f"<I{sides}I", sides, *value.shape)
+        head = struct.pack(f"<I{dimensions}I", dimensions, *value.shape)
     else:
         magic = 0xF993FAC7 + version
         head = struct.pack("<I", magic) + (struct.pack("<i", 0) if version > 1 else b"")
-        head += struct.pack(f"<i{sides}q", sides, *value.shape)
+        head += struct.pack(f"<i{dimensions}q", dimensions, *value.shape)
     return head + struct.pack("<iii", 1, 0, FLAGS[value.dtype]) + value.detach().numpy().tobytes()
 
 
 def file(arrays: list[bytes], names: list[str]) -> bytes:
-    """A whole file of arrays and their names."""
+    """Encode a file of arrays and their names."""
     content = struct.pack("<QQQ", 0x112, 0, len(arrays)) + b"".join(arrays) + struct.pack("<Q", len(names))
     return content + b"".join(struct.pack("<Q", len(name.encode())) + name.encode() for name in names)
 
 
 def file_of(state: Mapping[str, Tensor]) -> bytes:
-    """As `save_parameters` writes these arrays."""
+    """Encode a file like `save_parameters`."""
     return file([array(value) for value in state.values()], list(state))

@@ -1,4 +1,4 @@
-"""Runs other programs' own networks, each under an interpreter that has it, and compares ours with what they say."""
+"""Comparison of imported networks with the original programs, each run in its own interpreter."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SCRIPTS = Path(__file__).parent / "originals"
 
 
 def run_original(variable: str, script: str, folder: Path, *arguments: str) -> Iterator[Path]:
-    """Have a script write its network's weights and logits into `folder`, which is deleted at the end.
+    """Run a script that writes its network's weights and logits into `folder`, which is deleted afterwards.
 
-    Skips the test where the environment variable does not name an interpreter: see .ci/originals.sh.
+    Skips the test if the environment variable does not name an interpreter: see .ci/originals.sh.
     """
     interpreter = os.environ.get(variable)
     if not interpreter:
-        pytest.skip(f"{variable} names no interpreter; .ci/originals.sh makes one and runs this")
+        pytest.skip(f"{variable} names no interpreter; .ci/originals.sh creates one and runs this test")
     folder.mkdir()
     command = [interpreter, str(SCRIPTS / script), str(folder), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -36,7 +36,7 @@ def run_original(variable: str, script: str, folder: Path, *arguments: str) -> I
 
 
 def assert_same_logits(model: PSPNet, folder: Path, sizes: tuple[str, ...]) -> None:
-    """All logits that the original wrote for images of these sizes, to 1e-4."""
+    """Assert that all logits of the original for images of these sizes agree to 1e-4."""
     model.eval()
     for size in sizes:
         stored = np.load(folder / f"{size}.npz")
@@ -48,20 +48,20 @@ def assert_same_logits(model: PSPNet, folder: Path, sizes: tuple[str, ...]) -> N
         assert "logits" in names
         for name in names:
             expected = torch.from_numpy(stored[name])
-            assert expected.std() > 0.01, "logits that hardly differ would compare well with anything"
+            assert expected.std() > 0.01, "nearly constant logits would match anything"
             worst = float((found[name] - expected).abs().max())
             assert worst <= 1e-4, f"{name} of {size} differ by {worst}"
 
 
 def difference(model: PSPNet, folder: Path, size: str) -> float:
-    """Greatest difference between our logits and the original's."""
+    """Return the largest difference between our logits and the original's."""
     stored = np.load(folder / f"{size}.npz")
     with torch.no_grad():
         return float((model.eval()(torch.from_numpy(stored["image"])) - torch.from_numpy(stored["logits"])).abs().max())
 
 
 def auxiliary_logits(model: PSPNet, image: Tensor) -> Tensor:
-    """Of the auxiliary head in evaluation mode, where forward leaves it out."""
+    """Logits of the auxiliary head in evaluation mode, where forward skips it."""
     assert model.auxiliary_head is not None
     layer3, _ = model.backbone((image - model.mean) / model.std)
     logits = model.auxiliary_head(layer3)

@@ -1,4 +1,4 @@
-"""FCN and DeepLabV3 behind PSPNet's interface: the same mathematics as torchvision's own, and what ours adds."""
+"""FCN and DeepLabV3 with PSPNet's interface, against torchvision's networks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchvision.models import segmentation
 
 from pspnet.errors import PspnetError
-from pspnet.models.build import FCN, DeepLabV3, build_algorithm
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, SegmentationNetwork
+from pspnet.models.build import build_algorithm
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import PSPNet, SegmentationNetwork
+from pspnet.models.torchvision_networks import FCN, DeepLabV3
 from pspnet.models.weights import load_imagenet_backbone
 
 CLASSES = 5
@@ -26,7 +28,7 @@ def images(*shape: int) -> Tensor:
 
 @pytest.fixture(scope="module", params=["fcn", "deeplab"])
 def pair(request: pytest.FixtureRequest) -> tuple[SegmentationNetwork, nn.Module]:
-    """Our network and torchvision's of the same weights, and of statistics that a fresh model does not have."""
+    """Our network and torchvision's with the same weights and random statistics."""
     torch.manual_seed(0)
     ours = build_algorithm(request.param, num_classes=CLASSES)
     theirs = TORCHVISION[request.param](weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True)
@@ -34,11 +36,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[SegmentationNetwork, nn.Module
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    ours.load_state_dict({ours_of(name): value for name, value in theirs.state_dict().items()})
+    ours.load_state_dict({our_name(name): value for name, value in theirs.state_dict().items()})
     return ours, theirs
 
 
-def ours_of(name: str) -> str:
+def our_name(name: str) -> str:
     """torchvision's name -> ours."""
     for old, new in (("aux_classifier.", "auxiliary_head."), ("classifier.", "head.")):
         if name.startswith(old):
@@ -62,7 +64,7 @@ def test_evaluation_equals_torchvisions(pair: tuple[SegmentationNetwork, nn.Modu
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_training_equals_torchvisions_dropout_included(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
+def test_training_with_dropout_equals_torchvisions(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
     ours, theirs = (model.train() for model in pair)
     batch = images(2, 3, 40, 40)
     torch.manual_seed(5)
@@ -77,8 +79,8 @@ def test_training_equals_torchvisions_dropout_included(pair: tuple[SegmentationN
     ours.zero_grad(set_to_none=True)
 
 
-def test_one_small_image_can_be_trained_on(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
-    """torchvision's DeepLabV3 raises here: its image pooling leaves batch norm one value per channel."""
+def test_training_on_one_small_image(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
+    """torchvision's DeepLabV3 raises: its image pooling passes batch norm one value per channel."""
     ours, theirs = (model.train() for model in pair)
     with torch.no_grad():
         assert torch.isfinite(ours(images(1, 3, 32, 32))[0]).all()
@@ -95,10 +97,10 @@ def test_autocast_gives_float32_logits(pair: tuple[SegmentationNetwork, nn.Modul
     assert logits.dtype == auxiliary.dtype == evaluated.dtype == torch.float32
 
 
-def test_small_images_are_refused_under_the_networks_name(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
+def test_small_images_are_rejected_with_the_name_of_the_network(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
     name = type(pair[0]).__name__
     assert name in ("FCN", "DeepLabV3")
-    with pytest.raises(PspnetError, match=rf"images are 40x31 pixels: {name} takes 32x32 and larger"):
+    with pytest.raises(PspnetError, match=rf"images are 40x31 pixels: {name} needs at least 32x32"):
         pair[0](images(1, 3, 31, 40))
 
 
@@ -117,7 +119,7 @@ def skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
         ("deeplab", "resnet-101", 60_996_202),
     ],
 )
-def test_parameter_counts_are_those_torchvision_publishes(
+def test_parameter_counts_equal_torchvisions(
     algorithm: str, backbone: str, published: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skip_initialisation(monkeypatch)
@@ -133,7 +135,7 @@ def test_without_auxiliary_head(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in model.state_dict() if name.startswith("auxiliary_head")]
 
 
-def test_imagenet_weights_reach_every_tensor_of_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_set_every_tensor_of_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("tried to download"))
@@ -158,7 +160,7 @@ def test_psp_is_pspnet() -> None:
     assert model.backbone.stem_name == "deep"
 
 
-def test_wrong_settings() -> None:
+def test_invalid_settings() -> None:
     with pytest.raises(PspnetError, match="algorithm is 'unet': expected one of psp, fcn, deeplab"):
         build_algorithm("unet", num_classes=3)
     with pytest.raises(PspnetError, match="backbone is 'resnet-18': expected one of resnet-50, resnet-101"):
@@ -169,8 +171,8 @@ def test_wrong_settings() -> None:
         build_algorithm("fcn", num_classes=3, stem="deep")
 
 
-def test_a_missing_torchvision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torchvision_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.models.segmentation", None)
-    with pytest.raises(PspnetError, match=r"'deeplab', which is torchvision's, and that cannot be imported .*psp"):
+    with pytest.raises(PspnetError, match=r"'deeplab', which needs torchvision, but importing it failed .*psp"):
         build_algorithm("deeplab", num_classes=3)
     build_algorithm("psp", num_classes=3, width=4)

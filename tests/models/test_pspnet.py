@@ -1,4 +1,4 @@
-"""The whole network: sizes, input types, gradients, precision, counts of parameters and messages."""
+"""The complete network: sizes, input dtypes, gradients, precision, parameter counts and messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pspnet.errors import PspnetError
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.build import build_model
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import PSPNet
 from pspnet.models.pyramid import PSPHead
 from pspnet.models.resnet import ResNet
 
@@ -25,13 +27,13 @@ def images(*shape: int) -> Tensor:
 
 
 def skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting parameters needs no values, and drawing 68 million of them takes seconds."""
+    """Skip the random initialisation of 68 million parameters, which takes seconds."""
     for name in ("kaiming_normal_", "kaiming_uniform_", "uniform_", "normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
 
 
 def expected_parameters(blocks: tuple[int, ...], stem: str, classes: int, auxiliary: bool) -> int:
-    """Published architecture counted by hand: convolutions without bias, two values per batch-norm channel."""
+    """Count the parameters of the published architecture: convolutions without bias, two per batch norm channel."""
     if stem == "conv7":
         count, channels = 3 * 49 * 64 + 2 * 64, 64
     else:
@@ -169,14 +171,14 @@ def test_half_precision_weights_give_float32_logits() -> None:
     assert tiny().bfloat16().eval()(images(1, 3, 32, 32)).dtype == torch.float32
 
 
-@pytest.mark.filterwarnings("ignore")  # deprecation, and constants that are meant
+@pytest.mark.filterwarnings("ignore")  # deprecation and intended constants
 def test_trace_equals_eager() -> None:
     model = tiny().eval()
     batch = images(1, 3, 41, 50)
     with torch.no_grad():
         traced = torch.jit.trace(model, batch)
         other = images(1, 3, 41, 50) // 2
-        # A graph computes the weights of interpolation in float32.
+        # A graph computes interpolation weights in float32.
         torch.testing.assert_close(traced(other), model(other), rtol=1e-5, atol=1e-5)
 
 
@@ -187,7 +189,7 @@ def test_export_equals_eager() -> None:
     with torch.no_grad():
         program = torch.export.export(model, (batch,))
         expected = model(batch)
-    # PyTorch 2.1 exports other operators than eager runs; newer ones agree bit by bit.
+    # PyTorch 2.1 exports other operators than eager mode; newer versions are bit-identical.
     torch.testing.assert_close(program.module()(batch), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -200,9 +202,9 @@ def test_conversion_to_sync_batch_norm() -> None:
     assert list(synced.state_dict()) == keys
 
 
-def test_wrong_images() -> None:
+def test_invalid_images() -> None:
     model = tiny().eval()
-    with pytest.raises(PspnetError, match=r"images are 40x31 pixels: PSPNet takes 32x32 and larger"):
+    with pytest.raises(PspnetError, match=r"images are 40x31 pixels: PSPNet needs at least 32x32"):
         model(images(1, 3, 31, 40))
     with pytest.raises(PspnetError, match=r"the shape \(1, 40, 40, 3\): expected \(N, 3, H, W\), RGB"):
         model(images(1, 40, 40, 3))
@@ -214,7 +216,7 @@ def test_wrong_images() -> None:
         tiny(output_stride=32).train()(images(1, 3, 32, 32))
 
 
-def test_wrong_settings() -> None:
+def test_invalid_settings() -> None:
     with pytest.raises(PspnetError, match="backbone is 'resnet-18': expected one of resnet-50, resnet-101"):
         tiny(backbone="resnet-18")
     with pytest.raises(PspnetError, match="stem is 'shallow': expected one of conv7, deep"):

@@ -1,4 +1,4 @@
-"""Pyramid pooling against a reference of explicit loops, and both heads against plain compositions."""
+"""Pyramid pooling against explicit loops, and both heads against plain compositions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pspnet.models.pyramid import AuxiliaryHead, PSPHead, PyramidPooling, Single
 
 
 def pool(x: Tensor, bins: int) -> Tensor:
-    """Mean over the cells of each bin: from floor(i * size / bins) up to ceil((i + 1) * size / bins)."""
+    """Average from floor(i * size / bins) up to ceil((i + 1) * size / bins) for each bin i."""
     height, width = x.shape[-2:]
     rows = []
     for i in range(bins):
@@ -24,7 +24,7 @@ def pool(x: Tensor, bins: int) -> Tensor:
 
 
 def interpolation(size: int, bins: int, align_corners: bool) -> Tensor:
-    """(size, bins) matrix of one axis of bilinear up-sampling."""
+    """Return the (size, bins) matrix of bilinear up-sampling along one axis."""
     matrix = torch.zeros(size, bins, dtype=torch.float64)
     for target in range(size):
         if align_corners:
@@ -138,7 +138,7 @@ def test_dropout_drops_whole_channels_in_training_only() -> None:
     assert torch.equal(head(x), head(x))
 
 
-def test_batch_norm_of_one_value_uses_and_keeps_the_running_statistics() -> None:
+def test_batch_norm_of_one_value_uses_the_running_statistics_unchanged() -> None:
     bn = SingleValueBatchNorm2d(2, eps=0.0).train()
     bn.running_mean.copy_(torch.tensor([1.0, 2.0]))
     bn.running_var.copy_(torch.tensor([4.0, 9.0]))
@@ -164,7 +164,7 @@ def test_batch_norm_of_more_values_is_plain_batch_norm() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 4)])
-def test_batch_of_one_trains(size: tuple[int, int]) -> None:
+def test_training_on_a_batch_of_one(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     head = PSPHead(32, 3, dropout=0.0).train()
     logits = head(torch.randn(1, 32, *size))

@@ -1,4 +1,4 @@
-"""Pooling and interpolation as matrices, against PyTorch's own."""
+"""Pooling and interpolation as matrices, against PyTorch's functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backbone against torchvision's ResNet, which serves as the reference for blocks, names and strides."""
+"""The backbone against torchvision's ResNet: blocks, names, strides and dilation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def reference_features(model: ReferenceResNet, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def dilate_first_blocks(model: ReferenceResNet) -> None:
-    """Full dilation in every block of a dilated layer, as semseg patches its network."""
+    """Set the full dilation in every block of a dilated layer, as semseg does."""
     for layer in (model.layer3, model.layer4):
         dilation = layer[-1].conv2.dilation
         layer[0].conv2.dilation = dilation
@@ -84,7 +84,7 @@ def test_stride_and_dilation(output_stride: int, layer3: tuple[int, int], layer4
 
 @pytest.mark.parametrize(("output_stride", "first3", "first4"), [(8, 1, 2), (16, 1, 1), (32, 1, 1)])
 def test_contracted_dilation(output_stride: int, first3: int, first4: int) -> None:
-    """The first block of each layer keeps the previous layer's dilation; all others are as without."""
+    """The first block of each layer keeps the previous layer's dilation; the others are unchanged."""
     plain = ResNet((1, 2, 3, 3), output_stride, width=8)
     model = ResNet((1, 2, 3, 3), output_stride, width=8, contract_dilation=True)
     for layer, reference, first in ((model.layer3, plain.layer3, first3), (model.layer4, plain.layer4, first4)):
@@ -120,7 +120,7 @@ def test_stem_names_and_shapes() -> None:
 
 
 def test_deep_stem_composition() -> None:
-    """Stride 2 on the first convolution alone, batch norm and ReLU after each, then 3x3 max pooling of stride 2."""
+    """Stride 2 on the first convolution only, batch norm and ReLU after each, then 3x3 max pooling of stride 2."""
     torch.manual_seed(0)
     model = ResNet((1, 1, 1, 1), stem="deep", width=4).eval()
     randomise_batch_norm(model)
@@ -147,12 +147,12 @@ def test_initialisation() -> None:
     assert torch.equal(model.layer4[0].bn3.bias, torch.zeros(1024))
 
 
-def test_wrong_values() -> None:
+def test_invalid_values() -> None:
     with pytest.raises(PspnetError, match="output_stride is 4: expected one of 8, 16, 32"):
         ResNet((1, 1, 1, 1), output_stride=4)
     with pytest.raises(PspnetError, match="stem is 'conv3': expected one of conv7, deep, deep-narrow"):
         ResNet((1, 1, 1, 1), stem="conv3")
-    with pytest.raises(PspnetError, match="width is 5: the stem deep-narrow takes half of it, so it must be even"):
+    with pytest.raises(PspnetError, match="width is 5: expected an even number, since the stem deep-narrow halves it"):
         ResNet((1, 1, 1, 1), stem="deep-narrow", width=5)
     with pytest.raises(PspnetError, match=r"layers is \(1, 1, 1\): expected four positive block counts"):
         ResNet((1, 1, 1))

@@ -1,4 +1,4 @@
-"""The head convolution over grids against up-sampling them first: outputs and all gradients, in float64."""
+"""Head convolution over grids against up-sampling first: outputs and all gradients, in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pspnet.benchmarking.plain import PlainPSPHead, make_plain
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.models.pyramid import PSPHead
 from pspnet.models.resampling import _cached, shifted_interpolation
 from pspnet.models.spread import convolve_upsampled
@@ -85,20 +85,20 @@ def test_single_precision_and_autocast(memory_format: torch.memory_format, dtype
     assert (found - expected).abs().max().item() < tolerance * scale
 
 
-def test_weights_of_interpolation_are_kept_and_usable_after_inference_mode() -> None:
+def test_cached_interpolation_weights_are_usable_after_inference_mode() -> None:
     _cached.cache_clear()
     head = PSPHead(16, 3, dropout=0.0).train()
     x = torch.randn(2, 16, 7, 7)
     with torch.inference_mode():
         head(x)
-    kept = _cached.cache_info().currsize
+    cached = _cached.cache_info().currsize
     head(x).sum().backward()
-    assert kept == 4  # one for each bin: rows and columns have the same size
-    assert _cached.cache_info().currsize == kept
+    assert cached == 4  # one for each bin: rows and columns have the same size
+    assert _cached.cache_info().currsize == cached
     assert head.conv.weight.grad is not None
 
 
-def test_rows_of_weights_sum_to_one_inside_and_vanish_outside() -> None:
+def test_weights_sum_to_one_inside_the_map_and_are_zero_outside() -> None:
     weights = shifted_interpolation(5, 2, False, torch.empty(0, dtype=torch.float64)).view(5, 3, 2)
     sums = weights.sum(-1)
     assert sums[1:-1].tolist() == [[1.0, 1.0, 1.0]] * 3

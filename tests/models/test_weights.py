@@ -1,4 +1,4 @@
-"""ImageNet weights from a stand-in for torch.hub's cache, failed downloads, damaged files and strict loading."""
+"""ImageNet weights from a temporary torch.hub cache, failed downloads, damaged files and strict loading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of torch.hub's checkpoints; a download there fails the test unless it is replaced."""
+    """Folder of torch.hub's checkpoints; a download fails the test unless it is patched."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("tried to download"))
@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, Tensor]:
-    """Names, shapes and types of torchvision's ResNet-50 file, each tensor with a value of its own."""
+    """State dict like torchvision's ResNet-50 file, with different values in every tensor."""
     state = torchvision.models.resnet50().state_dict()
     return {
         name: torch.full_like(value, index) + torch.arange(value.numel()).view(value.shape).to(value.dtype) % 7
@@ -56,7 +56,7 @@ def test_loads_every_tensor_from_the_cache(cache: Path, published: dict[str, Ten
 
 
 def test_file_without_batch_counters(cache: Path, published: dict[str, Tensor]) -> None:
-    """Files written before PyTorch 0.4.1."""
+    """Files from before PyTorch 0.4.1."""
     half = {n: v.half() for n, v in published.items() if not n.endswith("num_batches_tracked")}
     torch.save(half, str(cache / R50_V1))
     backbone = ResNet(LAYERS, output_stride=16)
@@ -75,13 +75,13 @@ def test_file_without_batch_counters(cache: Path, published: dict[str, Tensor]) 
         ("resnet-101", "IMAGENET1K_V2", "resnet101-cd907fc2.pth"),
     ],
 )
-def test_failed_download_names_url_file_and_flag(
+def test_failed_download_reports_url_file_and_flag(
     name: str, weights: str, file: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    requests = []
 
     def fail(url: str, path: str, hash_prefix: str, **_: object) -> None:
-        asked.append((url, path, hash_prefix))
+        requests.append((url, path, hash_prefix))
         raise URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
@@ -90,8 +90,8 @@ def test_failed_download_names_url_file_and_flag(
     with pytest.raises(WeightsError, match=r"could not be downloaded: URLError.*no route to host") as caught:
         load_imagenet_backbone(backbone, name, weights)
     url = f"https://download.pytorch.org/models/{file}"
-    assert asked == [(url, str(cache / file), file[-12:-4])]
-    for part in (f"fetch {url}", f"place it at {cache / file}", "`--use_pretrained_model False`", "TORCH_HOME"):
+    assert requests == [(url, str(cache / file), file[-12:-4])]
+    for part in (f"download {url}", f"copy it to {cache / file}", "`--use_pretrained_model False`", "TORCH_HOME"):
         assert part in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
@@ -144,7 +144,7 @@ def damage(path: Path, kind: str) -> None:
 def test_damaged_cache_file(kind: str, cache: Path) -> None:
     path = cache / R50_V1
     damage(path, kind)
-    with pytest.raises(WeightsError, match="is damaged or no weights file") as caught:
+    with pytest.raises(WeightsError, match="is damaged or not a weights file") as caught:
         load_imagenet_backbone(ResNet((1, 1, 1, 1), width=4), "resnet-50")
     for part in (str(path), f"({path.stat().st_size:,} bytes)", "Delete it", "--use_pretrained_model False"):
         assert part in str(caught.value)
@@ -179,7 +179,7 @@ def test_strict_load_sets_every_value() -> None:
         assert torch.equal(target.state_dict()[name], value)
 
 
-def test_strict_load_lists_every_kind_of_mismatch() -> None:
+def test_strict_load_reports_every_kind_of_mismatch() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     state = snapshot(module)
     del state["0.bias"], state["1.running_var"]
@@ -190,7 +190,7 @@ def test_strict_load_lists_every_kind_of_mismatch() -> None:
     with pytest.raises(WeightsError) as caught:
         load_state_strict(module, state, "runs/a/model.safetensors")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "runs/a/model.safetensors does not fit the model (7 entries expected, 12 found):"
+    assert lines[0] == "runs/a/model.safetensors does not match the model (7 entries expected, 12 found):"
     assert lines[1] == "  2 missing: 0.bias, 1.running_var"
     assert lines[2] == "  7 unexpected: extra.0, extra.1, extra.2, extra.3, extra.4 and 2 more"
     assert lines[3] == (

@@ -12,7 +12,7 @@ from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, WeightsError
 from pspnet.inference.limits import Limits
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.serving.loading import choose_serving_device, load_predictor
 from pspnet.serving.serve_settings import read_settings
 

@@ -13,8 +13,8 @@ from torch import nn
 from pspnet.artifact.model_directory import save_imported
 from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
+from pspnet.models.build import build_model
 from pspnet.models.imports import read_weights
-from pspnet.models.pspnet import build_model
 from pspnet.models.resnet import ResNet
 from pspnet.training.network import build_network
 

@@ -16,7 +16,7 @@ from pspnet.config.schema import Config
 from pspnet.data.shapes import write_shapes
 from pspnet.errors import WeightsError
 from pspnet.inference.predictor import Predictor
-from pspnet.models.build import DeepLabV3
+from pspnet.models.torchvision_networks import DeepLabV3
 from pspnet.system.signals import StopRequest
 from pspnet.training.loop import Trainer, train
 from pspnet.training.network import build_network

@@ -12,7 +12,7 @@ from torch import nn
 
 from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.system.device import Precision
 from pspnet.training.distributed import Processes
 from pspnet.training.optimization.losses import build_loss, loss_weight

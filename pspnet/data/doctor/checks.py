@@ -11,9 +11,8 @@ from pspnet.classes import IGNORE_INDEX
 from pspnet.data.channels import Channel, label_fix
 from pspnet.data.doctor.findings import ERROR, WARNING, Problem, keep_examples
 from pspnet.data.doctor.scan import PairFacts
+from pspnet.models.constants import MIN_SIZE
 
-# The smallest picture that the model takes.
-_SMALLEST_SIDE = 32
 _LISTED = 12
 
 
@@ -65,7 +64,7 @@ def check_files(scanned: ScannedChannel) -> list[Problem]:
         ),
         (
             "small_image", WARNING if scanned.channel.name == "train" else ERROR, _too_small,
-            f"images smaller than {_SMALLEST_SIDE} pixels on a side, which the model does not take whole",
+            f"images smaller than {MIN_SIZE} pixels on a side, which the model does not take whole",
             "Remove them, or enlarge them and their masks.",
         ),
         (
@@ -107,7 +106,7 @@ def _size_mismatch(fact: PairFacts) -> str:
 
 def _too_small(fact: PairFacts) -> str:
     size = fact.image_size
-    return "" if size is None or min(size) >= _SMALLEST_SIDE else f"{fact.pair.image.name}: {size[0]}x{size[1]}"
+    return "" if size is None or min(size) >= MIN_SIZE else f"{fact.pair.image.name}: {size[0]}x{size[1]}"
 
 
 def _repeated(scanned: ScannedChannel) -> list[Problem]:

@@ -9,7 +9,7 @@ from typing import Any
 from pspnet.errors import ConfigError
 from pspnet.evaluation.protocols.builtin import CentreView
 from pspnet.evaluation.protocols.windows import SCALES, WindowSettings
-from pspnet.models.pspnet import MIN_SIZE
+from pspnet.models.constants import MIN_SIZE
 
 PROTOCOLS = ("whole", "slide", "multiscale", "builtin")
 

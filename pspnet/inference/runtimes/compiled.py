@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pspnet.inference.runtimes.base import RuntimeMissingError
 from pspnet.inference.runtimes.eager import EagerRuntime, all_finite
-from pspnet.models.fused.folded import fold, inference_form
+from pspnet.models.fused.folded import build_inference_model, fold
 from pspnet.models.pspnet import PSPNet
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class CompiledRuntime(EagerRuntime):
         if isinstance(network, PSPNet):
             form: nn.Module = fold(network, self.dtype, portable=True)
         else:
-            form = inference_form(network, self.dtype)
+            form = build_inference_model(network, self.dtype)
         self._compiled_classes = self._compile(_Classes(form, looking=self._spare is not None))
         return form
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pspnet.errors import is_out_of_memory
-from pspnet.models.fused.folded import inference_form
+from pspnet.models.fused.folded import build_inference_model
 
 if TYPE_CHECKING:
     from pspnet.inference.runtimes.cuda_graphs import GraphCache, MaskGraph
@@ -63,7 +63,7 @@ class EagerRuntime:
             self._graphs = GraphCache(self._capture)
 
     def _form(self, network: nn.Module) -> nn.Module:
-        return inference_form(network, self.dtype)
+        return build_inference_model(network, self.dtype)
 
     def masks(self, images: np.ndarray) -> np.ndarray:
         """See Runtime."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pspnet.artifact.export_record import EXPORTS_NAME, RECORD_NAME, folder_name
+from pspnet.artifact.export_record import RECORD_NAME, folder_name
+from pspnet.artifact.file_names import EXPORTS_NAME
 from pspnet.errors import ConfigError
 from pspnet.inference.runtimes.base import AUTO, Runtime, RuntimeMissingError, check_name
 from pspnet.inference.runtimes.eager import EagerRuntime

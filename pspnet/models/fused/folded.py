@@ -1,8 +1,8 @@
-"""The inference form of a PSPNet: batch norm folded into the convolutions, the auxiliary head left out.
+"""Fused inference model of a PSPNet: batch norm folded into the convolutions, no auxiliary head.
 
-Computes the same function as the network it is made from, with fewer passes over memory: a convolution, its bias, the
-residual addition and ReLU are one operation where oneDNN is at hand (float32 and bfloat16 on CPUs), and 3x3
-convolutions of many channels use Winograd's algorithm there. For float32 the logits agree to about 1e-5 of their size.
+Computes the same function as the network with fewer passes over memory: convolution, bias, residual addition and ReLU
+are one operation with oneDNN (float32 and bfloat16 on CPUs), and 3x3 convolutions of many channels use Winograd's
+algorithm there. In float32 the relative error of the logits is about 1e-5.
 
 Shape letters:
     N  images in the batch             K  classes
@@ -28,33 +28,33 @@ from pspnet.models.resampling import average_grids
 from pspnet.models.resnet import Bottleneck, ResNet
 from pspnet.models.spread import convolve_upsampled
 
-# Below this many channels the transforms of a Winograd convolution cost more than they save.
-_WINOGRAD_CHANNELS = 128
+# With fewer channels the transforms of a Winograd convolution cost more than they save.
+_MIN_WINOGRAD_CHANNELS = 128
 
 
 def fold(
     model: PSPNet, dtype: torch.dtype = torch.float32, winograd: bool | None = None, portable: bool = False
 ) -> FoldedPSPNet:
-    """The inference form of a network, on the network's device; the network itself stays as it is.
+    """Build the fused inference model of a network on its device. The network is unchanged.
 
     Args:
-        dtype: of weights and activations. The logits are float32 all the same.
-        winograd: whether to use Winograd's algorithm where it is faster; by default on CPUs in float32, if not
+        dtype: of weights and activations. The logits are always float32.
+        winograd: whether to use Winograd's algorithm where it is faster; by default on CPUs in float32, unless
             portable.
-        portable: only PyTorch's public operations, which can be compiled and exported: other programs fuse and lay out
-            memory by themselves.
+        portable: use public PyTorch operations only, for compilers and exports, which fuse and choose memory layouts
+            themselves.
     """
     device = next(model.parameters()).device
     if winograd is None:
         winograd = device.type == "cpu" and dtype == torch.float32 and not portable
     with torch.no_grad():
-        return FoldedPSPNet(model, _Form(dtype, winograd, portable)).eval()
+        return FoldedPSPNet(model, _Fusion(dtype, winograd, portable)).eval()
 
 
-def inference_form(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The fastest module that computes a network's logits in evaluation, on the network's device.
+def build_inference_model(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Build the fastest module that computes a network's logits in evaluation mode, on the network's device.
 
-    `fold` for PSPNet; others (torchvision's) as they are, under autocast for a `dtype` other than float32.
+    PSPNet is folded; other networks (torchvision's) run unchanged, under autocast unless `dtype` is float32.
     """
     if isinstance(model, PSPNet):
         return fold(model, dtype)
@@ -75,24 +75,24 @@ class _Autocast(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How convolutions are computed."""
+class _Fusion:
+    """Precision and implementation of the fused convolutions."""
 
     dtype: torch.dtype
     winograd: bool
     portable: bool
 
     def fold(self, conv: nn.Module, bn: nn.Module, relu: bool = True) -> nn.Module:
-        """One module for a convolution and the batch norm after it."""
+        """Fuse a convolution and the batch norm after it into one module."""
         assert isinstance(conv, nn.Conv2d)
         weight, bias = _folded_weights(conv, bn)
         return self.convolution(weight, bias, conv, relu)
 
     def convolution(self, weight: Tensor, bias: Tensor, conv: nn.Conv2d, relu: bool = True) -> nn.Module:
-        """The convolution `conv` with another weight and bias."""
+        """Build the convolution `conv` with another weight and bias."""
         weight, bias = weight.to(self.dtype), bias.to(self.dtype)
-        many = weight.shape[1] >= _WINOGRAD_CHANNELS
-        if self.winograd and many and conv.kernel_size == (3, 3) and conv.stride == (1, 1):
+        many_channels = weight.shape[1] >= _MIN_WINOGRAD_CHANNELS
+        if self.winograd and many_channels and conv.kernel_size == (3, 3) and conv.stride == (1, 1):
             assert conv.padding == conv.dilation
             return WinogradConv2d(weight, bias, conv.dilation[0], relu)
         kind: type[FusedConv2d] = FusedConv2d
@@ -102,22 +102,22 @@ class _Form:
 
 
 class FoldedPSPNet(nn.Module):
-    """See `fold`."""
+    """Fused inference model, built by `fold`."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, model: PSPNet, form: _Form) -> None:
+    def __init__(self, model: PSPNet, fusion: _Fusion) -> None:
         super().__init__()
-        self.dtype = form.dtype
+        self.dtype = fusion.dtype
         self.align_corners = model.align_corners
         self.register_buffer("mean", model.mean.float())
         self.register_buffer("scale", 1 / model.std.float())
-        self.backbone = _FoldedResNet(model.backbone, form)
-        self.head = _FoldedHead(model.head, form)
+        self.backbone = _FoldedResNet(model.backbone, fusion)
+        self.head = _FoldedHead(model.head, fusion)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) RGB, uint8 or floating point 0..255 -> logits (N, K, H, W), float32. Errors as PSPNet's."""
+        """(N, 3, H, W) RGB, uint8 or floating point 0..255 -> logits (N, K, H, W), float32. Raises as PSPNet."""
         check_images(images)
         x = (images.to(torch.float32, memory_format=torch.channels_last) - self.mean) * self.scale  # (N, 3, H, W)
         logits = self.head(self.backbone(x.to(self.dtype)))  # (N, K, H/s, W/s)
@@ -126,7 +126,7 @@ class FoldedPSPNet(nn.Module):
 
 
 class _FoldedResNet(nn.Module):
-    def __init__(self, backbone: ResNet, form: _Form) -> None:
+    def __init__(self, backbone: ResNet, fusion: _Fusion) -> None:
         super().__init__()
         stem = backbone.stem
         pairs = [
@@ -134,27 +134,27 @@ class _FoldedResNet(nn.Module):
             for n in (1, 2, 3)
             if hasattr(stem, f"conv{n}")
         ]
-        self.stem = nn.Sequential(*(form.fold(conv, bn) for conv, bn in pairs), stem.maxpool)
+        self.stem = nn.Sequential(*(fusion.fold(conv, bn) for conv, bn in pairs), stem.maxpool)
         layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
         blocks = [block for layer in layers for block in layer if isinstance(block, Bottleneck)]
-        self.blocks = nn.Sequential(*(_FoldedBottleneck(block, form) for block in blocks))
+        self.blocks = nn.Sequential(*(_FoldedBottleneck(block, fusion) for block in blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised -> layer4's (N, C, H/s, W/s)."""
+        """(N, 3, H, W) normalised RGB -> features of layer4 (N, C, H/s, W/s)."""
         x = self.stem(x)  # (N, 64 or 128, H/4, W/4)
         x = self.blocks(x)  # (N, C, H/s, W/s)
         return x
 
 
 class _FoldedBottleneck(nn.Module):
-    def __init__(self, block: Bottleneck, form: _Form) -> None:
+    def __init__(self, block: Bottleneck, fusion: _Fusion) -> None:
         super().__init__()
-        self.conv1 = form.fold(block.conv1, block.bn1)
-        self.conv2 = form.fold(block.conv2, block.bn2)
-        self.conv3 = form.fold(block.conv3, block.bn3)
+        self.conv1 = fusion.fold(block.conv1, block.bn1)
+        self.conv2 = fusion.fold(block.conv2, block.bn2)
+        self.conv3 = fusion.fold(block.conv3, block.bn3)
         self.downsample: nn.Module | None = None
         if isinstance(block.downsample, nn.Sequential):
-            self.downsample = form.fold(block.downsample[0], block.downsample[1], relu=False)
+            self.downsample = fusion.fold(block.downsample[0], block.downsample[1], relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, 4 * channels, h/stride, w/stride)."""
@@ -167,18 +167,20 @@ class _FoldedBottleneck(nn.Module):
 class _FoldedHead(nn.Module):
     taps: Tensor
 
-    def __init__(self, head: PSPHead, form: _Form) -> None:
+    def __init__(self, head: PSPHead, fusion: _Fusion) -> None:
         super().__init__()
         self.align_corners = head.align_corners
         branches = [branch for branch in head.pyramid.branches if isinstance(branch, PyramidBranch)]
         self.bins = [branch.bin_size for branch in branches]
-        self.branches = nn.ModuleList(form.fold(branch.conv, branch.bn) for branch in branches)
+        self.branches = nn.ModuleList(fusion.fold(branch.conv, branch.bn) for branch in branches)
         weight, bias = _folded_weights(head.conv, head.bn)  # (C/4, 2C, 3, 3), (C/4,)
-        own = head.conv.in_channels - head.pyramid.out_channels
-        self.conv = form.convolution(weight[:, :own], bias, head.conv)
-        self.register_buffer("taps", weight[:, own:].to(form.dtype).contiguous(memory_format=torch.channels_last))
+        map_channels = head.conv.in_channels - head.pyramid.out_channels
+        self.conv = fusion.convolution(weight[:, :map_channels], bias, head.conv)
+        self.register_buffer(
+            "taps", weight[:, map_channels:].to(fusion.dtype).contiguous(memory_format=torch.channels_last)
+        )
         assert head.classifier.bias is not None
-        self.classifier = form.convolution(head.classifier.weight, head.classifier.bias, head.classifier, relu=False)
+        self.classifier = fusion.convolution(head.classifier.weight, head.classifier.bias, head.classifier, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> logits (N, K, h, w)."""
@@ -209,7 +211,7 @@ class FusedConv2d(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """(N, C, h, w), and what is added before ReLU (N, O, h', w') or None -> (N, O, h', w').
+        """(N, C, h, w) -> (N, O, h', w'), plus `added` (N, O, h', w') before ReLU.
 
         `added` may be overwritten.
         """
@@ -220,25 +222,25 @@ class FusedConv2d(nn.Module):
 
 
 class OneDnnConv2d(FusedConv2d):
-    """All of it as one oneDNN operation, on CPUs.
+    """FusedConv2d as one oneDNN operation on CPUs.
 
-    oneDNN has memory layouts of its own for the weight, and the best one depends on the map's size. A size that comes
-    twice in a row gets its weight laid out once and for all; others pay for it in every call.
+    The best memory layout of the weight depends on the size of the map. The weight is packed for a size that occurs
+    twice in a row and the packed weight is kept; other sizes reorder it in every call.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._last_size: torch.Size | None = None
-        self._packed: tuple[torch.Size, Tensor] | None = None  # replaced as a whole: several threads may be here
+        self._packed: tuple[torch.Size, Tensor] | None = None  # replaced atomically: thread-safe
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """As FusedConv2d's."""
-        places = (self._weight_for(x), self.bias, self.padding, self.stride, self.dilation, 1)
+        """Compute FusedConv2d.forward."""
+        arguments = (self._weight_for(x), self.bias, self.padding, self.stride, self.dilation, 1)
         relu = "relu" if self.relu else None
         if added is None:
-            y = torch.ops.mkldnn._convolution_pointwise(x, *places, relu or "none", [], "")
+            y = torch.ops.mkldnn._convolution_pointwise(x, *arguments, relu or "none", [], "")
         else:
-            y = torch.ops.mkldnn._convolution_pointwise_.binary(added, x, *places, "add", 1.0, relu, [], None)
+            y = torch.ops.mkldnn._convolution_pointwise_.binary(added, x, *arguments, "add", 1.0, relu, [], None)
         result: Tensor = y
         return result
 
@@ -264,7 +266,7 @@ def _has_onednn(weight: Tensor) -> bool:
 
 @lru_cache(maxsize=1)
 def _has_onednn_operations() -> bool:
-    """These operations are PyTorch's own but not public, so their absence must cost no more than speed."""
+    """Return whether the private operations exist. Without them only speed is lost."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
@@ -272,13 +274,13 @@ def _has_onednn_operations() -> bool:
         torch.ops.mkldnn._convolution_pointwise  # noqa: B018
         torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: B018
         torch._C._nn.mkldnn_reorder_conv2d_weight  # noqa: B018
-    except (AttributeError, RuntimeError):  # newer and older versions' word for an operation that is not there
+    except (AttributeError, RuntimeError):  # a missing operation, depending on the version
         return False
     return True
 
 
 def _folded_weights(conv: nn.Conv2d, bn: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution that does what the convolution and batch norm after it do in evaluation."""
+    """Return weight and bias of one convolution equal to a convolution and its batch norm in evaluation mode."""
     assert isinstance(bn, (nn.BatchNorm2d, nn.SyncBatchNorm))
     assert bn.running_mean is not None
     assert bn.running_var is not None

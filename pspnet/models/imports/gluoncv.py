@@ -1,9 +1,9 @@
-"""GluonCV's PSPNet on MXNet, and with it the built-in SageMaker algorithm's own model.tar.gz.
+"""Weights of GluonCV's PSPNet on MXNet, which the built-in SageMaker algorithm writes as model.tar.gz.
 
-Facts of the network: RGB images normalised by ImageNet's statistics; BilinearResize2D aligns corners; the first block
-of a dilated layer keeps the previous layer's dilation; Gluon's BatchNorm has PyTorch's eps of 1e-5. Its training form
-up-samples the pyramid to crop/8 and so takes images of the crop's size alone; `predict` up-samples to the map's own
-size, and so does our network.
+Conventions of the network: RGB images normalised by ImageNet's statistics; BilinearResize2D aligns corners; the first
+block of a dilated layer keeps the previous layer's dilation; Gluon's BatchNorm has PyTorch's eps of 1e-5. In training
+it up-samples the pyramid to crop/8, so it accepts images of the crop size only; its `predict` and our network
+up-sample to the size of the map.
 
 The built-in's archive holds `model_algo-1` (the last epoch's parameters), `model_best.params` and `hyperparams.json`.
 """
@@ -28,7 +28,7 @@ _PARAMETER_NAMES = ("model_algo-1", "model_best.params")
 _HYPERPARAMETERS = "hyperparams.json"
 
 _BATCH_NORM = {"weight": "gamma", "bias": "beta"}
-# `conv1` is a Sequential of the stem up to the last convolution, whose batch norm is `bn1`.
+# `conv1` is a Sequential of the stem up to the last convolution; `bn1` is the batch norm after it.
 _DEEP_STEM = (
     ("backbone.stem.conv1.", "conv1.0."),
     ("backbone.stem.bn1.", "conv1.1."),
@@ -38,14 +38,14 @@ _DEEP_STEM = (
     ("backbone.stem.bn3.", "bn1."),
 )
 _PYRAMID = tuple(
-    (f"head.pyramid.branches.{branch}.{kind}.", f"head.psp.conv{branch + 1}.{place}.")
+    (f"head.pyramid.branches.{branch}.{kind}.", f"head.psp.conv{branch + 1}.{index}.")
     for branch in range(4)
-    for place, kind in enumerate(("conv", "bn"))
+    for index, kind in enumerate(("conv", "bn"))
 )
 _HEADS = tuple(
-    (f"{ours}.{part}.", f"{theirs}.block.{place}.")
+    (f"{ours}.{part}.", f"{theirs}.block.{index}.")
     for ours, theirs in (("head", "head"), ("auxiliary_head", "auxlayer"))
-    for place, part in ((0, "conv"), (1, "bn"), (4, "classifier"))
+    for index, part in ((0, "conv"), (1, "bn"), (4, "classifier"))
 )
 
 
@@ -63,13 +63,13 @@ _CONVENTIONS = {"output_stride": 8, "align_corners": True, "contract_dilation": 
 
 
 def read(path: Path) -> ForeignWeights:
-    """Read a parameter file, or the built-in algorithm's model.tar.gz. Raises WeightsError."""
+    """Read a parameter file or the built-in algorithm's model.tar.gz. Raises WeightsError."""
     content, source, hyperparameters = _open(path)
     algorithm = hyperparameters.get("algorithm", "psp")
     if algorithm != "psp":
-        raise WeightsError(f"{path}: was trained with algorithm {algorithm}; only psp can be imported.")
+        raise WeightsError(f"{path}: was trained with algorithm {algorithm}. Only psp can be imported.")
     state = read_mxnet_params(content, source)
-    _refuse_others(state, source)
+    _reject_other_networks(state, source)
     architecture = detect_backbone(state, _LAYOUTS, source)
     layout = _LAYOUTS[architecture["stem"]]
     complete = any(name.startswith("head.") for name in state)
@@ -81,20 +81,20 @@ def read(path: Path) -> ForeignWeights:
     )
 
 
-def _refuse_others(state: Mapping[str, Tensor], source: str) -> None:
+def _reject_other_networks(state: Mapping[str, Tensor], source: str) -> None:
     names = list(state)
     if names and not any("." in name for name in names):
         raise WeightsError(
-            f"{source}: has the names of MXNet's symbols ({names[0]}, ...), as export and save_params write them. "
+            f"{source}: has names of MXNet symbols ({names[0]}, ...), which export and save_params write. "
             "Save it with GluonCV's save_parameters."
         )
     if any(name.startswith("head.") for name in names) and not any(name.startswith("head.psp.") for name in names):
         found = "DeepLab" if any(".aspp." in name or name.startswith("head.aspp") for name in names) else "FCN"
-        raise WeightsError(f"{source}: GluonCV's {found}, which is no PSPNet. Only algorithm psp can be imported.")
+        raise WeightsError(f"{source}: GluonCV's {found}, not a PSPNet. Only algorithm psp can be imported.")
 
 
 def _open(path: Path) -> tuple[bytes, str, dict[str, Any]]:
-    """The parameter file's bytes, its name for messages, and the hyperparameters that an archive holds."""
+    """Return the bytes of the parameter file, its name for messages, and the hyperparameters of an archive."""
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -118,12 +118,12 @@ def _open_archive(path: Path) -> tuple[bytes, str, dict[str, Any]]:
                 if file is not None:
                     contents[name] = file.read()
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise WeightsError(f"{path}: a damaged or truncated archive ({error}). Copy or download it again.") from error
+        raise WeightsError(f"{path}: damaged or truncated archive ({error}). Copy or download it again.") from error
     found = next((name for name in _PARAMETER_NAMES if name in contents), None)
     if found is None:
         listing = ", ".join(names[:5]) or "nothing"
         raise WeightsError(
-            f"{path}: the archive has no {_PARAMETER_NAMES[0]}, only {listing}. Expected the model.tar.gz of the "
+            f"{path}: the archive has no {_PARAMETER_NAMES[0]}, but {listing}. Expected the model.tar.gz of the "
             "built-in semantic segmentation algorithm."
         )
     return contents[found], f"{path}/{found}", _hyperparameters(path, contents.get(_HYPERPARAMETERS, b"{}"))
@@ -134,6 +134,6 @@ def _hyperparameters(path: Path, content: bytes) -> dict[str, Any]:
         found = json.loads(content)
     except ValueError as error:
         raise WeightsError(
-            f"{path}: its {_HYPERPARAMETERS} is no JSON ({error}). Copy or download it again."
+            f"{path}: its {_HYPERPARAMETERS} is not valid JSON ({error}). Copy or download it again."
         ) from error
     return found if isinstance(found, dict) else {}

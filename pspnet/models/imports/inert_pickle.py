@@ -1,12 +1,11 @@
-"""Tensors out of a torch.save file whose pickle names foreign classes, without importing or calling any of them.
+"""Restricted unpickler of torch.save files whose pickle names foreign classes: it imports and calls none of them.
 
-mmengine's checkpoints hold the state of a whole training run beside the weights: log buffers, numpy numbers,
-schedulers. torch.load(weights_only=True) refuses such files altogether. This reader lets the pickle build dicts, lists,
-tuples, strings and numbers, notes where each tensor's bytes lie, and puts an inert `Placeholder` wherever the pickle
-names anything else. Nothing that the file names is looked up, so nothing of it can run. The bytes of tensors that
-nobody asks for, such as an optimizer's, are not read.
+mmengine's checkpoints hold the state of a training run next to the weights: log buffers, numpy numbers, schedulers.
+torch.load(weights_only=True) rejects such files. This reader lets the pickle build dicts, lists, tuples, strings and
+numbers, records the storage of each tensor, and replaces everything else by an inert `Placeholder`. No name in the file
+is looked up, so no code can run. Only the bytes of requested tensors are read, not those of an optimizer's state.
 
-Both formats of torch.save are read: a zip archive since PyTorch 1.6, consecutive pickles before.
+Both formats of torch.save are supported: zip archives since PyTorch 1.6 and consecutive pickles before.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO, Callable
 import torch
 from torch import Tensor
 
-# The first pickle of a file from before PyTorch 1.6.
+# First pickle of a file from before PyTorch 1.6.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 _STORAGE_TYPES = {
@@ -41,11 +40,11 @@ _STORAGE_TYPES = {
 
 
 class DamagedError(ValueError):
-    """The file does not hold what its format promises."""
+    """The content of a file does not match its format."""
 
 
 class Placeholder:
-    """Stands for every object of a foreign class. Takes whatever a pickle does to such an object and keeps nothing."""
+    """Replaces every object of a foreign class. Accepts all that a pickle does to it and stores nothing."""
 
     __slots__ = ()
 
@@ -53,24 +52,24 @@ class Placeholder:
         return super().__new__(cls)
 
     def __setstate__(self, _: object) -> None:
-        """State of the foreign object: dropped."""
+        """Drop the state of the foreign object."""
 
     def __setitem__(self, _: object, __: object) -> None:
-        """Entry of a foreign mapping: dropped."""
+        """Drop an entry of a foreign mapping."""
 
     def append(self, _: object) -> None:
-        """Element of a foreign list: dropped."""
+        """Drop an element of a foreign list."""
 
     def extend(self, _: object) -> None:
-        """Elements of a foreign list: dropped."""
+        """Drop elements of a foreign list."""
 
     def add(self, _: object) -> None:
-        """Element of a foreign set: dropped."""
+        """Drop an element of a foreign set."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The bytes of one or more tensors: `count` numbers of `dtype` under the name `key`."""
+    """Storage of one or more tensors: `count` numbers of `dtype` under the name `key`."""
 
     dtype: torch.dtype
     key: str
@@ -84,7 +83,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor whose bytes have not been read yet: a view of a storage, in elements."""
+    """A tensor that has not been read yet: a view of a storage, in elements."""
 
     storage: Storage
     offset: int
@@ -92,63 +91,63 @@ class StoredTensor:
     strides: tuple[int, ...]
 
     def read(self, content: bytes) -> Tensor:
-        """The tensor, from its storage's bytes."""
+        """Return the tensor, given the bytes of its storage."""
         if self.storage.count == 0:
             return torch.empty(self.shape, dtype=self.storage.dtype)
         flat = torch.frombuffer(bytearray(content), dtype=self.storage.dtype)
-        return flat.as_strided(self.shape, self.strides, self.offset)  # raises where the view leaves the storage
+        return flat.as_strided(self.shape, self.strides, self.offset)  # raises if the view exceeds the storage
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Builds plain data and StoredTensors; every other name of the pickle becomes Placeholder."""
+    """Unpickler that builds plain data and StoredTensors; every other name becomes Placeholder."""
 
     def __init__(self, file: Any) -> None:
-        super().__init__(file, encoding="utf-8")  # what a str of Python 2 is read as
+        super().__init__(file, encoding="utf-8")  # of str objects from Python 2
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in the pickle. Never imports."""
+        """Return the substitute for a name in the pickle. Never imports."""
         if module == "collections" and name == "OrderedDict":
             return OrderedDict
         if module == "torch" and name in _STORAGE_TYPES:
             return _STORAGE_TYPES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return self.note_tensor
+            return self.rebuild_tensor
         if module == "torch._utils" and name == "_rebuild_parameter":
-            return self.note_parameter
+            return self.rebuild_parameter
         return Placeholder
 
     def persistent_load(self, pid: Any) -> Any:
-        """("storage", type, key, device, count), and in old files a sixth entry for views -> Storage."""
+        """Map ("storage", type, key, device, count), with a sixth entry for views in old files, to a Storage."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-            raise DamagedError("an entry that is no tensor's storage")
+            raise DamagedError("an entry that is not a tensor storage")
         _, dtype, key, _, count = pid[:5]
         if not isinstance(dtype, torch.dtype) or not isinstance(count, int) or count < 0 or any(pid[5:]):
-            raise DamagedError("a tensor's storage of an unknown kind")
+            raise DamagedError("a tensor storage of an unknown kind")
         return self.storages.setdefault(str(key), Storage(dtype, str(key), count))
 
-    def note_tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> StoredTensor:
-        """Stands for torch's function that makes a tensor from a storage."""
+    def rebuild_tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> StoredTensor:
+        """Replace the torch function that builds a tensor from a storage."""
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, Storage) or not all(isinstance(n, int) and n >= 0 for n in numbers):
             raise DamagedError("a tensor without a storage or shape")
         return StoredTensor(storage, offset, tuple(shape), tuple(strides))
 
-    def note_parameter(self, data: Any, *_: object) -> Any:
-        """Stands for torch's function that makes a parameter from a tensor."""
+    def rebuild_parameter(self, data: Any, *_: object) -> Any:
+        """Replace the torch function that builds a parameter from a tensor."""
         return data
 
 
-def read_inertly(path: Path, choose: Callable[[Any], dict[str, Any]]) -> tuple[Any, dict[str, Tensor]]:
-    """The content of a file, with StoredTensors for tensors, and the tensors that `choose` takes out of it, read.
+def read_untrusted(path: Path, choose: Callable[[Any], dict[str, Any]]) -> tuple[Any, dict[str, Tensor]]:
+    """Return the content of a file, with StoredTensors for tensors, and the tensors that `choose` selects.
 
     Args:
-        path: a file that torch.save wrote.
+        path: a file written by torch.save.
         choose: content -> name -> StoredTensor; may raise.
 
     Raises:
-        DamagedError, or what pickle and zipfile say to damage: OSError, EOFError, pickle.UnpicklingError,
-        zipfile.BadZipFile, TypeError, ValueError, RuntimeError and others.
+        DamagedError, or any exception of pickle and zipfile for damaged files: OSError, EOFError,
+        pickle.UnpicklingError, zipfile.BadZipFile, TypeError, ValueError, RuntimeError and others.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -171,7 +170,7 @@ def _read_archive(archive: zipfile.ZipFile, choose: Callable[[Any], dict[str, An
     for stored in chosen.values():
         if stored.storage not in contents:
             entry = archive.getinfo(f"{folder}data/{stored.storage.key}")
-            # torch.save does not compress, so the entry is as long in the file: no small file asks for much memory.
+            # torch.save does not compress. Rejecting compressed entries keeps small files from claiming much memory.
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != stored.storage.size:
                 raise DamagedError(f"{entry.filename} has {entry.file_size} bytes, not {stored.storage.size}")
             contents[stored.storage] = archive.read(entry)
@@ -180,7 +179,7 @@ def _read_archive(archive: zipfile.ZipFile, choose: Callable[[Any], dict[str, An
 
 def _read_legacy(file: BinaryIO, choose: Callable[[Any], dict[str, Any]]) -> tuple[Any, dict[str, Tensor]]:
     if InertUnpickler(file).load() != LEGACY_MAGIC:
-        raise DamagedError("no file of torch.save")
+        raise DamagedError("not a torch.save file")
     for _ in ("protocol version", "system"):
         InertUnpickler(file).load()
     unpickler = InertUnpickler(file)
@@ -189,20 +188,20 @@ def _read_legacy(file: BinaryIO, choose: Callable[[Any], dict[str, Any]]) -> tup
     wanted = {stored.storage.key for stored in chosen.values()}
     contents = {}
     end = os.fstat(file.fileno()).st_size
-    # The storages follow one after the other, each with its count in front.
+    # The storages follow one after another, each preceded by its count.
     for key in InertUnpickler(file).load():
         storage = unpickler.storages[str(key)]
-        (count,) = struct.unpack("<q", _exactly(file, 8))
+        (count,) = struct.unpack("<q", _read_exactly(file, 8))
         if count != storage.count or file.tell() + storage.size > end:
             raise DamagedError("it ends within a tensor")
         if storage.key in wanted:
-            contents[storage.key] = _exactly(file, storage.size)
+            contents[storage.key] = _read_exactly(file, storage.size)
         else:
             file.seek(storage.size, os.SEEK_CUR)
     return content, {name: stored.read(contents[stored.storage.key]) for name, stored in chosen.items()}
 
 
-def _exactly(file: BinaryIO, count: int) -> bytes:
+def _read_exactly(file: BinaryIO, count: int) -> bytes:
     content = file.read(count)
     if len(content) != count:
         raise DamagedError("it ends early")

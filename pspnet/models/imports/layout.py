@@ -1,41 +1,43 @@
-"""The names of another program's network and what they say about its architecture; strict loading by these names."""
+"""Mapping of another program's parameter names: architecture detection and strict loading."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pspnet.classes import MAX_CLASSES
 from pspnet.errors import WeightsError
-from pspnet.models.pspnet import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.build import build_model
+from pspnet.models.constants import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.pspnet import PSPNet
 from pspnet.models.resnet import STEMS
 from pspnet.models.weights import describe_mismatch
 
 _PUBLISHED_WIDTH = 64
-# A mask is of bytes, and 255 is the value to ignore.
-_MOST_CLASSES = 254
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a program names what our network has.
+    """Mapping from our parameter names to those of another program.
 
     Args:
-        prefixes: (ours, theirs), the first that fits counts; every name of ours has one.
-        batch_norm: endings of ours that a batch norm's entries have another name for.
-        ignored: beginnings of their names that are no part of our network: a classifier of images, counters.
+        prefixes: (our prefix, foreign prefix); the first match counts, and every name of ours has one.
+        batch_norm: our suffix -> foreign suffix, for entries of batch norms with another name.
+        ignored: foreign prefixes that are not part of our network, such as an image classifier.
     """
 
     prefixes: Sequence[tuple[str, str]]
     batch_norm: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
-    def theirs(self, ours: str) -> str:
-        """Their name for an entry of our network, such as `backbone.layer1.0.bn1.weight`."""
+    def foreign_name(self, ours: str) -> str:
+        """Return the foreign name of an entry of our network, such as `backbone.layer1.0.bn1.weight`."""
         ours_prefix, prefix = next(pair for pair in self.prefixes if ours.startswith(pair[0]))
         name = prefix + ours[len(ours_prefix) :]
         stem, ending = name.rsplit(".", 1)
@@ -46,11 +48,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Weights of another program, with what is known of their network.
+    """Weights of another program and the detected architecture.
 
-    `state` has their names. `architecture` holds what they say of the arguments of build_model; the number of classes
-    is among them if `complete`, and is not for a backbone alone. `details` is what else the file said that is worth
-    keeping, fit for JSON.
+    `state` has the foreign names. `architecture` holds the arguments of build_model that were detected; num_classes is
+    one of them if `complete`, but not for a backbone. `details` is further metadata of the file, JSON-serialisable.
     """
 
     path: str
@@ -64,28 +65,25 @@ class ForeignWeights:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def full_architecture(self, num_classes: int | None = None) -> dict[str, Any]:
-        """All arguments of build_model, fit for JSON; `num_classes` is needed for a backbone alone.
+        """Return all arguments of build_model, JSON-serialisable; a backbone needs `num_classes`.
 
         Raises:
-            WeightsError: num_classes is missing, or not what the file has.
+            WeightsError: num_classes is missing or differs from the file.
         """
         found = self.architecture.get("num_classes")
         if found is None and num_classes is None:
-            raise WeightsError(f"{self.path}: a backbone alone, so its future classes must be given with --classes.")
+            raise WeightsError(f"{self.path}: a backbone without heads. Give their classes with --classes.")
         if found is not None and num_classes not in (None, found):
-            raise WeightsError(f"{self.path}: has {found} classes, but --classes names {num_classes}; name as many.")
-        published = {
-            "num_classes": num_classes, "backbone": "resnet-50", "stem": "conv7", "output_stride": 8,
-            "align_corners": False, "contract_dilation": False, "auxiliary_head": True, "width": _PUBLISHED_WIDTH,
-            "dropout": 0.1, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
-        }  # fmt: skip
+            raise WeightsError(f"{self.path}: has {found} classes, but --classes {num_classes}. Give {found} names.")
+        published = {name: parameter.default for name, parameter in signature(build_model).parameters.items()}
+        published.update(num_classes=num_classes, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
         return {**published, **self.architecture}
 
     def build(self, num_classes: int | None = None) -> PSPNet:
-        """Our network with these weights; the heads of a backbone alone are random, for `num_classes` classes.
+        """Build our network with these weights. A backbone gets random heads for `num_classes` classes.
 
         Raises:
-            WeightsError: entries are missing, unknown or of another shape; or as full_architecture.
+            WeightsError: entries are missing, unexpected or of another shape; or as full_architecture.
         """
         model = build_model(**self.full_architecture(num_classes))
         if self.complete:
@@ -95,50 +93,50 @@ class ForeignWeights:
         return model
 
     def load_backbone(self, backbone: nn.Module) -> None:
-        """Set every entry of a backbone (ResNet or with its names), or none. WeightsError names what does not fit."""
-        heads = tuple(theirs for ours, theirs in self.layout.prefixes if not ours.startswith("backbone."))
+        """Load a backbone (ResNet or with its names). WeightsError lists the mismatches and leaves it unchanged."""
+        heads = tuple(foreign for ours, foreign in self.layout.prefixes if not ours.startswith("backbone."))
         self._load(backbone, "backbone.", heads)
 
     def _load(self, module: nn.Module, prefix: str, others: tuple[str, ...]) -> None:
-        """Strict: every entry of the module is set, every one of theirs used, ignored by name or under `others`."""
+        """Load strictly: set all entries of the module, use all foreign ones that are not ignored or in `others`."""
         own = module.state_dict()
-        names = {name: self.layout.theirs(prefix + name) for name in own}
+        names = {name: self.layout.foreign_name(prefix + name) for name in own}
         ignored = (*self.layout.ignored, *others)
         used = set(names.values())
         unknown = [name for name in self.state if name not in used and not name.startswith(ignored)]
-        # Not every program counts batches, and only a batch norm without momentum reads the counter.
+        # Not every program counts batches. Only batch norm without momentum uses the counter.
         counters = {
             name: torch.zeros((), dtype=torch.long)
             for name in names
             if name.endswith(".num_batches_tracked") and names[name] not in self.state
         }
-        found = {theirs: self.state[theirs] for theirs in used if theirs in self.state}
+        found = {name: self.state[name] for name in used if name in self.state}
         expected = {names[name]: value for name, value in own.items() if name not in counters}
         problems = describe_mismatch(expected, {**found, **{name: self.state[name] for name in unknown}})
         if problems:
             raise WeightsError(
-                f"{self.path}: not the weights of {self.program} that its names promise: {'; '.join(problems)}. "
-                "Another network, or a damaged file: only the published form of the network can be imported."
+                f"{self.path}: does not match the published network of {self.program}: {'; '.join(problems)}. "
+                "The file is damaged or holds another network. Only the published form can be imported."
             )
         module.load_state_dict({name: counters.get(name, found.get(names[name])) for name in own}, strict=True)
 
 
 def detect_backbone(state: Mapping[str, Tensor], layouts: Mapping[str, Layout], path: str) -> dict[str, Any]:
-    """Depth, stem and width of a ResNet.
+    """Detect depth, stem and width of a ResNet.
 
     Args:
-        state: their names -> tensors.
-        layouts: stem, one of STEMS -> how their names would be with it.
+        state: foreign names -> tensors.
+        layouts: stem, one of STEMS -> layout of the names with that stem.
         path: for messages.
 
     Returns:
         `backbone`, `stem` and `width`, arguments of build_model.
 
     Raises:
-        WeightsError: no bottleneck ResNet of a known depth, or another stem.
+        WeightsError: not a bottleneck ResNet of a supported depth, or another stem.
     """
     any_layout = next(iter(layouts.values()))
-    start = any_layout.theirs("backbone.layer1.0.conv1.weight")[: -len("layer1.0.conv1.weight")]
+    start = any_layout.foreign_name("backbone.layer1.0.conv1.weight")[: -len("layer1.0.conv1.weight")]
     pattern = re.compile(re.escape(start) + r"layer([1-4])\.(\d+)\.")
     blocks = [0, 0, 0, 0]
     for match in filter(None, map(pattern.match, state)):
@@ -146,7 +144,7 @@ def detect_backbone(state: Mapping[str, Tensor], layouts: Mapping[str, Layout], 
         blocks[layer] = max(blocks[layer], block + 1)
     first, last = (state.get(f"{start}layer1.0.conv{number}.weight") for number in (1, 3))
     if first is None or not any(blocks):
-        raise WeightsError(f"{path}: no ResNet, it has no {start}layer1.0.conv1.weight. Expected ResNet-50 or -101.")
+        raise WeightsError(f"{path}: not a ResNet, it has no {start}layer1.0.conv1.weight. Expected ResNet-50 or -101.")
     depth = {layers: name for name, layers in BACKBONES.items()}.get((blocks[0], blocks[1], blocks[2], blocks[3]))
     if last is None or depth is None:
         kind = "bottleneck" if last is not None else "basic"
@@ -156,37 +154,37 @@ def detect_backbone(state: Mapping[str, Tensor], layouts: Mapping[str, Layout], 
         )
     width = _channels(first)
     if not 0 < width <= _PUBLISHED_WIDTH or _channels(last) != 4 * width:
-        raise WeightsError(f"{path}: a Wide ResNet or ResNeXt ({depth} blocks of {width} channels), not ResNet.")
+        raise WeightsError(f"{path}: a Wide ResNet or ResNeXt ({depth} blocks of {width} channels). Expected ResNet.")
     return {"backbone": depth, "stem": _detect_stem(state, layouts, width, path), "width": width}
 
 
 def _detect_stem(state: Mapping[str, Tensor], layouts: Mapping[str, Layout], width: int, path: str) -> str:
     channels = {"conv7": (width, 7), "deep": (width, 3), "deep-narrow": (width // 2, 3)}
-    found = "none"
+    found = "missing"
     for stem, layout in layouts.items():
-        convolution = state.get(layout.theirs("backbone.stem.conv1.weight"))
+        convolution = state.get(layout.foreign_name("backbone.stem.conv1.weight"))
         if convolution is None or convolution.dim() != 4:
             continue
-        found = f"one of {convolution.shape[0]} channels and {convolution.shape[-1]}x{convolution.shape[-1]} pixels"
+        found = f"{convolution.shape[-1]}x{convolution.shape[-1]} with {convolution.shape[0]} channels"
         if (convolution.shape[0], convolution.shape[-1]) == channels[stem]:
             return stem
-    raise WeightsError(f"{path}: the first convolution is {found}, which is none of the stems {', '.join(STEMS)}.")
+    raise WeightsError(f"{path}: the first convolution is {found}. Expected that of a stem {', '.join(STEMS)}.")
 
 
 def detect_heads(state: Mapping[str, Tensor], layout: Layout, path: str) -> dict[str, Any]:
-    """`num_classes` and `auxiliary_head`, arguments of build_model. WeightsError where there is no classifier."""
-    name = layout.theirs("head.classifier.weight")
+    """Detect `num_classes` and `auxiliary_head`, arguments of build_model. WeightsError without a classifier."""
+    name = layout.foreign_name("head.classifier.weight")
     if name not in state:
-        raise WeightsError(f"{path}: has no classifier ({name}), so it is no whole PSPNet. Copy or download it again.")
+        raise WeightsError(f"{path}: has no classifier ({name}), so it is incomplete. Copy or download it again.")
     num_classes = _channels(state[name])
-    if not 0 < num_classes <= _MOST_CLASSES:
-        raise WeightsError(f"{path}: has {num_classes} classes ({name}); expected 1 to {_MOST_CLASSES}.")
-    auxiliary = layout.theirs("auxiliary_head.classifier.weight")
+    if not 0 < num_classes <= MAX_CLASSES:
+        raise WeightsError(f"{path}: has {num_classes} classes ({name}). Expected 1 to {MAX_CLASSES}.")
+    auxiliary = layout.foreign_name("auxiliary_head.classifier.weight")
     return {"num_classes": num_classes, "auxiliary_head": auxiliary in state}
 
 
 def _channels(convolution: Tensor) -> int:
-    """Output channels of a convolution's weights; 0 for a tensor that is none."""
+    """Return the output channels of convolution weights, 0 for another tensor."""
     return convolution.shape[0] if convolution.dim() == 4 else 0
 
 

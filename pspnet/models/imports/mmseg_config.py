@@ -1,4 +1,4 @@
-"""The settings in an mmsegmentation checkpoint: its config is stored as Python text, which is parsed and never run."""
+"""Parser of the config in an mmsegmentation checkpoint: Python text that is never executed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """Values that a config assigns at its top level, as far as they are plain.
+    """Return the plain values that a config assigns at its top level.
 
-    dict(...), {...}, lists, tuples, numbers, strings and names of earlier values are understood; anything else, such
-    as a call of another function, counts as None. A text that is no Python has no values.
+    Supports dict(...), {...}, lists, tuples, numbers, strings and names of earlier values; anything else, such as a
+    call of another function, becomes None. Text that is not Python has no values.
     """
     values: dict[str, Any] = {}
     try:

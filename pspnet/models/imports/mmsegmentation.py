@@ -1,8 +1,8 @@
-"""mmsegmentation: whole PSPNets r50-d8 and r101-d8, and the ResNet-v1c backbones that they start from.
+"""Weights of mmsegmentation: PSPNets r50-d8 and r101-d8 and their ResNet-v1c backbones.
 
-As published: a deep stem of 32, 32 and 64 channels, contracted dilation, corners not aligned, images read as BGR and
-turned to RGB before they are normalised by ImageNet's statistics. A checkpoint of training stores its config, and what
-that says goes before; where it asks for BGR, the first convolution's input channels are turned round instead.
+Published conventions: a deep stem of 32, 32 and 64 channels, contracted dilation, corners not aligned, images converted
+from BGR to RGB and normalised by ImageNet's statistics. The config in a training checkpoint overrides them; if it
+specifies BGR, the input channels of the first convolution are reversed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from pspnet.errors import WeightsError
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone, detect_heads
 from pspnet.models.imports.mmseg_config import parse_config
 from pspnet.models.imports.torch_file import TorchFile
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.pyramid import BINS
 
 PROGRAM = "mmsegmentation"
@@ -48,11 +48,11 @@ _OTHER_HEADS = {
 
 
 def _layouts(prefix: str) -> dict[str, Layout]:
-    """How the names are with each stem; `prefix` stands before the backbone's."""
+    """Return the layout of each stem; `prefix` is that of the backbone."""
     deep = tuple(
-        (f"backbone.stem.{kind}{number}.", f"{prefix}stem.{3 * number - 3 + place}.")
+        (f"backbone.stem.{kind}{number}.", f"{prefix}stem.{3 * number - 3 + index}.")
         for number in (1, 2, 3)
-        for place, kind in enumerate(("conv", "bn"))
+        for index, kind in enumerate(("conv", "bn"))
     )
     rest = (("backbone.", prefix), *_PYRAMID, *_HEADS)
     deep_layout = Layout((*deep, *rest), ignored=_IGNORED)
@@ -62,7 +62,7 @@ def _layouts(prefix: str) -> dict[str, Layout]:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What a checkpoint's config says of the network; the published values where there is none."""
+    """Settings of the network in a checkpoint's config; the published values without a config."""
 
     architecture: dict[str, Any] = field(
         default_factory=lambda: {"output_stride": 8, "align_corners": False, "contract_dilation": True}
@@ -71,16 +71,16 @@ class _Settings:
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a whole network or of a backbone with a deep stem."""
+    """Return whether the names are from a whole network or a backbone with a deep stem."""
     return any(name.startswith(("decode_head.", "stem.0.", "backbone.stem.")) for name in state)
 
 
 def convert(file: TorchFile) -> ForeignWeights:
-    """The weights of a whole network or a backbone with what they and the config say of it. Raises WeightsError."""
+    """Detect the architecture of a whole network or backbone from names and config. Raises WeightsError."""
     source, state = file.path, file.state
     for name, network in _OTHER_HEADS.items():
         if any(entry.startswith(name) for entry in state):
-            raise WeightsError(f"{source}: mmsegmentation's {network}, which is no PSPNet and cannot be imported.")
+            raise WeightsError(f"{source}: mmsegmentation's {network}, not a PSPNet. Only PSPNet can be imported.")
     complete = any(name.startswith("decode_head.") for name in state)
     layouts = _layouts("backbone." if any(name.startswith("backbone.") for name in state) else "")
     architecture = detect_backbone(state, layouts, source)
@@ -89,7 +89,7 @@ def convert(file: TorchFile) -> ForeignWeights:
         architecture.update(detect_heads(state, layout, source))
     settings = _settings(file.meta, source)
     if settings.bgr:
-        first = layout.theirs("backbone.stem.conv1.weight")
+        first = layout.foreign_name("backbone.stem.conv1.weight")
         state = {**state, first: state[first].flip(1)}
     class_names, palette = _classes(file.meta, architecture.get("num_classes"))
     details = {key: file.meta[key] for key in _KEPT_DETAILS if isinstance(file.meta.get(key), (int, float, str))}
@@ -101,19 +101,19 @@ _KEPT_DETAILS = ("epoch", "iter", "experiment_name", "exp_name", "mmseg_version"
 
 
 def _settings(meta: Mapping[str, Any], source: str) -> _Settings:
-    text = meta.get("cfg", meta.get("config"))  # mmengine's key, and that of mmsegmentation 0.x
+    text = meta.get("cfg", meta.get("config"))  # keys of mmengine and of mmsegmentation 0.x
     config = parse_config(text) if isinstance(text, str) else {}
     model = _mapping(config.get("model"))
     if not model:
         return _Settings()
     backbone, head = _mapping(model.get("backbone")), _mapping(model.get("decode_head"))
-    _refuse_other_settings(backbone, head, source)
-    # Their defaults, where a config leaves something out.
+    _reject_other_settings(backbone, head, source)
+    # Their defaults for missing entries.
     strides = tuple(backbone.get("strides") or (1, 2, 2, 2))
     dilations = tuple(backbone.get("dilations") or (1, 1, 1, 1))
     if (strides, dilations) not in _OUTPUT_STRIDES:
         raise WeightsError(
-            f"{source}: its backbone has strides {strides} and dilations {dilations}, which is not built."
+            f"{source}: its backbone has strides {strides} and dilations {dilations}, which is not supported."
         )
     normalisation = _mapping(model.get("data_preprocessor")) or _mapping(config.get("img_norm_cfg"))
     bgr = not normalisation.get("bgr_to_rgb", normalisation.get("to_rgb", True))
@@ -128,8 +128,8 @@ def _settings(meta: Mapping[str, Any], source: str) -> _Settings:
     return _Settings(architecture, bgr)
 
 
-def _refuse_other_settings(backbone: Mapping[str, Any], head: Mapping[str, Any], source: str) -> None:
-    """WeightsError for settings that leave names and shapes as they are, but make another network."""
+def _reject_other_settings(backbone: Mapping[str, Any], head: Mapping[str, Any], source: str) -> None:
+    """Raise WeightsError for settings that change the function but neither names nor shapes."""
     checks = (
         (backbone.get("style", "pytorch"), "pytorch", "backbone.style"),
         (backbone.get("avg_down", False) or backbone.get("type") == "ResNetV1d", False, "backbone.avg_down"),
@@ -140,13 +140,13 @@ def _refuse_other_settings(backbone: Mapping[str, Any], head: Mapping[str, Any],
     )
     for found, expected, name in checks:
         if found != expected:
-            raise WeightsError(f"{source}: its config has {name} = {found!r}, but only {expected!r} is built.")
+            raise WeightsError(f"{source}: its config has {name} = {found!r}, but only {expected!r} is supported.")
 
 
 def _classes(
     meta: Mapping[str, Any], count: int | None
 ) -> tuple[tuple[str, ...] | None, tuple[tuple[int, int, int], ...] | None]:
-    """Names and colours that the checkpoint stores, if there is one for each class."""
+    """Return the names and colours in the checkpoint if every class has one."""
     dataset = _mapping(meta.get("dataset_meta"))
     names = dataset.get("classes", meta.get("CLASSES"))
     colours = dataset.get("palette", meta.get("PALETTE"))
@@ -168,7 +168,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _three(value: Any, default: tuple[float, float, float]) -> list[float]:
-    """Three numbers of a config, or the default. ImageNet's, however they were written, are exactly ours."""
+    """Return three numbers of a config, or the default if they are missing or nearly equal to it."""
     if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(isinstance(v, (int, float)) for v in value):
         return list(default)
     close = all(abs(float(found) - wanted) < 1e-3 for found, wanted in zip(value, default))

@@ -1,12 +1,12 @@
-"""MXNet's parameter files without MXNet: the list of named arrays that `save_parameters` and `mx.nd.save` write.
+"""Reader of MXNet's parameter files without MXNet: named arrays written by `save_parameters` and `mx.nd.save`.
 
 The format is that of NDArray::Save and NDArray::Load in MXNet 0.9 to 1.9, little-endian throughout:
 
     uint64 0x112, uint64 0, uint64 number of arrays, the arrays, uint64 number of names, the names (uint64 length, text)
     array, version 2 and 3:  uint32 magic, int32 storage type (0: dense), shape, context, type, data
     array, version 1:        uint32 magic, shape, context, type, data
-    array, before that:      uint32 sides, uint32 per side, context, type, data
-    shape: int32 sides, int64 per side        context: int32 kind of device, int32 its number        type: int32
+    array, before that:      uint32 dimensions, uint32 per dimension, context, type, data
+    shape: int32 dimensions, int64 per dimension    context: int32 device type, int32 device number    type: int32
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _TYPES = {
     7: torch.bool,
     12: torch.bfloat16,
 }
-# No array of a network has more; a greater number is damage.
-_MOST_SIDES = 32
+# Upper bound for arrays of a network; more dimensions mean a damaged file.
+_MAX_DIMENSIONS = 32
 
 
 class _Reader:
-    """A position in the file's bytes. Every read checks that the bytes are there."""
+    """Bounds-checked reader of the file's bytes."""
 
     def __init__(self, content: bytes, source: str) -> None:
         self.content = content
@@ -46,7 +46,7 @@ class _Reader:
         self.position = 0
 
     def numbers(self, form: str, count: int = 1) -> tuple[int, ...]:
-        """`count` numbers of struct's format character `form`."""
+        """Read `count` numbers of the struct format character `form`."""
         size = struct.calcsize(f"<{form}") * count
         start = self.skip(size)
         return struct.unpack_from(f"<{count}{form}", self.content, start)
@@ -55,7 +55,7 @@ class _Reader:
         return self.numbers(form)[0]
 
     def skip(self, size: int) -> int:
-        """Pass over `size` bytes; where they begin."""
+        """Advance by `size` bytes and return their start."""
         start = self.position
         if size < 0 or start + size > len(self.content):
             raise WeightsError(
@@ -70,40 +70,40 @@ class _Reader:
 
 
 def read_mxnet_params(content: bytes, source: str) -> Mapping[str, Tensor]:
-    """Names and arrays of a parameter file. `arg:` and `aux:`, which exported models put before names, are dropped.
+    """Read the names and arrays of a parameter file, without the prefixes `arg:` and `aux:` of exported models.
 
     Args:
         content: the file's bytes.
-        source: where they came from, for messages.
+        source: origin of the bytes, for messages.
 
     Raises:
-        WeightsError: no such file, truncated, damaged, sparse or unnamed arrays.
+        WeightsError: another format, truncated, damaged, sparse or unnamed arrays.
     """
     reader = _Reader(content, source)
     if len(content) < 24 or reader.number("Q") != FILE_MAGIC:
         raise WeightsError(
-            f"{source}: no MXNet parameter file (it does not begin with {FILE_MAGIC:#x}). Expected what GluonCV's "
-            "save_parameters wrote, such as model_algo-1 of the built-in algorithm's model.tar.gz."
+            f"{source}: not an MXNet parameter file (it does not begin with {FILE_MAGIC:#x}). Expected a file of "
+            "GluonCV's save_parameters, such as model_algo-1 of the built-in algorithm's model.tar.gz."
         )
     reader.skip(8)  # reserved
     count = reader.number("Q")
     if count > len(content):
-        raise reader.damaged(f"{count:,} arrays announced")
+        raise reader.damaged(f"a count of {count:,} arrays")
     arrays = [_read_array(reader) for _ in range(count)]
     names = [_read_name(reader) for _ in range(reader.number("Q"))]
     if len(names) != len(arrays):
-        raise WeightsError(f"{source}: {len(arrays)} arrays, but {len(names)} names; expected as many of both.")
+        raise WeightsError(f"{source}: {len(arrays)} arrays, but {len(names)} names. Expected equal counts.")
     return {name.split(":", 1)[1] if name[:4] in ("arg:", "aux:") else name: a for name, a in zip(names, arrays)}
 
 
 def _read_array(reader: _Reader) -> Tensor:
     magic = reader.number("I")
     if magic in (_VERSION_2, _VERSION_3) and reader.number("i") != 0:
-        raise WeightsError(f"{reader.source}: holds a sparse array, which no network of GluonCV's has.")
+        raise WeightsError(f"{reader.source}: has a sparse array, which no GluonCV network uses.")
     shape = _read_shape(reader, magic)
     if shape is None:
         return torch.empty(0)
-    reader.skip(8)  # context: the device that the array lay on
+    reader.skip(8)  # context: the device of the array
     flag = reader.number("i")
     if flag not in _TYPES:
         raise reader.damaged(f"an array of the unknown type {flag}")
@@ -113,19 +113,19 @@ def _read_array(reader: _Reader) -> Tensor:
     start = reader.skip(size)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    # A copy, since arrays don't lie at multiples of their numbers' size in the file.
+    # Copied, because arrays are not aligned in the file.
     return torch.frombuffer(bytearray(reader.content[start : start + size]), dtype=dtype).view(shape)
 
 
 def _read_shape(reader: _Reader, magic: int) -> tuple[int, ...] | None:
-    """The shape; None for an array that was never given one, after which nothing follows."""
+    """Read the shape; None for an array without one, which has no data."""
     versioned = magic in (_VERSION_1, _VERSION_2, _VERSION_3)
-    sides = reader.number("i") if versioned else magic
-    if sides == (-1 if magic == _VERSION_3 else 0):
+    dimensions = reader.number("i") if versioned else magic
+    if dimensions == (-1 if magic == _VERSION_3 else 0):
         return None
-    if not 0 <= sides <= _MOST_SIDES:
-        raise reader.damaged(f"an array of {sides} sides")
-    shape = reader.numbers("q" if versioned else "I", sides)
+    if not 0 <= dimensions <= _MAX_DIMENSIONS:
+        raise reader.damaged(f"an array of {dimensions} dimensions")
+    shape = reader.numbers("q" if versioned else "I", dimensions)
     if min(shape, default=0) < 0:
         raise reader.damaged(f"an array of the shape {shape}")
     return shape

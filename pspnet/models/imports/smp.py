@@ -1,6 +1,6 @@
-"""segmentation-models-pytorch: the ResNet-50 or -101 encoder of any of its models, as a backbone alone.
+"""Weights of segmentation-models-pytorch: the ResNet-50 or -101 encoder of any model, as a backbone.
 
-Its own PSPNet is another network (three encoder stages, a decoder on stride 8), so its decoder is not taken.
+Its PSPNet is another network (three encoder stages, a decoder on stride 8), so decoders are ignored.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _IGNORED = ("decoder.", "segmentation_head.", "classification_head.", "fc.", "en
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a whole model; an encoder by itself has torchvision's names."""
+    """Return whether the names are from a whole model; a single encoder has torchvision's names."""
     return any(name.startswith("encoder.layer1.") for name in state)
 
 
 def convert(file: TorchFile) -> ForeignWeights:
-    """The weights of a whole model's or a single encoder with what they say of it. Raises WeightsError."""
+    """Detect the architecture of the encoder of a whole model or of a single encoder. Raises WeightsError."""
     prefix = "encoder." if recognises(file.state) else ""
     layout = Layout((("backbone.stem.", prefix), ("backbone.", prefix)), ignored=_IGNORED)
     architecture = detect_backbone(file.state, {"conv7": layout}, file.path)

@@ -1,4 +1,4 @@
-"""State dicts of other programs' files: what torch.save or safetensors wrote, read without running any of it."""
+"""Safe reader of state dicts in torch.save and safetensors files: no code in a file runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from pspnet.errors import WeightsError
-from pspnet.models.imports.inert_pickle import LEGACY_MAGIC, StoredTensor, read_inertly
+from pspnet.models.imports.inert_pickle import LEGACY_MAGIC, StoredTensor, read_untrusted
 
-# Where programs put the weights in a checkpoint that holds more than them.
+# Keys of the weights in checkpoints.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
-# Protocol 2, then the magic number as a ten-byte integer.
+# Pickle protocol 2, then the magic number as a ten-byte integer.
 _LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 _MXNET_START = b"\x12\x01\x00\x00\x00\x00\x00\x00"
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """`state` maps names, without DataParallel's `module.`, to tensors; `meta` is what mmengine and mmcv store so."""
+    """`state` maps names, without DataParallel's `module.`, to tensors; `meta` is the metadata of mmengine and mmcv."""
 
     path: str
     state: Mapping[str, Tensor]
@@ -33,10 +33,10 @@ class TorchFile:
 
 
 def read_torch_file(path: Path) -> TorchFile:
-    """Read a state dict, or a checkpoint that holds one.
+    """Read a state dict or a checkpoint with one.
 
     Raises:
-        WeightsError: the file is missing, of another kind, damaged, or holds no state dict.
+        WeightsError: the file is missing, damaged, of another type, or has no state dict.
     """
     start = _start_of(path)
     if _is_safetensors(start):
@@ -45,11 +45,11 @@ def read_torch_file(path: Path) -> TorchFile:
         raise WeightsError(f"{path}: {_kind(start)}. Expected a file of torch.save (.pth, .pt) or .safetensors.")
     try:
         if start.startswith(b"PK"):
-            _refuse_torchscript(path)
+            _reject_torchscript(path)
         content, state = _load(path)
     except WeightsError:
         raise
-    except Exception as error:  # a damaged archive or pickle can raise anything
+    except Exception as error:  # a damaged archive or pickle can raise any exception
         details = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: damaged or truncated ({details}). Copy or download it again.") from error
     meta = content.get("meta") if isinstance(content, Mapping) else None
@@ -57,25 +57,25 @@ def read_torch_file(path: Path) -> TorchFile:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file begins as those of torch.save or safetensors do. WeightsError where it cannot be read."""
+    """Return whether a file begins like a torch.save or safetensors file. WeightsError if it cannot be read."""
     start = _start_of(path)
     return _is_safetensors(start) or start.startswith((b"PK", _LEGACY_START))
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Content and state dict. PyTorch's own safe reader first; ours for files that hold more than it lets pass."""
-    if "weights_only" in inspect.signature(torch.load).parameters:  # since PyTorch 1.13
+    """Read content and state dict with PyTorch's safe reader, or with ours if that rejects the file."""
+    if "weights_only" in inspect.signature(torch.load).parameters:  # PyTorch 1.13 and later
         try:
             content = torch.load(str(path), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             pass
         else:
             return content, _state_dict(content, path, Tensor)
-    return read_inertly(path, lambda content: _state_dict(content, path, StoredTensor))
+    return read_untrusted(path, lambda content: _state_dict(content, path, StoredTensor))
 
 
 def _state_dict(content: Any, path: Path, kind: type) -> dict[str, Any]:
-    """The mapping of names to tensors in a checkpoint: the checkpoint itself, or one of _STATE_KEYS."""
+    """Find the mapping of names to tensors: the checkpoint itself or one of _STATE_KEYS."""
     candidates = [content]
     if isinstance(content, Mapping):
         candidates += [content[key] for key in _STATE_KEYS if key in content]
@@ -87,13 +87,13 @@ def _state_dict(content: Any, path: Path, kind: type) -> dict[str, Any]:
     else:
         found = f"a {type(content).__name__}"
     raise WeightsError(
-        f"{path}: holds no state dict, but {found}. Expected names and tensors, by themselves or under "
+        f"{path}: has no state dict, but {found}. Expected a mapping of names to tensors, at the top level or under "
         f"{', '.join(_STATE_KEYS)}: save model.state_dict()."
     )
 
 
 def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the network has them: DataParallel and DistributedDataParallel put `module.` before each."""
+    """Remove the prefix `module.` of DataParallel and DistributedDataParallel."""
     prefix = "module."
     if all(name.startswith(prefix) for name in state):
         return {name[len(prefix) :]: value for name, value in state.items()}
@@ -105,13 +105,13 @@ def _start_of(path: Path) -> bytes:
         with open(path, "rb") as file:
             return file.read(64)
     except IsADirectoryError:
-        raise WeightsError(f"{path}: a folder; expected a file of weights.") from None
+        raise WeightsError(f"{path}: a folder; expected a weights file.") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def _is_safetensors(start: bytes) -> bool:
-    """Eight bytes of header length, then the header's JSON."""
+    """A safetensors file starts with eight bytes of header length and the header's JSON."""
     return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000
 
 
@@ -126,21 +126,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _refuse_torchscript(path: Path) -> None:
+def _reject_torchscript(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
-        raise WeightsError(f"{path}: a TorchScript program, which is not read. Save model.state_dict() instead.")
+        raise WeightsError(f"{path}: a TorchScript program, which is not supported. Save model.state_dict() instead.")
 
 
 def _kind(start: bytes) -> str:
-    """What a file that torch.save did not write is, in words."""
+    """Describe a file that torch.save did not write."""
     if start.startswith(_MXNET_START):
-        return "an MXNet parameter file, which `--from gluoncv` reads"
+        return "an MXNet parameter file; use `--from gluoncv`"
     if start.startswith(b"\x1f\x8b"):
-        return "a gzip archive; the built-in algorithm's model.tar.gz is read by `--from gluoncv`"
+        return "a gzip archive; use `--from gluoncv` for the built-in algorithm's model.tar.gz"
     if not start:
         return "an empty file"
     if start.lstrip()[:1] in (b"<", b"{"):
-        return "a text file, perhaps the page of a failed download"
-    return "no weights file that is known"
+        return "a text file, possibly the web page of a failed download"
+    return "not a known weights file"

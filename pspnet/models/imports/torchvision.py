@@ -1,4 +1,4 @@
-"""torchvision's ResNet-50 and -101: a backbone alone, both versions of the ImageNet weights."""
+"""Weights of torchvision's ResNet-50 and -101, in both ImageNet versions, as a backbone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LAYOUT = Layout((("backbone.stem.", ""), ("backbone.", "")), ignored=("fc.",))
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of torchvision's ResNet, or of the segmentation networks on it."""
+    """Return whether the names are from torchvision's ResNet or a segmentation network on it."""
     return _is_segmentation(state) or (
         "conv1.weight" in state and "layer1.0.conv1.weight" in state and "conv2.weight" not in state
     )
 
 
 def convert(file: TorchFile) -> ForeignWeights:
-    """The weights with what they say of the network. Raises WeightsError."""
+    """Detect the architecture of the backbone. Raises WeightsError."""
     if _is_segmentation(file.state):
-        raise WeightsError(f"{file.path}: torchvision's FCN or DeepLabV3, which is no PSPNet and cannot be imported.")
+        raise WeightsError(f"{file.path}: torchvision's FCN or DeepLabV3, not a PSPNet. Import its ResNet.")
     architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path)
     return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, architecture, complete=False)
 

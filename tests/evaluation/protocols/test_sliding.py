@@ -11,8 +11,8 @@ from pspnet.evaluation.protocols import sliding
 from pspnet.evaluation.protocols.sliding import SlidingPredictor
 from pspnet.evaluation.protocols.whole import predict_whole
 from pspnet.evaluation.protocols.windows import SCALES, WindowSettings
-from pspnet.models.fused.folded import inference_form
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
+from pspnet.models.fused.folded import build_inference_model
 
 CLASSES = 4
 COLOUR = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
@@ -204,7 +204,7 @@ def test_images_are_split_where_their_sums_would_be_too_large(monkeypatch: pytes
 def test_bfloat16_is_summed_in_float32() -> None:
     model, images = tiny_pspnet().float(), make_images(1, 50, 64)
     exact = SlidingPredictor(model, CLASSES, WindowSettings(32), COLOUR).probabilities(images)
-    folded = inference_form(model, torch.bfloat16)
+    folded = build_inference_model(model, torch.bfloat16)
     half = SlidingPredictor(folded, CLASSES, WindowSettings(32), COLOUR).probabilities(images)
     assert half.dtype == torch.float32
     assert (exact.argmax(1) == half.argmax(1)).float().mean() > 0.8

@@ -11,7 +11,7 @@ from torch import nn
 from pspnet.data.dataset import Batch
 from pspnet.evaluation.metrics import ConfusionMatrix
 from pspnet.evaluation.protocols.whole import evaluate_whole, predict_whole
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 
 CPU = torch.device("cpu")
 CLASSES = 3

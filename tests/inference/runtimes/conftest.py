@@ -8,7 +8,7 @@ import pytest
 
 from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.config.schema import Config
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ class Tiny(nn.Module):
 def test_logits_and_the_look_at_them_need_no_second_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "check_compiler", lambda device: None)
     monkeypatch.setattr(eager, "fastest_dtype", lambda device: torch.float16)
-    monkeypatch.setattr(compiled, "inference_form", lambda network, dtype: network)
+    monkeypatch.setattr(compiled, "build_inference_model", lambda network, dtype: network)
     asked: list[nn.Module] = []
 
     def compile(module: nn.Module, options: object) -> nn.Module:

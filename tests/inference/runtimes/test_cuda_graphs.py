@@ -13,7 +13,7 @@ import torch
 from pspnet.inference.runtimes import eager
 from pspnet.inference.runtimes.cuda_graphs import GraphCache, MaskGraph, lasting_tensors
 from pspnet.inference.runtimes.eager import EagerRuntime
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from tests.inference.runtimes.tiny_exports import Brightest
 
 
@@ -128,7 +128,7 @@ def test_eager_answers_from_a_graph_where_there_is_one() -> None:
 
 def test_logits_that_are_not_finite_are_noticed_behind_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "fastest_dtype", lambda device: torch.float16)
-    monkeypatch.setattr(eager, "inference_form", lambda network, dtype: network)
+    monkeypatch.setattr(eager, "build_inference_model", lambda network, dtype: network)
     runtime = EagerRuntime(Brightest(), torch.device("cpu"))
     graphs = runtime._graphs = GraphCache(lambda _: FakeGraph(finite=False))  # type: ignore[assignment,arg-type,return-value]
     runtime.prepare(40, 56)

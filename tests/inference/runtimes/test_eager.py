@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pspnet.inference.runtimes import eager
 from pspnet.inference.runtimes.eager import EagerRuntime, all_finite, fastest_dtype
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from tests.inference.runtimes.tiny_exports import Brightest
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ class Narrow(nn.Module):
 
 def test_a_network_that_leaves_the_range_of_float16_goes_on_in_a_wider_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "fastest_dtype", lambda device: torch.float16)
-    monkeypatch.setattr(eager, "inference_form", lambda network, dtype: Narrow(dtype))
+    monkeypatch.setattr(eager, "build_inference_model", lambda network, dtype: Narrow(dtype))
     runtime = EagerRuntime(Brightest(), CPU)
     images = np.random.default_rng(0).integers(1, 256, (1, 40, 56, 3), dtype=np.uint8)
     with pytest.warns(UserWarning, match="leave float16's range; it runs in torch.float32 from here"):

@@ -115,7 +115,7 @@ def test_logits_are_enlarged_as_the_network_does_it() -> None:
 )
 def test_a_missing_export_is_answered_with_the_command_that_makes_it(model_dir: Path, name: str, command: str) -> None:
     pytest.importorskip(name.partition(":")[0])
-    with pytest.raises(WeightsError, match=rf"make it with `pspnet export {model_dir} {command}"):
+    with pytest.raises(WeightsError, match=rf"Create it with `pspnet export {model_dir} {command}"):
         opened(name, model_dir)
 
 

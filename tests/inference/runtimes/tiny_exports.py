@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pspnet.artifact.export_record import EXPORTS_NAME, ExportRecord, folder_name, hash_weights
+from pspnet.artifact.export_record import ExportRecord, folder_name, hash_weights
+from pspnet.artifact.file_names import EXPORTS_NAME
 
 CLASSES = 3
 

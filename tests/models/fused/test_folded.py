@@ -1,4 +1,4 @@
-"""The inference form against the network it is made from."""
+"""Fused inference models against the original network."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from pspnet.errors import PspnetError
+from pspnet.models.build import build_model
 from pspnet.models.fused import folded
 from pspnet.models.fused.folded import FusedConv2d, OneDnnConv2d, fold
 from pspnet.models.fused.winograd import WinogradConv2d
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.pspnet import PSPNet
 
 
 def network(**options: object) -> PSPNet:
@@ -45,13 +46,13 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 )
 def test_equals_the_network(options: dict[str, object]) -> None:
     model = network(**options)
-    forms = [fold(model, winograd=winograd) for winograd in (False, True)]
+    fused_models = [fold(model, winograd=winograd) for winograd in (False, True)]
     for size in ((64, 64), (71, 93), (32, 32)):
         images = frames(*size)
         with torch.no_grad():
             expected = model(images)
-            for form in forms:
-                found = form(images)
+            for fused in fused_models:
+                found = fused(images)
                 assert found.shape == expected.shape
                 assert found.dtype == torch.float32
                 assert difference(found, expected) < 1e-4
@@ -66,19 +67,19 @@ def test_equals_the_network_without_onednn(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_portable_form_takes_any_size_in_one_graph() -> None:
+def test_one_portable_graph_accepts_any_size() -> None:
     model = network()
-    form = fold(model, portable=True)
-    assert not any(isinstance(module, (OneDnnConv2d, WinogradConv2d)) for module in form.modules())
-    graph = torch.jit.trace(form, frames(64, 64), check_trace=False)
+    fused = fold(model, portable=True)
+    assert not any(isinstance(module, (OneDnnConv2d, WinogradConv2d)) for module in fused.modules())
+    graph = torch.jit.trace(fused, frames(64, 64), check_trace=False)
     with torch.no_grad():
         for images in (frames(71, 93), frames(64, 64), frames(32, 50)[:1]):
-            assert difference(form(images), model(images)) < 1e-5
+            assert difference(fused(images), model(images)) < 1e-5
             assert difference(graph(images), model(images)) < 1e-5
 
 
 @pytest.mark.skipif(not folded._has_onednn_operations(), reason="this PyTorch has no oneDNN operations")
-def test_weights_are_laid_out_for_a_size_that_stays() -> None:
+def test_weights_are_packed_for_a_repeated_size() -> None:
     torch.manual_seed(0)
     conv = OneDnnConv2d(torch.randn(8, 4, 1, 1), torch.randn(8), (1, 1), (0, 0), (1, 1))
     small, large = torch.randn(1, 4, 5, 6), torch.randn(1, 4, 9, 8)
@@ -89,7 +90,7 @@ def test_weights_are_laid_out_for_a_size_that_stays() -> None:
     assert sizes == [None, None, *[large.shape] * 4, small.shape]
 
 
-def test_bfloat16_is_near() -> None:
+def test_bfloat16_is_close() -> None:
     model = network()
     images = frames(64, 64)
     with torch.no_grad():
@@ -98,7 +99,7 @@ def test_bfloat16_is_near() -> None:
         assert difference(found, model(images)) < 0.1
 
 
-def test_winograd_takes_the_convolutions_of_many_channels_on_a_cpu_in_float32() -> None:
+def test_winograd_is_used_for_many_channels_in_float32_on_cpus() -> None:
     def kinds(model: nn.Module) -> tuple[int, int]:
         modules = list(model.modules())
         return (
@@ -106,26 +107,26 @@ def test_winograd_takes_the_convolutions_of_many_channels_on_a_cpu_in_float32() 
             sum(isinstance(module, FusedConv2d) for module in modules),
         )
 
-    model = network()  # width 16: layer4 has 128 channels in its three 3x3 convolutions, the head's has 512
+    model = network()  # width 16: three 3x3 convolutions of 128 channels in layer4, one of 512 in the head
     assert kinds(fold(model)) == (4, 1 + 3 * 16 + 4 - 4 + 1 + 5)
     assert kinds(fold(model, torch.bfloat16)) == (0, 1 + 3 * 16 + 4 + 1 + 5)
 
 
-def test_the_network_stays_as_it_is() -> None:
+def test_network_is_unchanged() -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    form = fold(model)
+    fused = fold(model)
     with torch.no_grad():
-        first = form(frames(64, 64))
-        assert torch.equal(form(frames(64, 64)), first)
-    assert not form.training
-    assert not list(form.parameters())
+        first = fused(frames(64, 64))
+        assert torch.equal(fused(frames(64, 64)), first)
+    assert not fused.training
+    assert not list(fused.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_wrong_images_are_refused_as_by_the_network() -> None:
-    form = fold(network())
-    with pytest.raises(PspnetError, match=r"images are 31x40 pixels: PSPNet takes 32x32 and larger"):
-        form(frames(40, 31))
+def test_invalid_images_are_rejected_as_by_the_network() -> None:
+    fused = fold(network())
+    with pytest.raises(PspnetError, match=r"images are 31x40 pixels: PSPNet needs at least 32x32"):
+        fused(frames(40, 31))
     with pytest.raises(PspnetError, match=r"images are torch.int64: expected uint8"):
-        form(frames(40, 40).long())
+        fused(frames(40, 40).long())

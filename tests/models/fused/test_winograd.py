@@ -1,4 +1,4 @@
-"""Winograd convolutions against PyTorch's, in float64 (the algebra) and float32 (the roundings)."""
+"""Winograd convolutions against PyTorch's in float64 (algebra) and float32 (rounding)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_equals_convolution(size: tuple[int, int], dilation: int, memory_format:
     torch.testing.assert_close(found, (plain + added).relu(), rtol=1e-10, atol=1e-10)
 
 
-def test_float32_rounds_little() -> None:
+def test_float32_rounding_error_is_small() -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(64, 256, 3, 3) / 48, torch.randn(64)
     x = torch.randn(1, 256, 20, 20)
@@ -37,7 +37,7 @@ def test_float32_rounds_little() -> None:
     assert (found - exact).abs().max().item() < 2e-4 * exact.abs().max().item()
 
 
-def test_input_is_left_as_it_is() -> None:
+def test_input_is_unchanged() -> None:
     x = torch.randn(1, 4, 6, 6)
     before = x.clone()
     WinogradConv2d(torch.randn(4, 4, 3, 3), torch.zeros(4))(x)
@@ -60,18 +60,18 @@ def test_strips_and_chunks_do_not_change_the_result(
     torch.testing.assert_close(conv(x), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_memory_is_kept_up_to_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = winograd._Workspace()
+def test_workspace_keeps_buffers_up_to_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = winograd._Workspace()
     like = torch.empty(0)
-    first = kept.take("a", (10, 10), like)
-    assert kept.take("a", (5, 4), like).data_ptr() == first.data_ptr()
-    assert kept.take("b", (5, 4), like).data_ptr() != first.data_ptr()
+    first = workspace.get("a", (10, 10), like)
+    assert workspace.get("a", (5, 4), like).data_ptr() == first.data_ptr()
+    assert workspace.get("b", (5, 4), like).data_ptr() != first.data_ptr()
     monkeypatch.setattr(winograd, "_CHUNK_BYTES", 400)
-    assert kept.take("a", (101,), like).shape == (101,)
-    assert kept.buffers["a", torch.float32, like.device].numel() == 100
+    assert workspace.get("a", (101,), like).shape == (101,)
+    assert workspace.buffers["a", torch.float32, like.device].numel() == 100
 
 
-def test_threads_do_not_share_memory() -> None:
+def test_workspace_is_thread_safe() -> None:
     torch.manual_seed(0)
     convs = [WinogradConv2d(torch.randn(8, 8, 3, 3), torch.randn(8), 1 + n % 2) for n in range(4)]
     images = [torch.randn(1, 8, 40, 40) for _ in convs]
@@ -82,7 +82,7 @@ def test_threads_do_not_share_memory() -> None:
             assert all(torch.equal(y, z) for y, z in zip(found, expected))
 
 
-def test_memory_of_inference_mode_serves_outside_of_it() -> None:
+def test_buffers_created_in_inference_mode_work_outside_it() -> None:
     conv, x = WinogradConv2d(torch.randn(4, 4, 3, 3), torch.zeros(4)), torch.randn(1, 4, 50, 50)
     with torch.inference_mode():
         inside = conv(x)

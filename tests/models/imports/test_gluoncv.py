@@ -1,4 +1,4 @@
-"""GluonCV's parameters and the built-in algorithm's artifact; GluonCV itself is run where an interpreter has it."""
+"""Import of GluonCV's parameters and the built-in algorithm's artifact, checked against GluonCV if it is installed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pspnet.errors import WeightsError
+from pspnet.models.build import build_model
 from pspnet.models.imports import gluoncv, read_weights
-from pspnet.models.pspnet import PSPNet, build_model
+from pspnet.models.pspnet import PSPNet
 from tests.models.mxnet_files import file_of
 from tests.models.original_runs import assert_same_logits, difference, run_original
 
@@ -42,14 +43,14 @@ def test_logits_of_gluoncv(original: tuple[str, Path]) -> None:
     assert_same_logits(weights.build(), folder, SIZES if name == "resnet50" else SIZES[1:2])
     for wrong in ({"align_corners": False}, {"contract_dilation": False}):
         other = dataclasses.replace(weights, architecture={**weights.architecture, **wrong}).build()
-        assert difference(other, folder, SIZES[1]) > 1e-3  # so the comparison above can fail
+        assert difference(other, folder, SIZES[1]) > 1e-3  # the comparison above is sensitive
 
 
 def as_gluoncv(model: PSPNet) -> dict[str, Tensor]:
-    """Our network's entries under GluonCV's names (which the run above verifies), without counters."""
+    """Our network's entries under GluonCV's names (verified by the test above), without counters."""
     layout = gluoncv._LAYOUTS[model.backbone.stem_name]
     state = model.state_dict().items()
-    return {layout.theirs(name): value for name, value in state if not name.endswith("num_batches_tracked")}
+    return {layout.foreign_name(name): value for name, value in state if not name.endswith("num_batches_tracked")}
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ HYPERPARAMETERS = {"algorithm": "psp", "backbone": "resnet-50", "num_classes": "
 @pytest.mark.parametrize(
     "names", [("model_algo-1",), ("./model_best.params", "./model_algo-1"), ("model_best.params",)]
 )
-def test_the_built_in_algorithms_artifact(
+def test_artifact_of_the_built_in_algorithm(
     names: tuple[str, ...], model: PSPNet, tmp_path: Path, random_image: Callable[..., Tensor]
 ) -> None:
     state = as_gluoncv(model)
@@ -100,7 +101,7 @@ def test_stems_of_other_versions(stem: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, built[name]) for name, value in model.state_dict().items())
 
 
-def test_a_backbone_alone(model: PSPNet, tmp_path: Path) -> None:
+def test_backbone_only(model: PSPNet, tmp_path: Path) -> None:
     state = {name: value for name, value in as_gluoncv(model).items() if not name.startswith(("head.", "auxlayer."))}
     (tmp_path / "resnet50_v1s.params").write_bytes(file_of({**state, "fc.weight": torch.zeros(2, 3)}))
     weights = read_weights(tmp_path / "resnet50_v1s.params", "gluoncv")
@@ -109,26 +110,26 @@ def test_a_backbone_alone(model: PSPNet, tmp_path: Path) -> None:
     assert all(torch.equal(value, built[name]) for name, value in model.backbone.state_dict().items())
 
 
-def test_other_networks_are_refused(model: PSPNet, tmp_path: Path) -> None:
+def test_other_networks_are_rejected(model: PSPNet, tmp_path: Path) -> None:
     path = tmp_path / "model_algo-1"
     state = as_gluoncv(model)
     fcn = {name: value for name, value in state.items() if not name.startswith("head.psp.")}
     path.write_bytes(file_of(fcn))
-    with pytest.raises(WeightsError, match=r"GluonCV's FCN, which is no PSPNet\. Only algorithm psp can be imported"):
+    with pytest.raises(WeightsError, match=r"GluonCV's FCN, not a PSPNet\. Only algorithm psp can be imported"):
         read_weights(path, "gluoncv")
     path.write_bytes(file_of({**fcn, "head.aspp.concurent.0.0.weight": torch.zeros(1)}))
-    with pytest.raises(WeightsError, match="GluonCV's DeepLab, which is no PSPNet"):
+    with pytest.raises(WeightsError, match="GluonCV's DeepLab, not a PSPNet"):
         read_weights(path, "gluoncv")
     path.write_bytes(file_of({name.replace(".", "_"): value for name, value in state.items()}))
-    with pytest.raises(WeightsError, match=r"names of MXNet's symbols \(conv1_0_weight, \.\.\.\).*save_parameters"):
+    with pytest.raises(WeightsError, match=r"names of MXNet symbols \(conv1_0_weight, \.\.\.\).*save_parameters"):
         read_weights(path, "gluoncv")
     hyperparameters = json.dumps({**HYPERPARAMETERS, "algorithm": "deeplab"}).encode()
     packed = archive(tmp_path / "a.tar.gz", {"hyperparams.json": hyperparameters, "model_algo-1": b""})
-    with pytest.raises(WeightsError, match="was trained with algorithm deeplab; only psp can be imported"):
+    with pytest.raises(WeightsError, match=r"was trained with algorithm deeplab\. Only psp can be imported"):
         read_weights(packed, "gluoncv")
 
 
-def test_missing_extra_and_reshaped_arrays_are_named(model: PSPNet, tmp_path: Path) -> None:
+def test_missing_unexpected_and_reshaped_arrays_are_reported(model: PSPNet, tmp_path: Path) -> None:
     state = as_gluoncv(model)
     del state["head.block.1.gamma"]
     state.update({"more": torch.zeros(1), "head.psp.conv4.1.running_var": torch.zeros(3)})
@@ -145,14 +146,14 @@ def test_missing_extra_and_reshaped_arrays_are_named(model: PSPNet, tmp_path: Pa
 def test_damaged_archives_and_other_files(model: PSPNet, tmp_path: Path) -> None:
     whole = archive(tmp_path / "a.tar.gz", {"model_algo-1": file_of(as_gluoncv(model))})
     whole.write_bytes(whole.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="a damaged or truncated archive"):
+    with pytest.raises(WeightsError, match="damaged or truncated archive"):
         read_weights(whole, "gluoncv")
-    with pytest.raises(WeightsError, match=r"the archive has no model_algo-1, only model\.safetensors, config\.json\."):
+    with pytest.raises(WeightsError, match=r"the archive has no model_algo-1, but model\.safetensors, config\.json\."):
         read_weights(archive(tmp_path / "b.tar", {"model.safetensors": b"", "config.json": b""}, "w"), "gluoncv")
-    with pytest.raises(WeightsError, match=r"its hyperparams\.json is no JSON"):
+    with pytest.raises(WeightsError, match=r"its hyperparams\.json is not valid JSON"):
         read_weights(archive(tmp_path / "c.tar", {"model_algo-1": b"", "hyperparams.json": b"{"}, "w"), "gluoncv")
     torch.save({"encoder.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="a file of PyTorch's, not the MXNet parameters of GluonCV: use --from smp"):
+    with pytest.raises(WeightsError, match="a PyTorch file, not the MXNet parameters of GluonCV: use --from smp"):
         read_weights(tmp_path / "a.pth", "gluoncv")
     with pytest.raises(WeightsError, match="cannot be read"):
         read_weights(tmp_path / "none", "gluoncv")

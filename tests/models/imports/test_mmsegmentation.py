@@ -1,4 +1,4 @@
-"""mmsegmentation's checkpoints and their configs; mmsegmentation itself is run where an interpreter has it."""
+"""Import of mmsegmentation's checkpoints and configs, checked against mmsegmentation if it is installed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from pspnet.errors import WeightsError
+from pspnet.models.build import build_model
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.imports import mmsegmentation, read_weights
 from pspnet.models.imports.mmseg_config import parse_config
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, build_model
+from pspnet.models.pspnet import PSPNet
 from tests.models.original_runs import assert_same_logits, difference, run_original
 
 SIZES = ("96x96", "65x113", "120x71")
@@ -48,7 +50,7 @@ def test_logits_of_mmsegmentation(original: tuple[str, str, Path]) -> None:
     assert_same_logits(weights.build(), folder, SIZES)
     for wrong in ({"align_corners": True}, {"contract_dilation": False}):
         other = dataclasses.replace(weights, architecture={**weights.architecture, **wrong}).build()
-        assert difference(other, folder, SIZES[1]) > 1e-3  # so the comparison above can fail
+        assert difference(other, folder, SIZES[1]) > 1e-3  # the comparison above is sensitive
 
 
 CONFIG_1 = """
@@ -62,7 +64,7 @@ model = dict(
         style='pytorch', contract_dilation=True),
     decode_head=dict(type='PSPHead', pool_scales=(1, 2, 3, 6), align_corners=False, norm_cfg=norm_cfg))
 """
-# mmsegmentation 0.x: the normalisation stands beside the model.
+# mmsegmentation 0.x: the normalisation is outside of the model.
 CONFIG_0 = (
     CONFIG_1.replace(
         """    data_preprocessor=dict(
@@ -75,9 +77,9 @@ CONFIG_0 = (
 
 
 def as_mmseg(model: PSPNet, prefix: str = "backbone.") -> dict[str, Tensor]:
-    """Our network's entries under mmsegmentation's names (which the run above verifies)."""
+    """Our network's entries under mmsegmentation's names (verified by the test above)."""
     layout = mmsegmentation._layouts(prefix)[model.backbone.stem_name]
-    return {layout.theirs(name): value for name, value in model.state_dict().items()}
+    return {layout.foreign_name(name): value for name, value in model.state_dict().items()}
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def saved(path: Path, state: dict[str, Tensor], meta: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_published_file_without_config(model: PSPNet, tmp_path: Path, random_image: Callable[..., Tensor]) -> None:
+def test_published_file_without_config(model: PSPNet, tmp_path: Path, random_image: Callable[..., Tensor]) -> None:
     weights = read_weights(saved(tmp_path / "a.pth", as_mmseg(model), {}), "mmsegmentation")
     assert weights.full_architecture() == {
         "num_classes": 3, "backbone": "resnet-50", "stem": "deep-narrow", "output_stride": 8, "align_corners": False,
@@ -105,7 +107,7 @@ def test_a_published_file_without_config(model: PSPNet, tmp_path: Path, random_i
         assert torch.equal(weights.build().eval()(image), model(image))
 
 
-def test_the_config_goes_before_the_published_values(model: PSPNet, tmp_path: Path) -> None:
+def test_config_overrides_the_published_values(model: PSPNet, tmp_path: Path) -> None:
     text = CONFIG_1.replace("align_corners=False", "align_corners=True").replace("(1, 1, 2, 4)", "(1, 1, 1, 2)")
     text = text.replace("(1, 2, 1, 1)", "(1, 2, 2, 1)").replace(", contract_dilation=True", "")
     meta = {"config": text, "CLASSES": ["a", "b", "c"], "PALETTE": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
@@ -131,7 +133,7 @@ def test_bgr_is_folded_into_the_first_convolution(
 
 
 @pytest.mark.parametrize("meta", [{"CLASSES": ["a"]}, {"CLASSES": 5}, {"dataset_meta": {"classes": ("a", "b", 3)}}])
-def test_class_names_that_do_not_fit_are_left_out(meta: dict[str, Any], model: PSPNet, tmp_path: Path) -> None:
+def test_invalid_class_names_are_ignored(meta: dict[str, Any], model: PSPNet, tmp_path: Path) -> None:
     weights = read_weights(saved(tmp_path / "a.pth", as_mmseg(model), meta), "mmsegmentation")
     assert weights.class_names is None
 
@@ -139,15 +141,15 @@ def test_class_names_that_do_not_fit_are_left_out(meta: dict[str, Any], model: P
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [
-        ("style='pytorch'", "style='caffe'", "backbone.style = 'caffe', but only 'pytorch' is built"),
+        ("style='pytorch'", "style='caffe'", "backbone.style = 'caffe', but only 'pytorch' is supported"),
         ("type='ResNetV1c'", "type='ResNetV1d'", "backbone.avg_down = True"),
         ("pool_scales=(1, 2, 3, 6)", "pool_scales=(1, 2, 4, 8)", r"decode_head.pool_scales = \[1, 2, 4, 8\]"),
         ("requires_grad=True)", "eps=0.001)", r"norm_cfg.eps = 0\.001"),
-        ("dilations=(1, 1, 2, 4)", "dilations=(1, 1, 4, 8)", r"dilations \(1, 1, 4, 8\), which is not built"),
+        ("dilations=(1, 1, 2, 4)", "dilations=(1, 1, 4, 8)", r"dilations \(1, 1, 4, 8\), which is not supported"),
         ("depth=50", "depth=50, multi_grid=(1, 2, 4)", "backbone.multi_grid"),
     ],
 )
-def test_settings_that_names_do_not_show(old: str, new: str, text: str, model: PSPNet, tmp_path: Path) -> None:
+def test_unsupported_settings(old: str, new: str, text: str, model: PSPNet, tmp_path: Path) -> None:
     assert CONFIG_1.count(old) == 1
     path = saved(tmp_path / "a.pth", as_mmseg(model), {"cfg": CONFIG_1.replace(old, new)})
     with pytest.raises(WeightsError, match=text):
@@ -157,19 +159,19 @@ def test_settings_that_names_do_not_show(old: str, new: str, text: str, model: P
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("decode_head.aspp_modules.0.conv.weight", "mmsegmentation's DeepLabV3, which is no PSPNet"),
+        ("decode_head.aspp_modules.0.conv.weight", "mmsegmentation's DeepLabV3, not a PSPNet"),
         ("decode_head.convs.0.conv.weight", "mmsegmentation's FCN"),
         ("decode_head.fpn_convs.0.conv.weight", "mmsegmentation's UPerNet"),
     ],
 )
-def test_other_networks_are_refused(name: str, text: str, model: PSPNet, tmp_path: Path) -> None:
+def test_other_networks_are_rejected(name: str, text: str, model: PSPNet, tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", {**as_mmseg(model), name: torch.zeros(1)}, {})
     with pytest.raises(WeightsError, match=text):
         read_weights(path, "mmsegmentation")
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_a_backbone_alone(prefix: str, model: PSPNet, tmp_path: Path) -> None:
+def test_backbone_only(prefix: str, model: PSPNet, tmp_path: Path) -> None:
     state = {name: value for name, value in as_mmseg(model, prefix).items() if "head" not in name}
     path = saved(tmp_path / "resnet50_v1c.pth", {**state, "fc.bias": torch.zeros(3)}, {})
     weights = read_weights(path, "mmsegmentation")
@@ -178,7 +180,7 @@ def test_a_backbone_alone(prefix: str, model: PSPNet, tmp_path: Path) -> None:
     assert all(torch.equal(value, built[name]) for name, value in model.backbone.state_dict().items())
 
 
-def test_config_values_that_are_plain() -> None:
+def test_plain_config_values() -> None:
     text = "a = 1\nb = dict(c=a, d=[a, (2.5, 'x')], **a)\nf = open('x')\ng = {'h': -1, a: 2}\nimport os\nj, k = 1, 2"
     assert parse_config(text) == {"a": 1, "b": {"c": 1, "d": [1, [2.5, "x"]]}, "f": None, "g": {"h": None}}
     assert parse_config("no python at all (") == {}

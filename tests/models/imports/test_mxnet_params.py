@@ -1,4 +1,4 @@
-"""MXNet's parameter format, written byte by byte in each of its versions; MXNet's own files: test_import_gluoncv."""
+"""MXNet's parameter format in all its versions. test_gluoncv.py reads files written by MXNet."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def test_scalars_empty_and_shapeless_arrays() -> None:
     assert torch.equal(found["d"], torch.ones(2))
 
 
-def test_prefixes_of_exported_models_are_dropped() -> None:
+def test_prefixes_of_exported_models_are_removed() -> None:
     content = file([array(torch.ones(1)), array(torch.zeros(1))], ["arg:a_weight", "aux:a_mean"])
     assert list(read_mxnet_params(content, "here")) == ["a_weight", "a_mean"]
 
 
-def test_every_truncation_is_found_out() -> None:
+def test_every_truncation_is_detected() -> None:
     content = file([array(torch.arange(3.0)), array(torch.ones(2, 2))], ["first", "second"])
     for length in range(len(content)):
-        with pytest.raises(WeightsError, match=r"here: (truncated|no MXNet parameter file)"):
+        with pytest.raises(WeightsError, match=r"here: (truncated|not an MXNet parameter file)"):
             read_mxnet_params(content[:length], "here")
 
 
-def test_damaged_numbers_are_found_out() -> None:
-    """No damage raises another error, or asks for much memory."""
+def test_damaged_numbers_are_detected() -> None:
+    """Damage raises only WeightsError and never allocates much memory."""
     content = file([array(torch.arange(3.0)), array(torch.ones(2, 2), 1)], ["first", "second"])
-    for place in range(len(content)):
+    for position in range(len(content)):
         for value in (0x00, 0x7F, 0xFF):
-            damaged = content[:place] + bytes([value]) + content[place + 1 :]
+            damaged = content[:position] + bytes([value]) + content[position + 1 :]
             try:
                 found = read_mxnet_params(damaged, "here")
             except WeightsError:
@@ -62,15 +62,15 @@ def test_damaged_numbers_are_found_out() -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"PK\x03\x04" + bytes(40), r"no MXNet parameter file \(it does not begin with 0x112\)"),
-        (b"", "no MXNet parameter file"),
-        (struct.pack("<QQQ", 0x112, 0, 1 << 60) + bytes(40), "damaged: 1,152,921,504,606,846,976 arrays announced"),
-        (file([struct.pack("<Ii", 0xF993FAC9, 1) + bytes(40)], ["a"]), "holds a sparse array"),
+        (b"PK\x03\x04" + bytes(40), r"not an MXNet parameter file \(it does not begin with 0x112\)"),
+        (b"", "not an MXNet parameter file"),
+        (struct.pack("<QQQ", 0x112, 0, 1 << 60) + bytes(40), "damaged: a count of 1,152,921,504,606,846,976 arrays"),
+        (file([struct.pack("<Ii", 0xF993FAC9, 1) + bytes(40)], ["a"]), "has a sparse array"),
         (file([array(torch.ones(1))[:-8] + struct.pack("<if", 99, 1)], ["a"]), "an array of the unknown type 99"),
-        (file([struct.pack("<Iii", 0xF993FAC9, 0, 77) + bytes(99)], ["a"]), "an array of 77 sides"),
+        (file([struct.pack("<Iii", 0xF993FAC9, 0, 77) + bytes(99)], ["a"]), "an array of 77 dimensions"),
         (file([array(torch.ones(1))], []), "1 arrays, but 0 names"),
     ],
 )
-def test_what_is_no_parameter_file(content: bytes, text: str) -> None:
+def test_invalid_parameter_files(content: bytes, text: str) -> None:
     with pytest.raises(WeightsError, match=text):
         read_mxnet_params(content, "here")

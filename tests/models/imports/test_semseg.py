@@ -1,4 +1,4 @@
-"""semseg's weights give semseg's logits. Its network is rebuilt here from its structure, since it is on no registry."""
+"""Logits of semseg's weights against semseg's network, which is rebuilt here because it is not on a registry."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from pspnet.errors import WeightsError
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.imports import read_weights
-from pspnet.models.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet
+from pspnet.models.pspnet import PSPNet
 from pspnet.models.resnet import ResNet
 
 WIDTH, CLASSES = 8, 6
@@ -29,7 +30,7 @@ def layer(before: int, narrow: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 def dilate(layer: nn.Sequential, dilation: int) -> nn.Sequential:
-    """As semseg does to its finished ResNet: every 3x3 convolution of the layer, and no stride."""
+    """Dilate every 3x3 convolution and remove the stride, as semseg does to its ResNet."""
     for name, module in layer.named_modules():
         if name.endswith("conv2"):
             module.dilation, module.padding, module.stride = (dilation,) * 2, (dilation,) * 2, (1, 1)
@@ -39,7 +40,7 @@ def dilate(layer: nn.Sequential, dilation: int) -> nn.Sequential:
 
 
 def stem() -> OrderedDict[str, nn.Module]:
-    """The first layers of semseg's ResNet, under the names of its ImageNet file."""
+    """Return the stem of semseg's ResNet with the names of its ImageNet file."""
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (before, after, stride) in enumerate(((3, WIDTH, 2), (WIDTH, WIDTH, 1), (WIDTH, 2 * WIDTH, 1)), 1):
         found[f"conv{number}"] = nn.Conv2d(before, after, 3, stride, 1, bias=False)
@@ -108,14 +109,14 @@ def normalised(image: Tensor) -> Tensor:
 
 
 def auxiliary_logits(model: PSPNet, image: Tensor) -> Tensor:
-    """Of the auxiliary head in evaluation mode, where forward leaves it out."""
+    """Logits of the auxiliary head in evaluation mode, where forward skips it."""
     layer3, _ = model.backbone(model._normalise(image))
     assert model.auxiliary_head is not None
     return model._upsample(model.auxiliary_head(layer3), image.shape[-2:])
 
 
 def as_trained(state: dict[str, Tensor], path: Path) -> Path:
-    """A checkpoint as semseg's training writes it."""
+    """Write a checkpoint like semseg's training."""
     state = {f"module.{name}": value for name, value in state.items()}
     torch.save({"epoch": 50, "state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.01}]}}, path)
     return path
@@ -134,21 +135,21 @@ def test_logits_of_the_whole_network(
         "output_stride": 8, "align_corners": True, "contract_dilation": False,
     }  # fmt: skip
     model = weights.build().eval()
-    # semseg itself takes sides of 8 k + 1 pixels only; its layers take any.
+    # semseg accepts only sides of 8 k + 1 pixels; its layers accept any.
     for size in ((57, 57), (41, 89), (64, 48), (33, 50)):
         image = random_image(*size)
         with torch.no_grad():
             main, auxiliary = original(normalised(image))
             torch.testing.assert_close(model(image), main, rtol=0, atol=1e-4)
             torch.testing.assert_close(auxiliary_logits(model, image), auxiliary, rtol=0, atol=1e-4)
-            assert main.std() > 0.01  # or the comparison would say little
+            assert main.std() > 0.01  # nearly constant logits would match anything
 
 
 @pytest.mark.parametrize("wrong", [{"align_corners": False}, {"contract_dilation": True}])
 def test_the_conventions_matter(
     wrong: dict[str, bool], tmp_path: Path, randomise: Callable[..., None], random_image: Callable[..., Tensor]
 ) -> None:
-    """With another convention the same weights give other logits, so the comparison above can fail."""
+    """Another convention changes the logits, so the comparison above is sensitive."""
     original = SemsegPSPNet().eval()
     randomise(original)
     weights = read_weights(as_trained(original.state_dict(), tmp_path / "a.pth"), "semseg")
@@ -199,7 +200,7 @@ def test_a_network_without_auxiliary_head_and_counters(tmp_path: Path, randomise
     assert model.head.bn.num_batches_tracked == 0
 
 
-def test_what_does_not_fit_is_named_in_their_names(tmp_path: Path) -> None:
+def test_mismatches_are_reported_with_foreign_names(tmp_path: Path) -> None:
     state = SemsegPSPNet().state_dict()
     del state["cls.4.bias"], state["layer0.4.running_mean"]
     state["extra.weight"] = torch.zeros(1)
@@ -207,7 +208,7 @@ def test_what_does_not_fit_is_named_in_their_names(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         read_weights(as_trained(state, tmp_path / "a.pth"), "semseg").build()
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'a.pth'}: not the weights of semseg that its names promise: ")
+    assert text.startswith(f"{tmp_path / 'a.pth'}: does not match the published network of semseg: ")
     assert "2 missing: layer0.4.running_mean, cls.4.bias" in text
     assert "1 unexpected: extra.weight" in text
     assert "1 of another shape: ppm.features.2.1.weight is 3x4x1x1, expected 64x256x1x1" in text
@@ -219,21 +220,21 @@ def test_what_does_not_fit_is_named_in_their_names(tmp_path: Path) -> None:
         (
             "cls.4.weight",
             torch.tensor(1.0).expand(10**9, 64, 1, 1),
-            r"has 1000000000 classes \(cls.4.weight\); expected 1 to",
+            r"has 1000000000 classes \(cls.4.weight\)\. Expected 1 to",
         ),
         ("cls.4.weight", torch.tensor(1.0), r"has 0 classes \(cls.4.weight\)"),
         ("layer1.0.conv1.weight", torch.tensor(1.0), r"a Wide ResNet or ResNeXt \(resnet-50 blocks of 0 channels\)"),
-        ("layer0.0.weight", torch.tensor(1.0), "the first convolution is none, which is none of the stems"),
-        ("layer0.0.weight", torch.zeros(5, 3, 3, 3), "the first convolution is one of 5 channels and 3x3 pixels"),
+        ("layer0.0.weight", torch.tensor(1.0), "the first convolution is missing. Expected that of a stem"),
+        ("layer0.0.weight", torch.zeros(5, 3, 3, 3), "the first convolution is 3x3 with 5 channels"),
     ],
 )
-def test_tensors_of_absurd_shapes(name: str, value: Tensor, text: str, tmp_path: Path) -> None:
+def test_tensors_of_invalid_shapes(name: str, value: Tensor, text: str, tmp_path: Path) -> None:
     state = {**SemsegPSPNet().state_dict(), name: value}
     with pytest.raises(WeightsError, match=text):
         read_weights(as_trained(state, tmp_path / "a.pth"), "semseg")
 
 
-def test_psanet_is_refused(tmp_path: Path) -> None:
+def test_psanet_is_rejected(tmp_path: Path) -> None:
     state = {**SemsegPSPNet().state_dict(), "psa.reduce.weight": torch.zeros(1)}
-    with pytest.raises(WeightsError, match="semseg's PSANet, which is another network"):
+    with pytest.raises(WeightsError, match="semseg's PSANet, not a PSPNet"):
         read_weights(as_trained(state, tmp_path / "a.pth"), "semseg")

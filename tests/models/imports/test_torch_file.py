@@ -1,4 +1,4 @@
-"""Files of torch.save are read without running anything that they name, whatever stands beside the weights."""
+"""torch.save files are read without running any code that they name."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 
 from pspnet.errors import WeightsError
 from pspnet.models.imports import torch_file
-from pspnet.models.imports.inert_pickle import Placeholder, StoredTensor, read_inertly
+from pspnet.models.imports.inert_pickle import Placeholder, StoredTensor, read_untrusted
 from pspnet.models.imports.torch_file import read_torch_file
 
 
 class Buffer:
-    """Stands for a foreign class with a state, as mmengine's HistoryBuffer."""
+    """Foreign class with a state, like mmengine's HistoryBuffer."""
 
     def __init__(self) -> None:
         self.values = np.array([1.5])
 
 
 class Mapping(dict):  # type: ignore[type-arg]
-    """Stands for a foreign dict, as mmengine's ConfigDict."""
+    """Foreign dict, like mmengine's ConfigDict."""
 
 
 class Many(list):  # type: ignore[type-arg]
-    """Stands for a foreign list."""
+    """Foreign list."""
 
 
 class Attack:
-    """Its unpickling makes a folder, unless nothing is called."""
+    """Creates a folder when it is unpickled by pickle."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,8 +85,8 @@ def test_every_tensor_is_read(zipped: bool, known: bool, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_both_readers_agree_without_torchs_own(zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on PyTorch 1.12, whose torch.load has no weights_only."""
+def test_reader_without_weights_only(zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 1.12 has no weights_only."""
     monkeypatch.setattr(torch_file.torch, "load", lambda path: pytest.fail("torch.load was called"))
     torch.save(state(), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     found = read_torch_file(tmp_path / "a.pth").state
@@ -98,7 +98,7 @@ def test_nothing_in_the_file_is_called(zipped: bool, tmp_path: Path) -> None:
     torch.save(checkpoint(Attack(tmp_path / "made")), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     assert torch.equal(read_torch_file(tmp_path / "a.pth").state["b.count"], torch.tensor(7))
     assert not (tmp_path / "made").exists()
-    content, _ = read_inertly(tmp_path / "a.pth", lambda content: {})
+    content, _ = read_untrusted(tmp_path / "a.pth", lambda content: {})
     assert type(content["message_hub"]["foreign"]) is Placeholder
     assert type(content["meta"]["loss"]) is Placeholder
     assert type(content["optimizer"]["state"][0]["momentum"]) is StoredTensor
@@ -113,7 +113,7 @@ def test_nothing_in_the_file_is_called(zipped: bool, tmp_path: Path) -> None:
         b"(cos\nsystem\nS'touch made'\no.",  # OBJ
         b"\x80\x02cos\nsystem\nS'touch made'\n\x85\x81.",  # NEWOBJ
         b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0atouch made\x85R.",  # STACK_GLOBAL
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}S'__defaults__'\nN\x86s\x86b.",  # BUILD on a stand-in
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}S'__defaults__'\nN\x86s\x86b.",  # BUILD on a substitute
         b"\x80\x02ccollections\nOrderedDict\nN}S'pop'\nNs\x86b.",  # BUILD on a class
     ],
 )
@@ -122,13 +122,13 @@ def test_no_opcode_reaches_a_function(code: bytes, tmp_path: Path, monkeypatch: 
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("a/data.pkl", code)
     pop = OrderedDict.pop
-    with pytest.raises(WeightsError, match=r"holds no state dict, but a|damaged or truncated"):
+    with pytest.raises(WeightsError, match=r"has no state dict, but a|damaged or truncated"):
         read_torch_file(tmp_path / "a.pth")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth"]
     assert OrderedDict.pop is pop
 
 
-def test_a_storage_that_is_no_storage(tmp_path: Path) -> None:
+def test_invalid_storage(tmp_path: Path) -> None:
     class Fake(pickle.Pickler):
         def persistent_id(self, value: object) -> Any:
             return ("storage", "no type", "0", "cpu", 5) if isinstance(value, Buffer) else None
@@ -141,11 +141,11 @@ def test_a_storage_that_is_no_storage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("share", [0.2, 0.6, 0.999])
-def test_truncated(zipped: bool, known: bool, share: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", [0.2, 0.6, 0.999])
+def test_truncated(zipped: bool, known: bool, fraction: float, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save(state() if known else checkpoint(FOREIGN), path, _use_new_zipfile_serialization=zipped)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
     with pytest.raises(
         WeightsError, match=r"a\.pth: damaged or truncated \(.+\)\. Copy or download it again\."
     ) as caught:
@@ -153,13 +153,13 @@ def test_truncated(zipped: bool, known: bool, share: float, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_swapped_bytes_are_noticed(tmp_path: Path) -> None:
-    """Every damaged byte is either found out or changes nothing but values."""
+def test_flipped_bytes_are_detected(tmp_path: Path) -> None:
+    """Every damaged byte is either detected or changes only values."""
     path = tmp_path / "a.pth"
     torch.save(checkpoint(Buffer()), path)
     content = path.read_bytes()
-    for place in range(0, len(content), 61):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+    for position in range(0, len(content), 61):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
         try:
             found = read_torch_file(path).state
         except WeightsError:
@@ -171,13 +171,13 @@ def test_swapped_bytes_are_noticed(tmp_path: Path) -> None:
     ("content", "text"),
     [
         (b"", "an empty file"),
-        (b"<html>Sign in</html>", "a text file, perhaps the page of a failed download"),
-        (b"\x12\x01\x00\x00\x00\x00\x00\x00" + bytes(90), "an MXNet parameter file, which `--from gluoncv` reads"),
+        (b"<html>Sign in</html>", "a text file, possibly the web page of a failed download"),
+        (b"\x12\x01\x00\x00\x00\x00\x00\x00" + bytes(90), "an MXNet parameter file; use `--from gluoncv`"),
         (b"\x1f\x8b\x08" + bytes(90), "a gzip archive"),
-        (b"\x80\x04\x95" + bytes(90), "no weights file that is known"),
+        (b"\x80\x04\x95" + bytes(90), "not a known weights file"),
     ],
 )
-def test_other_kinds_of_files(content: bytes, text: str, tmp_path: Path) -> None:
+def test_other_file_types(content: bytes, text: str, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(WeightsError, match=text):
         read_torch_file(tmp_path / "a.pth")
@@ -186,13 +186,13 @@ def test_other_kinds_of_files(content: bytes, text: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ([1, 2], "holds no state dict, but a list"),
-        ({}, "holds no state dict, but nothing"),
-        ({"epoch": 1, "net": 2}, "holds no state dict, but entries epoch, net"),
-        ({"state_dict": {"a": torch.zeros(1), "b": "text"}}, "holds no state dict, but entries state_dict"),
+        ([1, 2], "has no state dict, but a list"),
+        ({}, "has no state dict, but nothing"),
+        ({"epoch": 1, "net": 2}, "has no state dict, but entries epoch, net"),
+        ({"state_dict": {"a": torch.zeros(1), "b": "text"}}, "has no state dict, but entries state_dict"),
     ],
 )
-def test_contents_that_are_no_state_dict(content: Any, text: str, tmp_path: Path) -> None:
+def test_contents_without_a_state_dict(content: Any, text: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=text):
         read_torch_file(tmp_path / "a.pth")
@@ -201,15 +201,15 @@ def test_contents_that_are_no_state_dict(content: Any, text: str, tmp_path: Path
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_torchscript_folders_and_missing_files(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.ReLU()), str(tmp_path / "script.pt"))
-    with pytest.raises(WeightsError, match=r"a TorchScript program, which is not read\. Save model\.state_dict\(\)"):
+    with pytest.raises(WeightsError, match=r"a TorchScript program, which is not supported\. Save model\.state_dict"):
         read_torch_file(tmp_path / "script.pt")
-    with pytest.raises(WeightsError, match="a folder; expected a file of weights"):
+    with pytest.raises(WeightsError, match="a folder; expected a weights file"):
         read_torch_file(tmp_path)
     with pytest.raises(WeightsError, match=r"none\.pth: cannot be read \(No such file"):
         read_torch_file(tmp_path / "none.pth")
 
 
-def test_data_parallels_prefix_is_dropped(tmp_path: Path) -> None:
+def test_prefix_of_data_parallel_is_dropped(tmp_path: Path) -> None:
     torch.save({"module.a": torch.ones(1), "module.b.module.c": torch.zeros(1)}, tmp_path / "a.pth")
     assert list(read_torch_file(tmp_path / "a.pth").state) == ["a", "b.module.c"]
 

@@ -1,4 +1,4 @@
-"""torchvision's and segmentation-models-pytorch's weights give their features; both are run here as published."""
+"""Features of torchvision's and segmentation-models-pytorch's weights against both packages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_torchvision_features(
     assert (weights.complete, weights.architecture) == (
         False, {"backbone": "resnet-50", "stem": "conv7", "width": 64},
     )  # fmt: skip
-    # torchvision gives up strides in this way; the published PSPNet does not, whatever weights it starts from.
+    # torchvision dilates this way; the published PSPNet does not.
     backbone = ResNet(BLOCKS, contract_dilation=True).eval()
     weights.load_backbone(backbone)
     for size in ((64, 48), (41, 67)):
@@ -90,10 +90,10 @@ def test_smp_from_safetensors(tmp_path: Path, randomise: Callable[..., None]) ->
         ("resnet152", "a ResNet of 3, 8, 36, 3 bottleneck blocks"),
         ("wide_resnet50_2", "a Wide ResNet or ResNeXt"),
         ("resnext50_32x4d", "a Wide ResNet or ResNeXt"),
-        ("vgg11", "no ResNet, it has no layer1.0.conv1.weight"),
+        ("vgg11", "not a ResNet, it has no layer1.0.conv1.weight"),
     ],
 )
-def test_other_backbones_are_refused(name: str, text: str, tmp_path: Path) -> None:
+def test_other_backbones_are_rejected(name: str, text: str, tmp_path: Path) -> None:
     with torch.device("meta"):  # names and shapes are enough
         names = getattr(torchvision.models, name)().state_dict()
     state = {n: torch.tensor(0.0).expand(v.shape) for n, v in names.items() if "classifier" not in n}
@@ -102,34 +102,34 @@ def test_other_backbones_are_refused(name: str, text: str, tmp_path: Path) -> No
         read_weights(tmp_path / "a.pth", "torchvision")
 
 
-def test_torchvision_segmentation_networks_are_refused(tmp_path: Path) -> None:
+def test_torchvision_segmentation_networks_are_rejected(tmp_path: Path) -> None:
     state = {"backbone.layer1.0.conv1.weight": torch.zeros(1), "classifier.0.weight": torch.zeros(1)}
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="torchvision's FCN or DeepLabV3, which is no PSPNet"):
+    with pytest.raises(WeightsError, match="torchvision's FCN or DeepLabV3, not a PSPNet"):
         read_weights(tmp_path / "a.pth", "torchvision")
-    with pytest.raises(WeightsError, match="its names are those of torchvision, not of semseg: use --from torchvision"):
+    with pytest.raises(WeightsError, match="its names are from torchvision, not semseg: use --from torchvision"):
         read_weights(tmp_path / "a.pth", "semseg")
 
 
-def test_a_backbone_needs_classes_to_become_a_model(tmp_path: Path, randomise: Callable[..., None]) -> None:
+def test_backbone_needs_classes(tmp_path: Path, randomise: Callable[..., None]) -> None:
     original = ResNet(BLOCKS, width=4)
     randomise(original)
     state = {f"encoder.{n}": v for n, v in original.state_dict().items()}
     torch.save({n.replace(".stem", ""): v for n, v in state.items()}, tmp_path / "a.pth")
     weights = read_weights(tmp_path / "a.pth", "smp")
-    with pytest.raises(WeightsError, match="a backbone alone, so its future classes must be given with --classes"):
+    with pytest.raises(WeightsError, match=r"a backbone without heads\. Give their classes with --classes"):
         weights.build()
     model = weights.build(4)
     assert model.head.classifier.out_channels == 4
     assert torch.equal(model.backbone.layer1[0].conv1.weight, state["encoder.layer1.0.conv1.weight"])
 
 
-def test_the_program_of_a_backbone_is_found_out(tmp_path: Path, randomise: Callable[..., None]) -> None:
+def test_program_of_a_backbone_is_detected(tmp_path: Path, randomise: Callable[..., None]) -> None:
     original = ResNet(BLOCKS, stem="deep-narrow", width=4)
     randomise(original)
     state = original.state_dict()
     order = ("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3", "bn3")
-    names = {f"stem.{name}.": f"stem.{place}." for place, name in enumerate(order)}
+    names = {f"stem.{name}.": f"stem.{index}." for index, name in enumerate(order)}
     renamed = {}
     for name, value in state.items():
         start = ".".join(name.split(".")[:2]) + "."
@@ -141,5 +141,5 @@ def test_the_program_of_a_backbone_is_found_out(tmp_path: Path, randomise: Calla
     weights.load_backbone(backbone)
     assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
     torch.save({"a.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="its names are not those of smp, mmsegmentation, semseg, torchvision"):
+    with pytest.raises(WeightsError, match="its names match none of smp, mmsegmentation, semseg, torchvision"):
         read_backbone(tmp_path / "other.pth")

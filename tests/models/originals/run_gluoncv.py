@@ -1,9 +1,9 @@
-"""Runs GluonCV's own PSPNet with random weights; needs mxnet 1.9.1 and gluoncv 0.10.5.post0 under Python 3.8.
+"""Run GluonCV's PSPNet with random weights; needs mxnet 1.9.1 and gluoncv 0.10.5.post0 under Python 3.8.
 
     python run_gluoncv.py OUTPUT BACKBONE CLASSES CROP SIZE...
 
 Writes OUTPUT/model_algo-1 with the parameters, and OUTPUT/<height>x<width>.npz for every SIZE with `image` (uint8) and
-the `logits` of predict(), and for the crop's size also those of the training form, `auxiliary` ones included.
+the `logits` of predict(); for the crop size also the main and `auxiliary` logits of training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def randomise(net: PSPNet, random: np.random.Generator) -> None:
-    """Every parameter and statistic away from its initial value, in a range that keeps activations near 1."""
+    """Set random parameters and statistics that keep activations near 1."""
     for name, parameter in net.collect_params().items():
         shape = parameter.shape
         if name.endswith("gamma"):
@@ -40,7 +40,7 @@ def main(output: Path, backbone: str, classes: int, crop: int, sizes: list[tuple
     net(mx.nd.zeros((1, 3, crop, crop)))  # gives every parameter its shape
     randomise(net, random)
     net.save_parameters(str(output / "model_algo-1"))
-    # predict() changes the sizes that the training form up-samples to, so that form goes first.
+    # predict() changes the up-sampling sizes of training, so the crop size runs first.
     for height, width in sorted(sizes, key=lambda size: size != (crop, crop)):
         image = random.integers(0, 256, (1, 3, height, width), dtype=np.uint8)
         normalised = (image / 255 - np.reshape(MEAN, (1, 3, 1, 1))) / np.reshape(STD, (1, 3, 1, 1))

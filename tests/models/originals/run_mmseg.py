@@ -1,10 +1,10 @@
-"""Runs mmsegmentation's own PSPNet with random weights; needs mmsegmentation 1.2.2, mmcv-lite 2.1.0 and torch 2.1.
+"""Run mmsegmentation's PSPNet with random weights; needs mmsegmentation 1.2.2, mmcv-lite 2.1.0 and torch 2.1.
 
     python run_mmseg.py OUTPUT CONFIG CLASSES bgr|rgb SIZE...
 
 CONFIG is a name such as pspnet_r50-d8. Writes OUTPUT/iter_2.pth as mmengine's runner saves it (weights, config, class
 names, log buffers with numpy numbers, an optimizer), and OUTPUT/<height>x<width>.npz for every SIZE with `image`
-(uint8 RGB), `logits` and `auxiliary`. With `bgr`, the config wants images of that order.
+(uint8 RGB), `logits` and `auxiliary`. With `bgr`, the config specifies BGR images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-# mmcv-lite has no compiled operators. No network here calls one, but mmseg imports their names.
+# mmcv-lite has no compiled operators. They are not called here, but mmseg imports their names.
 operators = types.ModuleType("mmcv.ops")
 operators.__spec__ = importlib.machinery.ModuleSpec("mmcv.ops", None)
 operators.__getattr__ = lambda name: mock.MagicMock() if not name.startswith("__") else None
@@ -33,7 +33,7 @@ from mmseg.registry import MODELS  # noqa: E402
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Every parameter and statistic away from its initial value, in a range that keeps activations near 1."""
+    """Set random parameters and statistics that keep activations near 1."""
     for name, value in model.state_dict().items():
         if name.endswith("running_var"):
             value.uniform_(0.5, 2.0)
@@ -48,7 +48,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 
 def build(name: str, classes: int, bgr: bool) -> tuple[Config, torch.nn.Module]:
-    """The published config with its batch norm for one process, and its network."""
+    """Build the network of the published config with batch norm for one process."""
     depth = int(name.split("_r")[1].split("-")[0])
     configs = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models"
     config = Config.fromfile(configs / "pspnet_r50-d8.py")
@@ -64,7 +64,7 @@ def build(name: str, classes: int, bgr: bool) -> tuple[Config, torch.nn.Module]:
 
 
 def save(path: Path, config: Config, model: torch.nn.Module, classes: int) -> None:
-    """A checkpoint with all that mmengine's runner puts in one."""
+    """Write a checkpoint like mmengine's runner."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     history = HistoryBuffer([np.float64(0.5), np.float64(0.25)], [1, 1])
     meta = {
@@ -97,7 +97,7 @@ def main(output: Path, name: str, classes: int, bgr: bool, sizes: list[tuple[int
     save(output / "iter_2.pth", config, model, classes)
     for height, width in sizes:
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)  # RGB
-        # mmseg reads images as BGR; its preprocessor turns them to RGB where the config says so.
+        # mmseg reads images as BGR; its preprocessor converts them to RGB if configured.
         inputs = model.data_preprocessor({"inputs": [image.flip(0)], "data_samples": None})["inputs"]
         with torch.no_grad():
             logits = model.encode_decode(inputs, [{"img_shape": (height, width)}])

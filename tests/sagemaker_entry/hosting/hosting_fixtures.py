@@ -23,7 +23,7 @@ def save_tiny_model(folder: Path) -> Path:
     from pspnet.artifact.bundle import write_code
     from pspnet.artifact.model_directory import architecture_of, save_artifact
     from pspnet.config.schema import Config
-    from pspnet.models.pspnet import build_model
+    from pspnet.models.build import build_model
 
     config = Config(num_classes=3, width=4, aux_weight=0.0, data="shapes", use_pretrained_model=False)
     folder.mkdir(parents=True, exist_ok=True)

@@ -154,14 +154,3 @@ def test_models_that_are_not_there(aws: Aws, stored: str, capsys: pytest.Capture
     assert "there is no S3 bucket" in fails(capsys, "s3://nobodys-bucket/model.tar.gz")
     assert "expected the address of an archive" in fails(capsys, f"s3://{BUCKET}/jobs/")
     assert not aws.sent("CreateModel")
-
-
-def test_the_names_of_the_model_directory_are_those_of_the_package() -> None:
-    from pspnet.artifact import bundle
-    from pspnet.artifact import model_directory as artifact
-    from sagemaker_entry.hosting import model_check
-
-    assert (model_check.FORMAT, model_check.WEIGHTS_NAME, model_check.CONFIG_NAME) == (
-        artifact.FORMAT, artifact.WEIGHTS_NAME, artifact.CONFIG_NAME,
-    )  # fmt: skip
-    assert (model_check.CODE_NAME, model_check.ARCHIVE_NAME) == (bundle.CODE_NAME, bundle.ARCHIVE_NAME)

@@ -22,7 +22,7 @@ from pspnet.config.schema import Config
 from pspnet.errors import ConfigError
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.serving.processes.supervisor import open_listener
 from pspnet.serving.protocol.answers import FORMS, AnswerForm, encode
 from tests.serving.pictures import encoded, noise

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pspnet.models.pspnet import build_model
+from pspnet.models.build import build_model
 from pspnet.training.optimization import upsampled_loss as upsampled
 from pspnet.training.optimization.losses import build_loss
 
