@@ -148,7 +148,7 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
 def run_stream(arguments: argparse.Namespace) -> int:
     """Run until the source ends, or until Ctrl-C or SIGTERM; then deliver what was accepted."""
     from pspnet.stream.console import Console
-    from pspnet.stream.sinks.base import check_sinks
+    from pspnet.stream.sinks.factory import check_sinks
     from pspnet.stream.statistics import Statistics, final_report
     from pspnet.system.stopping import StopSignals
 
@@ -177,7 +177,7 @@ def _build(
 ) -> Pipeline:
     """Open everything; where one part cannot be opened, the others are closed again."""
     from pspnet.stream.pipeline import Pipeline, PipelineSettings
-    from pspnet.stream.sinks.base import open_sinks
+    from pspnet.stream.sinks.factory import open_sinks
 
     with contextlib.ExitStack() as opened:
         local = Path(arguments.source).exists() and not arguments.source.startswith("/dev/")
@@ -218,7 +218,8 @@ def _open_source(
     statistics: Statistics,
     opened: contextlib.ExitStack,
 ) -> Source:
-    from pspnet.stream.sources.base import SourceOptions, open_source
+    from pspnet.stream.sources.base import SourceOptions
+    from pspnet.stream.sources.factory import open_source
     from pspnet.stream.sources.video import PacedSource
 
     options = SourceOptions(

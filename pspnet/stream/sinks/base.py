@@ -1,18 +1,16 @@
-"""Where masks go: what every sink offers, and which one a text on the command line means."""
+"""Sink protocol, context and errors."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from pspnet.classes import voc_palette
-from pspnet.errors import ConfigError, PspnetError
+from pspnet.errors import PspnetError
 from pspnet.masks.frames import MaskedFrame
 
 
@@ -92,7 +90,6 @@ class SinkContext:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-VIDEO_SUFFIXES = (".mp4", ".mkv")
 SETTING_NAMES = (
     "key_every", "mask_encoding", "s3_spool", "segment_frames", "segment_seconds", "webhook_headers", "webhook_send",
     "webhook_timeout",
@@ -105,70 +102,3 @@ def without_secrets(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         return text
     return re.sub(r"//[^/]*@", "//***@", re.split(r"[?#]", text, maxsplit=1)[0])
-
-
-def open_sink(text: str, context: SinkContext) -> Sink:
-    """The sink that a text means: s3://BUCKET/PREFIX, http(s)://..., FILE.mp4 or .mkv, window, web[:PORT], -, a folder.
-
-    A folder called `window` is written ./window. Raises SinkError or ConfigError where it cannot be opened.
-    """
-    if text.startswith("s3://"):
-        from pspnet.stream.sinks.mask_files import S3Sink
-
-        return S3Sink(text, context)
-    if text.startswith(("http://", "https://")):
-        from pspnet.stream.sinks.webhook import WebhookSink
-
-        return WebhookSink(text, context)
-    if text in ("-", "png:-"):
-        from pspnet.stream.sinks.stdout import StdoutSink
-
-        return StdoutSink(context, bare=text == "png:-")
-    if text == "window":
-        from pspnet.stream.sinks.window import WindowSink
-
-        return WindowSink(context)
-    if text == "web" or text.startswith("web:"):
-        from pspnet.stream.sinks.web import WebSink
-
-        return WebSink(text, context)
-    if text.lower().endswith(VIDEO_SUFFIXES) and not text.endswith("/"):
-        from pspnet.stream.sinks.overlay import OverlayVideoSink
-
-        return OverlayVideoSink(Path(text), context)
-    from pspnet.stream.sinks.mask_files import FolderSink
-
-    return FolderSink(Path(text), context)
-
-
-def check_sinks(texts: Sequence[str]) -> None:
-    """Refuse sinks that cannot go together, before any is opened. Raises ConfigError."""
-    doubled = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
-    if doubled:
-        raise ConfigError(f"--to: {without_secrets(doubled[0])} is named twice; name every sink once.")
-    if "-" in texts and "png:-" in texts:
-        raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")
-
-
-def open_sinks(texts: Sequence[str], context: SinkContext, opened: ExitStack) -> list[Sink]:
-    """The sinks that texts mean. `opened` closes them where a later part of the stream cannot be opened.
-
-    Raises as open_sink(), and ConfigError for two of one name: they would share a spill folder and a place in the
-    summary.
-    """
-    sinks: list[Sink] = []
-    for text in texts:
-        sink = open_sink(text, context)
-        opened.callback(_close_unused, sink, context.report)
-        if any(other.name == sink.name for other in sinks):
-            raise ConfigError(f"--to: {sink.name} is named twice, in different words; name every sink once.")
-        sinks.append(sink)
-    return sinks
-
-
-def _close_unused(sink: Sink, report: Callable[[str], None]) -> None:
-    """Close a sink because something else could not be opened: that is the error, and this sink's is only said."""
-    try:
-        sink.close()
-    except SinkError as error:
-        report(str(error))

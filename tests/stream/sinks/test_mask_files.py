@@ -16,7 +16,8 @@ from pspnet.errors import ConfigError, PspnetError
 from pspnet.masks.codec import MaskFileError
 from pspnet.masks.writer import SegmentSettings
 from pspnet.stream import read_masks
-from pspnet.stream.sinks.base import SinkContext, SinkError, open_sink
+from pspnet.stream.sinks.base import SinkContext, SinkError
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.mask_files import CONTENT_TYPE, FolderSink, S3Sink
 from tests.masks.mask_items import START, item, scene
 

@@ -21,7 +21,8 @@ from PIL import Image
 from pspnet.classes import CAMVID_CLASSES, palette_for
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.sinks.base import SinkContext, SinkError, open_sink
+from pspnet.stream.sinks.base import SinkContext, SinkError
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.web import WebSink
 from tests.stream.players import frame, wait_until
 

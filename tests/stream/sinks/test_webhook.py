@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from pspnet.errors import ConfigError
-from pspnet.stream.sinks.base import SinkContext, SinkError, open_sink
+from pspnet.stream.sinks.base import SinkContext, SinkError
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.webhook import WebhookSink, read_headers, read_retry_after
 from tests.masks.mask_items import START, item, scene
 

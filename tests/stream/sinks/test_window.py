@@ -12,7 +12,8 @@ import pytest
 
 from pspnet.errors import ConfigError
 from pspnet.stream.sinks import window
-from pspnet.stream.sinks.base import SinkContext, open_sink
+from pspnet.stream.sinks.base import SinkContext
+from pspnet.stream.sinks.factory import open_sink
 
 ROOT = Path(__file__).resolve().parents[3]
 XVFB = shutil.which("xvfb-run")

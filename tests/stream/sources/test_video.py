@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pspnet.stream.sources.base import SourceError, SourceOptions, open_source
+from pspnet.stream.sources.base import SourceError, SourceOptions
+from pspnet.stream.sources.factory import open_source
 from pspnet.stream.sources.video import FileSource, FolderSource, PacedSource
 from tests.stream.films import frames, number_of, read_video, write_video
 
