@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pspnet.driving.corridor import Corridor, View, class_shares, drivable_corridor, nearest_obstacle
+from pspnet.driving.corridor import Corridor, drivable_corridor
+from pspnet.driving.obstacle import nearest_obstacle
+from pspnet.driving.view import View
 
 ROWS = 8
 """Rows of the corridor that are written at most."""
@@ -26,7 +28,7 @@ def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -
         view: what is drivable, and where the vehicle is in the image.
     """
     rows, columns = mask.shape
-    shares = {name_of(index, class_names): round(share, 6) for index, share in class_shares(mask).items()}
+    shares = {name_of(index, class_names): round(share, 6) for index, share in class_fractions(mask).items()}
     found: dict[str, Any] = {"height": rows, "width": columns, "classes": shares}
     if view is None:
         return found
@@ -63,6 +65,12 @@ def _corridor(corridor: Corridor, view: View, rows: int, columns: int) -> dict[s
         metres = view.camera.metres(row, rows) if view.camera else None
         lines.append(line if metres is None else {**line, "metres": round(metres, 3)})
     return {"bottom": corridor.bottom, "top": corridor.top, "height": round(corridor.top / rows, 6), "rows": lines}
+
+
+def class_fractions(mask: np.ndarray) -> dict[int, float]:
+    """The share of the pixels of every class in the mask, by class id."""
+    counts = np.bincount(mask.ravel(), minlength=1)
+    return {int(index): int(counts[index]) / max(1, mask.size) for index in np.flatnonzero(counts)}
 
 
 def name_of(index: int, class_names: Sequence[str]) -> str:

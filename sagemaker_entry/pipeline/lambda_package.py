@@ -23,6 +23,8 @@ CODE = (
     "pspnet/driving/__init__.py",
     "pspnet/driving/corridor.py",
     "pspnet/driving/mask_summary.py",
+    "pspnet/driving/obstacle.py",
+    "pspnet/driving/view.py",
     "pspnet/masks/__init__.py",
     "pspnet/masks/codec.py",
     "pspnet/masks/reader.py",

@@ -7,15 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from pspnet.driving.corridor import (
-    Camera,
-    View,
-    ViewError,
-    class_shares,
-    drivable_corridor,
-    nearest_obstacle,
-    runs,
-)
+from pspnet.driving.corridor import drivable_corridor, runs
+from pspnet.driving.mask_summary import class_fractions
+from pspnet.driving.obstacle import nearest_obstacle
+from pspnet.driving.view import Camera, View, ViewError
 
 ROAD, CAR, SKY = 3, 8, 0
 
@@ -32,7 +27,7 @@ def view(**options: object) -> View:
 
 def test_shares_are_those_of_the_pixels() -> None:
     mask = drawn("ss..", "s...", "c...", "....")
-    assert class_shares(mask) == {SKY: 3 / 16, ROAD: 12 / 16, CAR: 1 / 16}
+    assert class_fractions(mask) == {SKY: 3 / 16, ROAD: 12 / 16, CAR: 1 / 16}
 
 
 def test_runs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pspnet.classes import CAMVID_CLASSES
-from pspnet.driving.corridor import Camera, View
+from pspnet.driving.view import Camera, View
 from pspnet.errors import ConfigError
 from sagemaker_entry.pipeline.lambda_settings import LARGEST_BYTES, read_settings
 

@@ -12,8 +12,8 @@ import pytest
 from pspnet.classes import CAMVID_CLASSES, IGNORE_INDEX, palette_for, voc_palette
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkContext, SinkError
-from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.colours import legend, overlay, painted
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.overlay import OverlayVideoSink
 from tests.stream.films import read_video
 from tests.stream.players import frame
