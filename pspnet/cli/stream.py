@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pspnet.classes import NAMED_CLASS_SETS
 from pspnet.errors import ConfigError
-from pspnet.system.atomic_files import atomic_write
 
 if TYPE_CHECKING:
-    from pspnet.stream.console import Console
-    from pspnet.stream.delivery import Delivery
     from pspnet.stream.model import Model
-    from pspnet.stream.pipeline import Pipeline
-    from pspnet.stream.sinks.base import Sink, SinkContext
-    from pspnet.stream.sources.base import Source
-    from pspnet.stream.statistics import Statistics
 
 _SINKS = """Sinks:
   DIR, s3://BUCKET/PREFIX   the masks, compact, with an index
@@ -52,7 +45,7 @@ def register(subparsers: Any) -> None:
     _add_flow(parser)
     _add_model(parser)
     _add_delivery(parser)
-    parser.set_defaults(run=run_stream)
+    parser.set_defaults(run=stream_command)
 
 
 def _add(parser: Any, name: str, **keywords: Any) -> None:
@@ -145,99 +138,18 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def run_stream(arguments: argparse.Namespace) -> int:
-    """Run until the source ends, or until Ctrl-C or SIGTERM; then deliver what was accepted."""
+def stream_command(arguments: argparse.Namespace) -> int:
+    """Run a stream until its source ends, or until Ctrl-C or SIGTERM; return the exit code."""
     from pspnet.stream.console import Console
-    from pspnet.stream.sinks.factory import check_sinks
-    from pspnet.stream.statistics import Statistics, final_report
+    from pspnet.stream.streaming import StreamSettings, is_complete, run_stream
     from pspnet.system.stopping import StopSignals
 
-    console, statistics = Console(arguments.quiet), Statistics()
-    rate, sink_settings = _read_rate(arguments.rate), _read_settings(arguments.sink_setting)
-    check_sinks(arguments.to)
+    values = {item.name: getattr(arguments, item.name) for item in fields(StreamSettings) if item.name in arguments}
+    values["rate"] = _read_rate(arguments.rate)
+    settings = StreamSettings(**values, sink_settings=_read_settings(arguments.sink_setting))
     with StopSignals() as signals:
-        pipeline = _build(arguments, rate, sink_settings, console, statistics)
-        failure = _run_pipeline(pipeline, lambda: console.tick(statistics.line), signals)
-        summary = statistics.summary()
-        console.say(final_report(summary))
-        if arguments.summary is not None:
-            with atomic_write(arguments.summary) as temporary:
-                temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    if failure is not None:
-        raise failure
-    return signals.exit_code or _incomplete(summary)
-
-
-def _build(
-    arguments: argparse.Namespace,
-    rate: float | str | None,
-    sink_settings: dict[str, str],
-    console: Console,
-    statistics: Statistics,
-) -> Pipeline:
-    """Open everything; where one part cannot be opened, the others are closed again."""
-    from pspnet.stream.pipeline import Pipeline, PipelineSettings
-    from pspnet.stream.sinks.factory import open_sinks
-
-    with contextlib.ExitStack() as opened:
-        local = Path(arguments.source).exists() and not arguments.source.startswith("/dev/")
-        # A file that is missing is said before the model is loaded, but a camera is not opened before it is wanted.
-        source = _open_source(arguments, rate, console, statistics, opened) if local else None
-        model = _open_model(arguments)
-        opened.callback(model.close)
-        context = _context(arguments, model, source, statistics, console, sink_settings)
-        sinks = open_sinks(arguments.to, context, opened)
-        if source is None:
-            source = _open_source(arguments, rate, console, statistics, opened)
-        latest = arguments.policy == "latest" or (arguments.policy == "auto" and source.live)
-        deliveries = [_delivery(arguments, sink, latest, statistics, console) for sink in sinks]
-        opened.pop_all()  # from here on the pipeline closes what is open
-    settings = PipelineSettings(latest, arguments.max_frames, arguments.grace, arguments.give_up)
-    return Pipeline(source, model, deliveries, statistics, settings, console.say)
-
-
-def _incomplete(summary: dict[str, Any]) -> int:
-    """1 where a frame that was taken has no mask, or a mask was not delivered."""
-    missing = any(sink["lost"] or sink["on_disk"] or sink["unfinished"] for sink in summary["sinks"].values())
-    return 1 if missing or summary["failed"] else 0
-
-
-def _run_pipeline(pipeline: Pipeline, tick: Callable[[], None], signals: Callable[[], bool]) -> Exception | None:
-    """Run the stream; the error that ended it, after everything else has been delivered and said."""
-    try:
-        pipeline.run(signals, tick)
-    except Exception as error:
-        return error
-    return None
-
-
-def _open_source(
-    arguments: argparse.Namespace,
-    rate: float | str | None,
-    console: Console,
-    statistics: Statistics,
-    opened: contextlib.ExitStack,
-) -> Source:
-    from pspnet.stream.sources.base import SourceOptions
-    from pspnet.stream.sources.factory import open_source
-    from pspnet.stream.sources.video import PacedSource
-
-    options = SourceOptions(
-        rate=rate if isinstance(rate, float) else None,
-        size=arguments.size,
-        start=arguments.start,
-        region=arguments.region,
-        profile=arguments.profile,
-        aws_endpoint=arguments.aws_endpoint,
-        give_up=arguments.give_up,
-        report=console.say,
-        count=statistics.count,
-    )
-    source = open_source(arguments.source, options)
-    opened.callback(source.close)
-    if rate is None or source.live:
-        return source
-    return PacedSource(source, options.rate)
+        summary = run_stream(settings, lambda: _open_model(arguments), signals, Console(arguments.quiet))
+    return signals.exit_code or int(not is_complete(summary))
 
 
 def _open_model(arguments: argparse.Namespace) -> Model:
@@ -252,7 +164,7 @@ def _open_model(arguments: argparse.Namespace) -> Model:
             profile=arguments.profile,
         )
     if arguments.classes is not None:
-        raise ConfigError("--classes: a model directory has its own class names; leave this out.")
+        raise ConfigError("--classes: a model directory has its own class names; omit --classes.")
     from pspnet.stream.model import LocalModel
     from pspnet.system.device import choose_device, choose_precision
 
@@ -262,69 +174,21 @@ def _open_model(arguments: argparse.Namespace) -> Model:
     return LocalModel.load(arguments.model, str(device), dtype=dtype, **options)
 
 
-def _context(
-    arguments: argparse.Namespace,
-    model: Model,
-    source: Source | None,
-    statistics: Statistics,
-    console: Console,
-    settings: dict[str, str],
-) -> SinkContext:
-    from pspnet.stream.sinks.base import SinkContext
-
-    return SinkContext(
-        class_names=model.class_names,
-        palette=model.palette,
-        source=arguments.source,
-        rate=None if source is None else source.rate,
-        opacity=arguments.opacity,
-        legend=arguments.legend,
-        region=arguments.region,
-        profile=arguments.profile,
-        aws_endpoint=arguments.aws_endpoint,
-        report=console.say,
-        status=statistics.summary,
-        settings=settings,
-    )
-
-
-def _delivery(
-    arguments: argparse.Namespace, sink: Sink, latest: bool, statistics: Statistics, console: Console
-) -> Delivery:
-    from pspnet.stream.delivery import Delivery, DeliveryLimits
-    from pspnet.stream.spill import Spill, folder_name
-
-    # Where every frame counts, a slow sink holds up the source, and nothing goes to disk because of it.
-    limits = DeliveryLimits(patience=2.0 if latest else None, grace=arguments.grace)
-    folder = arguments.spill / folder_name(sink.name)
-    spill = Spill(folder, arguments.spill_bytes, sink.wants_images) if sink.durable else None
-    return Delivery(sink, spill, statistics.sink(sink.name), console.say, limits)
-
-
 def _read_rate(text: str | None) -> float | str | None:
-    """None, "own" or frames a second."""
+    """Read None, "own" or frames per second."""
     if text is None or text == "own":
         return text
     with contextlib.suppress(ValueError):
         if 0 < float(text) <= 1000:
             return float(text)
-    raise ConfigError(f"--rate: found {text!r}; expected own, or frames a second above 0 up to 1000.")
+    raise ConfigError(f"--rate: found {text!r}; expected own, or frames per second above 0 up to 1000.")
 
 
 def _read_settings(texts: Sequence[str]) -> dict[str, str]:
-    from pspnet.config.values import nearest
-    from pspnet.stream.sinks.base import SETTING_NAMES
-
     wrong = [text for text in texts if not text.partition("=")[0] or "=" not in text]
     if wrong:
         raise ConfigError(f"--sink_setting: found {wrong[0]!r}; expected NAME=VALUE.")
-    settings = {text.partition("=")[0]: text.partition("=")[2] for text in texts}
-    for name in settings:
-        if name not in SETTING_NAMES:
-            like = nearest(name, SETTING_NAMES)
-            hint = f"did you mean {like}?" if like else f"there are {', '.join(SETTING_NAMES)}."
-            raise ConfigError(f"--sink_setting: no sink has the setting {name!r}; {hint}")
-    return settings
+    return {text.partition("=")[0]: text.partition("=")[2] for text in texts}
 
 
 def _read_classes(text: str | None) -> tuple[str, ...]:

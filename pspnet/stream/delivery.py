@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.reserve import Reserve
 from pspnet.stream.sinks.base import Sink, SinkClosed, SinkError
-from pspnet.stream.spill import Spill
+from pspnet.stream.spill_folder import SpillFolder
+from pspnet.stream.spill_queue import SpillQueue
 from pspnet.stream.statistics import SinkStatistics
 from pspnet.system.backoff import Backoff
 
@@ -48,14 +48,14 @@ class Delivery:
     def __init__(
         self,
         sink: Sink,
-        spill: Spill | None,
+        spill: SpillFolder | None,
         statistics: SinkStatistics,
         report: Callable[[str], None],
         limits: DeliveryLimits = DeliveryLimits(),
     ) -> None:
         self.sink = sink
         self._statistics, self._report, self._limits = statistics, report, limits
-        self._reserve = None if spill is None else Reserve(spill, sink.name, statistics, report)
+        self._spill_queue = None if spill is None else SpillQueue(spill, sink.name, statistics, report)
         self._depth = limits.depth if sink.durable else 1
         self._patience = limits.patience
         self._memory: deque[MaskedFrame] = deque()
@@ -91,7 +91,7 @@ class Delivery:
                 return
             if not self._spilled():
                 self._wait_for_room()
-            if self._dead and self._reserve is None:
+            if self._dead and self._spill_queue is None:
                 return
             if not self._spilled() and self._has_room() and not self._dead:
                 self._push(item)
@@ -110,7 +110,7 @@ class Delivery:
         return len(self._memory) < self._depth
 
     def _spilled(self) -> bool:
-        return self._reserve is not None and len(self._reserve) > 0
+        return self._spill_queue is not None and len(self._spill_queue) > 0
 
     def _push(self, item: MaskedFrame) -> None:
         if not self._dead:
@@ -120,8 +120,8 @@ class Delivery:
 
     def _to_disk(self, item: MaskedFrame) -> None:
         """Spill one item; where the folder is full, wait for room or say that the item is lost. Under the lock."""
-        while self._reserve is not None:
-            if self._reserve.append(item):
+        while self._spill_queue is not None:
+            if self._spill_queue.append(item):
                 self._changed.notify_all()
                 return
             # Without patience nothing may be lost: the whole stream waits until the sink has taken something.
@@ -163,7 +163,7 @@ class Delivery:
         """
         with self._changed:
             self._changed.wait_for(lambda: bool(self._memory) or self._spilled() or self._ending, timeout)
-            item = None if self._memory or self._reserve is None else self._reserve.first()
+            item = None if self._memory or self._spill_queue is None else self._spill_queue.first()
             self._from_disk = item is not None
             if item is not None or not self._memory:
                 return item
@@ -179,8 +179,8 @@ class Delivery:
             if self._dead:
                 return
             recovered = False
-            if self._from_disk and self._reserve is not None:
-                recovered = self._reserve.remove_first()
+            if self._from_disk and self._spill_queue is not None:
+                recovered = self._spill_queue.remove_first()
             elif self.sink.durable:
                 self._memory.popleft()
             self._statistics.waiting = len(self._memory)
@@ -246,7 +246,7 @@ class Delivery:
         with self._changed:
             self._backoff.reset()
             since, self._failing_since = self._failing_since, None
-            waiting = len(self._memory) + (0 if self._reserve is None else len(self._reserve))
+            waiting = len(self._memory) + (0 if self._spill_queue is None else len(self._spill_queue))
         if since is not None:
             self._report(f"{self.sink.name}: back after {time.monotonic() - since:.1f} s; {waiting} items waited.")
 
@@ -254,7 +254,7 @@ class Delivery:
         """Nobody is there any more: nothing is kept for this sink."""
         with self._changed:
             self._dead = True
-            self._reserve = None
+            self._spill_queue = None
             self._memory.clear()
             self._changed.notify_all()
         self._report(f"{self.sink.name}: {reason}")
@@ -268,8 +268,8 @@ class Delivery:
             kept = list(self._memory)
             self._memory.clear()
             self._statistics.waiting = 0
-            if self._reserve is not None and kept:
-                self._reserve.prepend(kept)
+            if self._spill_queue is not None and kept:
+                self._spill_queue.prepend(kept)
             self._changed.notify_all()
         self._report(f"{self.sink.name}: given up. {reason}")
 
@@ -304,7 +304,7 @@ class Delivery:
                 self._stop_for_good(f"It has not answered for {self._idle():.0f} s; what it took may not have arrived.")
                 break
         with self._changed:
-            if self._reserve is not None:
-                self._reserve.close()
+            if self._spill_queue is not None:
+                self._spill_queue.close()
         if self._error is not None:
             raise self._error

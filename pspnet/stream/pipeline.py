@@ -1,6 +1,6 @@
 """Decode -> infer -> deliver, each in its own thread, with a bounded number of frames between them.
 
-    source.frames() -> Handover -> model.mask -> Delivery -> sink.write
+    source.frames() -> FrameQueue -> model.mask -> Delivery -> sink.write
     one thread         1 or 4      one thread    8 each      one thread each
 
 The policy `latest` keeps one frame before the model, the newest; `all` keeps every frame and lets the source wait.
@@ -18,7 +18,7 @@ import numpy as np
 from pspnet.errors import PspnetError
 from pspnet.masks.frames import Frame, MaskedFrame
 from pspnet.stream.delivery import Delivery
-from pspnet.stream.handover import Handover
+from pspnet.stream.frame_queue import FrameQueue
 from pspnet.stream.model import Model, ModelUnavailable
 from pspnet.stream.sources.base import Source
 from pspnet.stream.statistics import Statistics
@@ -59,7 +59,7 @@ class Pipeline:
     ) -> None:
         self._source, self._model, self._deliveries = source, model, deliveries
         self._statistics, self._settings, self._report = statistics, settings, report
-        self._handover = Handover(_WAITING_FRAMES, settings.latest, lambda: statistics.count("late"))
+        self._queue = FrameQueue(_WAITING_FRAMES, settings.latest, lambda: statistics.count("late"))
         self._stopped_at: float | None = None
         self._stopping = threading.Event()
         self._errors: list[BaseException] = []
@@ -100,7 +100,7 @@ class Pipeline:
         if not self._stopping.is_set():
             self._stopped_at = time.monotonic()
             self._stopping.set()
-            self._handover.close()
+            self._queue.close()
             self._source.close()
             for delivery in self._deliveries:
                 delivery.hurry()
@@ -114,17 +114,17 @@ class Pipeline:
     def _decode(self) -> None:
         try:
             for taken, frame in enumerate(self._source.frames(), 1):
-                if self._stopping.is_set() or not self._handover.put(frame):
+                if self._stopping.is_set() or not self._queue.put(frame):
                     break
                 self._statistics.count("read")
                 if taken == self._settings.max_frames:
                     break
         finally:
-            self._handover.close()
+            self._queue.close()
 
     def _infer(self) -> None:
         try:
-            while (frame := self._handover.take()) is not None:
+            while (frame := self._queue.take()) is not None:
                 if frame.image.shape[:2] != self._size:
                     frame = self._prepared(frame)
                 taken = time.monotonic()
@@ -137,8 +137,8 @@ class Pipeline:
                 for delivery in self._deliveries:
                     delivery.put(item)
         finally:
-            self._handover.close()
-            while self._handover.take() is not None:  # only after an error: frames that were taken and get no mask
+            self._queue.close()
+            while self._queue.take() is not None:  # only after an error: frames that were taken and get no mask
                 self._statistics.count("failed")
             self._model.close()
 
@@ -149,7 +149,7 @@ class Pipeline:
             self._model.prepare(*self._size)
         except PspnetError:
             return frame  # the frame itself will tell
-        return self._handover.newest(frame)
+        return self._queue.newest(frame)
 
     def _mask(self, frame: Frame) -> tuple[Frame, np.ndarray | None]:
         """The mask of a frame, or of a newer one where the model could not be asked for a while; None for none."""
@@ -172,7 +172,7 @@ class Pipeline:
                     time.sleep(backoff.next())
                 else:
                     self._stopping.wait(backoff.next())
-                frame = self._handover.newest(frame)
+                frame = self._queue.newest(frame)
             except PspnetError as error:
                 self._failed(frame, error)
                 return frame, None

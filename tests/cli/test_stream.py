@@ -28,7 +28,7 @@ from pspnet.models.pspnet import build_model
 from pspnet.stream import read_masks
 from pspnet.stream.sinks.base import SinkError
 from pspnet.stream.sinks.mask_files import FolderSink
-from pspnet.stream.spill import Spill, folder_name
+from pspnet.stream.spill_folder import SpillFolder, folder_name
 from pspnet.system.exit_codes import run_guarded
 from tests.stream.films import frames, number_of, read_video, write_video
 from tests.stream.players import masked, wait_until
@@ -223,13 +223,13 @@ def test_a_killed_stream_leaves_its_video_and_its_spilled_items(model_dir: Path,
     # All but the last piece, of a second.
     assert len(read_video(tmp_path / "o.mkv")) >= 5
     (kept,) = folder.iterdir()
-    spill = Spill(kept, 10**9, images=False)
+    spill = SpillFolder(kept, 10**9, images=False)
     assert len(spill) >= 20
     assert spill.first() is not None
 
 
 def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> None:
-    spill = Spill(tmp_path / "spill" / folder_name("stdout"), 10**6, images=False)
+    spill = SpillFolder(tmp_path / "spill" / folder_name("stdout"), 10**6, images=False)
     for number in (100, 101):
         spill.append(masked(number))
     spill.close()
@@ -244,7 +244,7 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
     ("arguments", "code", "text"),
     [
         (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; a source is"),
-        (["film.mkv", "--to", "o.mkv", "--rate", "fast"], 2, "--rate: found 'fast'; expected own, or frames a second"),
+        (["film.mkv", "--to", "o.mkv", "--rate", "fast"], 2, "--rate: found 'fast'; expected own, or frames per second"),
         (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is named twice"),
         (["film.mkv", "--to", "masks", "./masks/"], 2, "--to: masks is named twice, in different words; name every"),
         (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is named twice"),
@@ -289,10 +289,10 @@ def test_a_missing_package_is_named_with_its_extra(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film = write_video(tmp_path / "film.mkv", 1)
-    monkeypatch.setattr("pspnet.stream.packages.find_spec", lambda _: None)
+    monkeypatch.setattr("pspnet.system.optional_packages.find_spec", lambda _: None)
     assert run_guarded(cli.dispatch, ["stream", str(film), "--model", str(model_dir), "--to", "o.mkv"]) == 2
     assert capsys.readouterr().err == (
-        "error: reading video needs the package av, which this Python does not have: "
+        "error: reading video needs av, which is not installed: "
         'pip install "pspnet[stream]" (from a checkout: pip install -e ".[stream]").\n'
     )
 

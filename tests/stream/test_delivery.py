@@ -12,7 +12,7 @@ import pytest
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.delivery import Delivery, DeliveryLimits
 from pspnet.stream.sinks.base import SinkClosed, SinkError
-from pspnet.stream.spill import Spill
+from pspnet.stream.spill_folder import SpillFolder
 from pspnet.stream.statistics import SinkStatistics
 from tests.stream.players import ListSink, masked, wait_until
 
@@ -27,7 +27,7 @@ class Played:
     def __init__(self, sink: ListSink, folder: Path, limits: DeliveryLimits = QUICK, spill_bytes: int = 10**7) -> None:
         self.said: list[str] = []
         self.statistics = SinkStatistics(sink.name)
-        spill = Spill(folder, spill_bytes, sink.wants_images) if sink.durable else None
+        spill = SpillFolder(folder, spill_bytes, sink.wants_images) if sink.durable else None
         self.delivery = Delivery(sink, spill, self.statistics, self.said.append, limits)
         self.delivery.start()
 
@@ -40,9 +40,9 @@ class Played:
         self.delivery.join()
 
 
-def spill_of_another_stream(folder: Path) -> Spill:
+def spill_of_another_stream(folder: Path) -> SpillFolder:
     """It has the folder, with item 100 in it."""
-    other = Spill(folder, 10**6, images=False)
+    other = SpillFolder(folder, 10**6, images=False)
     other.append(masked(100))
     return other
 
@@ -122,7 +122,7 @@ def test_an_error_that_stays_stops_the_sink_and_keeps_everything(tmp_path: Path)
     played.end()
     assert sink.numbers == [0, 1]
     assert "list: given up. forbidden." in played.said
-    left = Spill(tmp_path / "s", 10**6, images=False)
+    left = SpillFolder(tmp_path / "s", 10**6, images=False)
     numbers = []
     while (item := left.first()) is not None:
         numbers.append(item.frame.index)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from pspnet.config.values import nearest
 from pspnet.errors import ConfigError
-from pspnet.stream.sinks.base import Sink, SinkContext, SinkError, without_secrets
+from pspnet.stream.sinks.base import SETTING_NAMES, Sink, SinkContext, SinkError, without_secrets
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
 
@@ -53,6 +54,15 @@ def check_sinks(texts: Sequence[str]) -> None:
         raise ConfigError(f"--to: {without_secrets(doubled[0])} is named twice; name every sink once.")
     if "-" in texts and "png:-" in texts:
         raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")
+
+
+def check_sink_settings(settings: Iterable[str]) -> None:
+    """Raise ConfigError for a setting that no sink has."""
+    for name in settings:
+        if name not in SETTING_NAMES:
+            like = nearest(name, SETTING_NAMES)
+            hint = f"did you mean {like}?" if like else f"expected one of {', '.join(SETTING_NAMES)}."
+            raise ConfigError(f"--sink_setting: no sink has the setting {name!r}; {hint}")
 
 
 def open_sinks(texts: Sequence[str], context: SinkContext, opened: ExitStack) -> list[Sink]:

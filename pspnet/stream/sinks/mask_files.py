@@ -22,7 +22,7 @@ from pspnet.masks.segment import PNG_SUFFIX, SUFFIX, SegmentHeader, mask_name, r
 from pspnet.masks.storage import split_uri
 from pspnet.masks.writer import SegmentFolder, SegmentSettings, head_of, read_settings
 from pspnet.stream.sinks.base import SinkContext, SinkError
-from pspnet.stream.spill import folder_name
+from pspnet.stream.spill_folder import folder_name
 from pspnet.system.atomic_files import atomic_write
 
 CONTENT_TYPE = "application/vnd.pspnet.masks"

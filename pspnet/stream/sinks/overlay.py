@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.packages import require_package
 from pspnet.stream.sinks.base import SinkContext, SinkError
-from pspnet.stream.sinks.colours import painted
+from pspnet.stream.sinks.rendering import render
+from pspnet.system.optional_packages import require_packages
 
 _TIME_BASE = Fraction(1, 1000)
 _FALLBACK_RATE = 30
@@ -35,7 +35,7 @@ class OverlayVideoSink:
 
     def __init__(self, path: Path, context: SinkContext) -> None:
         """The file is made with the first frame. Raises ConfigError without PyAV, SinkError for an unusable folder."""
-        require_package("av", "writing video")
+        require_packages("av", purpose="writing video", extra="stream")
         self.name = str(path)
         self._context = context
         try:
@@ -56,7 +56,7 @@ class OverlayVideoSink:
         """As Sink. A frame of another size than the first is scaled to it."""
         import av
 
-        picture = _even(painted(item, self._context))
+        picture = _even(render(item, self._context))
         try:
             if self._container is None:
                 self._open(picture.shape[0], picture.shape[1])

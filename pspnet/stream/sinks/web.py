@@ -24,7 +24,7 @@ from PIL import Image
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkContext, SinkError
-from pspnet.stream.sinks.colours import painted
+from pspnet.stream.sinks.rendering import render
 
 DEFAULT_PORT = 8090
 _QUALITY = 80  # of the JPEG frames
@@ -105,7 +105,7 @@ class _Shown:
         with self._painting:
             if self._jpeg is None or self._jpeg[0] is not item:
                 buffer = io.BytesIO()
-                Image.fromarray(painted(item, self._context)).save(buffer, format="JPEG", quality=_QUALITY)
+                Image.fromarray(render(item, self._context)).save(buffer, format="JPEG", quality=_QUALITY)
                 self._jpeg = (item, buffer.getvalue())
             return self._jpeg[1]
 

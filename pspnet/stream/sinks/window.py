@@ -10,7 +10,7 @@ from typing import Any
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkClosed, SinkContext, SinkError
-from pspnet.stream.sinks.colours import painted
+from pspnet.stream.sinks.rendering import render
 
 
 class WindowSink:
@@ -36,7 +36,7 @@ class WindowSink:
         """As Sink."""
         import tkinter
 
-        picture = painted(item, self._context)
+        picture = render(item, self._context)
         height, width = picture.shape[:2]
         try:
             if self._root is None:

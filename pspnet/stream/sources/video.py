@@ -17,9 +17,9 @@ import numpy as np
 from pspnet.data.io.images import IMAGE_SUFFIXES, read_image
 from pspnet.errors import DataError
 from pspnet.masks.frames import Frame
-from pspnet.stream.packages import require_package
 from pspnet.stream.sources.base import Source, SourceError, SourceOptions
 from pspnet.system.backoff import Backoff
+from pspnet.system.optional_packages import require_packages
 
 _OPEN_SECONDS, _READ_SECONDS = 15.0, 5.0  # after which a connection counts as lost
 _FOLDER_RATE = 10.0  # frames a second that the time stamps of a folder are made of, unless --rate says more
@@ -101,7 +101,7 @@ class FileSource:
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         """Raises SourceError for what is no video."""
-        require_package("av", "reading video")
+        require_packages("av", purpose="reading video", extra="stream")
         self._name = str(path)
         self._options = options
         self._closed = threading.Event()
@@ -131,7 +131,7 @@ class _ConnectedSource:
     live = True
 
     def __init__(self, name: str, options: SourceOptions, connect: Callable[[], Any]) -> None:
-        require_package("av", "reading video")
+        require_packages("av", purpose="reading video", extra="stream")
         self._name, self._options, self._connect = name, options, connect
         self._closed = threading.Event()
         # Now, so that a wrong address is said at once instead of being tried again.

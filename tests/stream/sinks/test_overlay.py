@@ -12,9 +12,9 @@ import pytest
 from pspnet.classes import CAMVID_CLASSES, IGNORE_INDEX, palette_for, voc_palette
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkContext, SinkError
-from pspnet.stream.sinks.colours import legend, overlay, painted
 from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.overlay import OverlayVideoSink
+from pspnet.stream.sinks.rendering import legend, overlay, render
 from tests.stream.films import read_video
 from tests.stream.players import frame
 
@@ -113,7 +113,7 @@ def test_the_legend_has_every_class_in_its_colour_and_one_size() -> None:
     for class_id in range(len(CAMVID_CLASSES)):
         assert (sheet == palette[class_id]).all(axis=2).any()
     one = item(0, 0.0, 360, 480)
-    assert painted(one, context).shape == (360 + sheet.shape[0], 480, 3)
+    assert render(one, context).shape == (360 + sheet.shape[0], 480, 3)
     many = SinkContext(class_names=tuple(f"c{index}" for index in range(150)), legend=True)
     sheets = [legend(item(0, 0.0, 60, 300, class_id).mask, many) for class_id in (3, 149)]
     assert sheets[0].shape == sheets[1].shape

@@ -42,7 +42,7 @@ class FolderInUse(ConfigError):
     """A spill folder that another stream has."""
 
 
-class Spill:
+class SpillFolder:
     """A queue of items in a folder. Used under its owner's lock; one process at a time has a folder.
 
     limit: bytes that the files may have together. images: whether frames are kept beside the masks.

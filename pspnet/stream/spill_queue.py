@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.spill import DamagedItem, FolderInUse, Spill
+from pspnet.stream.spill_folder import DamagedItem, FolderInUse, SpillFolder
 from pspnet.stream.statistics import SinkStatistics
 
 
-class Reserve:
+class SpillQueue:
     """The spill folder of one delivery. Used under its lock. No method raises for a folder that cannot be used."""
 
-    def __init__(self, spill: Spill, name: str, statistics: SinkStatistics, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, spill: SpillFolder, name: str, statistics: SinkStatistics, report: Callable[[str], None]
+    ) -> None:
         """name: the sink's, with which every sentence begins. Says what an earlier run left."""
         self._spill, self._name, self._statistics, self._report = spill, name, statistics, report
         self._leftovers = len(spill)  # items of other runs, which are first

@@ -17,7 +17,7 @@ _ROW, _COLUMN, _MARGIN = 16, 116, 4  # px of the list of classes
 _MOST_CLASSES = 32  # a list of more would hide the picture; then it names the largest ones of the frame
 
 
-def painted(item: MaskedFrame, context: SinkContext) -> np.ndarray:
+def render(item: MaskedFrame, context: SinkContext) -> np.ndarray:
     """(H + list, W, 3) uint8 RGB: the frame under the mask's colours, with a list of classes where it is asked for."""
     picture = overlay(item.frame.image, item.mask, context.palette, context.opacity)
     if not context.legend:

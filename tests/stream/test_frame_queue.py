@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 
-from pspnet.stream.handover import Handover
+from pspnet.stream.frame_queue import FrameQueue
 from tests.stream.players import frame
 
 
 def test_latest_keeps_the_newest_and_counts_the_others() -> None:
     late: list[int] = []
-    handover = Handover(depth=4, latest=True, dropped=lambda: late.append(1))
+    queue = FrameQueue(depth=4, latest=True, dropped=lambda: late.append(1))
     for index in range(5):
-        assert handover.put(frame(index))
-    taken = handover.take()
+        assert queue.put(frame(index))
+    taken = queue.take()
     assert taken is not None
     assert taken.index == 4
     assert len(late) == 4
@@ -21,7 +21,7 @@ def test_latest_keeps_the_newest_and_counts_the_others() -> None:
 
 def test_newest_replaces_a_frame_that_was_held_up_only_where_latest_counts() -> None:
     late: list[int] = []
-    latest, every = (Handover(4, which, lambda: late.append(1)) for which in (True, False))
+    latest, every = (FrameQueue(4, which, lambda: late.append(1)) for which in (True, False))
     latest.put(frame(3))
     every.put(frame(3))
     assert latest.newest(frame(1)).index == 3
@@ -31,29 +31,29 @@ def test_newest_replaces_a_frame_that_was_held_up_only_where_latest_counts() -> 
 
 
 def test_all_waits_for_room_and_loses_nothing() -> None:
-    handover = Handover(depth=2, latest=False, dropped=lambda: None)
-    sender = threading.Thread(target=lambda: [handover.put(frame(index)) for index in range(50)])
+    queue = FrameQueue(depth=2, latest=False, dropped=lambda: None)
+    sender = threading.Thread(target=lambda: [queue.put(frame(index)) for index in range(50)])
     sender.start()
     numbers = []
     while len(numbers) < 50:
-        taken = handover.take()
+        taken = queue.take()
         assert taken is not None
         numbers.append(taken.index)
-        assert len(handover._frames) <= 2
+        assert len(queue._frames) <= 2
     sender.join(10)
     assert numbers == list(range(50))
 
 
 def test_close_hands_out_what_was_taken_and_wakes_both_sides() -> None:
-    handover = Handover(depth=1, latest=False, dropped=lambda: None)
-    handover.put(frame(0))
+    queue = FrameQueue(depth=1, latest=False, dropped=lambda: None)
+    queue.put(frame(0))
     results: list[bool] = []
-    sender = threading.Thread(target=lambda: results.append(handover.put(frame(1))))
+    sender = threading.Thread(target=lambda: results.append(queue.put(frame(1))))
     sender.start()
-    handover.close()
+    queue.close()
     sender.join(10)
     assert results == [False]
-    taken = handover.take()
+    taken = queue.take()
     assert taken is not None
     assert taken.index == 0
-    assert handover.take() is None
+    assert queue.take() is None

@@ -10,11 +10,11 @@ import pytest
 
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.spill import DamagedItem, FolderInUse, Spill, folder_name
+from pspnet.stream.spill_folder import DamagedItem, FolderInUse, SpillFolder, folder_name
 from tests.stream.players import masked
 
 
-def drain(spill: Spill) -> list[int]:
+def drain(spill: SpillFolder) -> list[int]:
     numbers = []
     while (item := spill.first()) is not None:
         numbers.append(item.frame.index)
@@ -23,7 +23,7 @@ def drain(spill: Spill) -> list[int]:
 
 
 def test_items_come_back_whole_and_in_order(tmp_path: Path) -> None:
-    spill = Spill(tmp_path / "s", 10**6, images=True)
+    spill = SpillFolder(tmp_path / "s", 10**6, images=True)
     item = masked(7)
     noise = np.random.default_rng(0).integers(0, 256, (5, 9, 3)).astype(np.uint8)
     item = MaskedFrame(dataclasses.replace(item.frame, image=noise), noise[..., 1].copy(), 1.0)
@@ -46,18 +46,18 @@ def test_items_come_back_whole_and_in_order(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
-    Spill(tmp_path / "s", 10**6, images=False).close()
+    SpillFolder(tmp_path / "s", 10**6, images=False).close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_run_finds_what_is_left_in_order(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 10**6, images=False)
+    spill = SpillFolder(tmp_path, 10**6, images=False)
     for number in range(12):
         spill.append(masked(number))
     spill.prepend([masked(100)])
     size = spill.size
     spill.close()
-    again = Spill(tmp_path, 10**6, images=False)
+    again = SpillFolder(tmp_path, 10**6, images=False)
     assert len(again) == 13
     assert again.size == size
     item = again.first()
@@ -69,7 +69,7 @@ def test_another_run_finds_what_is_left_in_order(tmp_path: Path) -> None:
 
 
 def test_the_limit_holds_for_appended_items(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 1500, images=False)
+    spill = SpillFolder(tmp_path, 1500, images=False)
     kept = [spill.append(masked(number)) for number in range(20)]
     assert 1 < sum(kept) < 20
     assert kept == sorted(kept, reverse=True)
@@ -78,7 +78,7 @@ def test_the_limit_holds_for_appended_items(tmp_path: Path) -> None:
 
 
 def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 10**6, images=False)
+    spill = SpillFolder(tmp_path, 10**6, images=False)
     for number in range(3):
         spill.append(masked(number))
     path = sorted(tmp_path.glob("item-*.zip"))[1]
@@ -92,17 +92,17 @@ def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 10**6, images=False)
+    spill = SpillFolder(tmp_path, 10**6, images=False)
     spill.append(masked(0))
     with pytest.raises(ConfigError, match=r"is in use by another stream; give this one another folder\."):
-        Spill(tmp_path, 10**6, images=False)
+        SpillFolder(tmp_path, 10**6, images=False)
     spill.close()
-    assert len(Spill(tmp_path, 10**6, images=False)) == 1
+    assert len(SpillFolder(tmp_path, 10**6, images=False)) == 1
 
 
 def test_a_folder_that_came_to_be_later_is_read_before_it_is_written(tmp_path: Path) -> None:
-    early = Spill(tmp_path / "s", 10**6, images=False)
-    killed = Spill(tmp_path / "s", 10**6, images=False)
+    early = SpillFolder(tmp_path / "s", 10**6, images=False)
+    killed = SpillFolder(tmp_path / "s", 10**6, images=False)
     killed.append(masked(1))
     with pytest.raises(FolderInUse):
         early.append(masked(2))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pspnet.masks.frames import Frame
 
 
-class Handover:
+class FrameQueue:
     """A queue between two threads that never holds more than `depth` frames.
 
     With `latest`, a new frame takes the place of one that still waits: that one is late, and `dropped` is called.
@@ -25,7 +25,7 @@ class Handover:
         self._dropped = dropped
 
     def put(self, frame: Frame) -> bool:
-        """Hand over a frame. False once the handover is closed: then it was not taken."""
+        """Hand over a frame. False once the queue is closed: then it was not taken."""
         with self._changed:
             if self._latest:
                 if self._frames and not self._closed:
@@ -40,7 +40,7 @@ class Handover:
             return True
 
     def take(self) -> Frame | None:
-        """The next frame, waiting for it; None once the handover is closed and empty."""
+        """The next frame, waiting for it; None once the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self._frames))
             if not self._frames:
