@@ -14,9 +14,9 @@ from pspnet.driving.view import View, drivable_pixels
 
 @dataclass(frozen=True)
 class Corridor:
-    """The drivable run of every row from `bottom` up to `top`; `left` inclusive, `right` exclusive, [0] at the bottom.
+    """Drivable run of every row from `bottom` up to `top`; `left` inclusive, `right` exclusive, [0] at the bottom.
 
-    `bottom` < `top` for none: the bottom row has no drivable pixel.
+    `bottom` < `top` for an empty corridor: the bottom row has no drivable pixel.
     """
 
     bottom: int
@@ -26,16 +26,16 @@ class Corridor:
 
 
 def runs(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the runs of True in a (W,) bool row begin, and where they end (exclusive)."""
+    """Return the starts and the ends (exclusive) of the runs of True in a (W,) bool row."""
     edges = np.diff(np.concatenate(([0], row.astype(np.int8), [0])))
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
 
 
 def drivable_corridor(mask: np.ndarray, view: View) -> Corridor:
-    """The corridor from the bottom row upward until it closes.
+    """Return the corridor from the bottom row upward until it closes.
 
-    At the bottom it is the run of drivable pixels that holds the vehicle's column, or the nearest one. In each row
-    above it is, among the runs that touch the one below, the one that holds the vehicle's column or is nearest to it.
+    At the bottom it is the run of drivable pixels that contains the vehicle's column, or the nearest run. In each row
+    above, it is the run that contains the vehicle's column or is nearest to it, among those that touch the run below.
     """
     rows, columns = mask.shape
     free = drivable_pixels(mask, view)
@@ -49,7 +49,7 @@ def drivable_corridor(mask: np.ndarray, view: View) -> Corridor:
             starts, ends = starts[touching], ends[touching]
         if starts.size == 0:
             break
-        # How far the column lies outside each run, 0 within it.
+        # Distance of the column from each run, 0 inside.
         outside = np.maximum(0, np.maximum(starts - middle, middle - ends))
         best = int(np.argmin(outside))
         below = int(starts[best]), int(ends[best])

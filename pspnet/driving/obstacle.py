@@ -15,9 +15,10 @@ from pspnet.driving.view import View, drivable_pixels
 
 @dataclass(frozen=True)
 class Obstacle:
-    """The lowest row at which something that is not drivable lies in the vehicle's way.
+    """Lowest row with a pixel that is not drivable in the vehicle's path.
 
-    `class_id` is the most frequent such class within the way at that row; `metres` for flat ground, None if unknown.
+    `left` (inclusive) and `right` (exclusive) bound the path at that row; `class_id` is the most frequent class in it
+    that is not drivable; `metres` is the distance on flat ground, None if unknown.
     """
 
     row: int
@@ -28,9 +29,9 @@ class Obstacle:
 
 
 def nearest_obstacle(mask: np.ndarray, view: View) -> Obstacle | None:
-    """The nearest obstacle straight ahead; None where the way is free to the horizon, or the width is not known.
+    """Return the nearest obstacle straight ahead; None if the path is free up to the horizon or the width is unknown.
 
-    The way is as wide as the vehicle, around its column, and narrows toward the horizon where that is known.
+    The path is as wide as the vehicle, centred on its column, and narrows toward the horizon if that is known.
     """
     rows, columns = mask.shape
     free = drivable_pixels(mask, view)

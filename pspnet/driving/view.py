@@ -16,16 +16,16 @@ from pspnet.errors import PspnetError
 
 
 class ViewError(PspnetError):
-    """Numbers of a camera or a vehicle that cannot be."""
+    """Invalid geometry of a camera or a vehicle."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera above flat ground, looking ahead.
+    """Camera above flat ground, facing forward.
 
     height: metres above the ground.
-    pitch: degrees that it looks down, negative for up.
-    focal: focal length in image heights: in pixels, divided by H; 0.5 / tan(vertical angle of view / 2).
+    pitch: degrees, positive downward.
+    focal: focal length in pixels divided by H; equals 0.5 / tan(vertical angle of view / 2).
     """
 
     height: float
@@ -40,17 +40,17 @@ class Camera:
             )
 
     def horizon(self, rows: int) -> float:
-        """The row of points at infinity; may lie outside the image."""
+        """Return the row of points at infinity; may be outside the image."""
         return rows / 2 - self.focal * rows * math.tan(math.radians(self.pitch))
 
     def metres(self, row: float, rows: int) -> float | None:
-        """From the camera's foot to the ground seen at a row's centre; None at the horizon and above it."""
+        """Return the ground distance to a row's centre in metres; None at the horizon and above it."""
         below_axis = math.atan((row + 0.5 - rows / 2) / (self.focal * rows))
         angle = math.radians(self.pitch) + below_axis
         return self.height / math.tan(angle) if 0 < angle < math.pi / 2 else None
 
     def pixels(self, metres: float, row: float, rows: int) -> float | None:
-        """How wide something of this width on the ground at this row is in the image; None as for metres()."""
+        """Return the width in pixels of an object of `metres` width on the ground at a row; None as for metres()."""
         ahead = self.metres(row, rows)
         if ahead is None:
             return None
@@ -61,14 +61,16 @@ class Camera:
 
 @dataclass(frozen=True)
 class View:
-    """Where in the image the vehicle drives.
+    """Position of the vehicle in the image.
 
     drivable: class ids that it may drive on.
-    column: its middle, as a share of W from the left.
-    bottom: where the ground begins above its own hood, as a share of H from the top; 1 is the last row.
-    width: its width: metres with a camera, else the share of W that it takes at the bottom. None: no obstacles.
-    horizon: the row at which the ground ends, as a share of H; None: taken from the camera, or unknown.
-    camera: for metres.
+    column: its centre, as a fraction of W from the left.
+    bottom: lowest row above its own hood, as a fraction of H from the top; 1 is the last row.
+    width: its width: metres with a camera, else a fraction of W at `bottom`. None: obstacles are not computed.
+    horizon: row of the horizon, as a fraction of H; None: computed from the camera, or unknown.
+    camera: required for metres.
+
+    Raises ViewError for values out of range.
     """
 
     drivable: frozenset[int]
@@ -81,25 +83,25 @@ class View:
     def __post_init__(self) -> None:
         for name, value in (("column", self.column), ("bottom", self.bottom), ("horizon", self.horizon)):
             if value is not None and not 0 <= value <= 1:
-                raise ViewError(f"{name}: found {value:g}, expected a share of the image from 0 to 1.")
+                raise ViewError(f"{name}: found {value:g}; expected a fraction of the image from 0 to 1.")
         if self.horizon is not None and self.horizon >= self.bottom:
-            raise ViewError(f"horizon: found {self.horizon:g}, expected less than bottom ({self.bottom:g}).")
+            raise ViewError(f"horizon: found {self.horizon:g}; expected less than bottom ({self.bottom:g}).")
         if self.width is not None and not (0 < self.width < (100 if self.camera else 1)):
-            kind = "metres" if self.camera else "a share of the image's width between 0 and 1"
-            raise ViewError(f"width: found {self.width:g}, expected {kind}.")
+            kind = "metres above 0, below 100" if self.camera else "a fraction of the image's width between 0 and 1"
+            raise ViewError(f"width: found {self.width:g}; expected {kind}.")
 
     def bottom_row(self, rows: int) -> int:
-        """The lowest row that is looked at."""
+        """Return the lowest row of the ground."""
         return max(0, math.ceil(self.bottom * rows) - 1)
 
     def horizon_row(self, rows: int) -> float | None:
-        """The row at which the ground ends, if it is known."""
+        """Return the row of the horizon; None if unknown."""
         if self.horizon is not None:
             return self.horizon * rows
         return None if self.camera is None else self.camera.horizon(rows)
 
     def width_at(self, row: int, rows: int, columns: int) -> float | None:
-        """The vehicle's width in pixels if it stood at this row; None above the horizon."""
+        """Return the vehicle's width in pixels at a row; None above the horizon."""
         if self.width is None:
             return None
         if self.camera is not None:
@@ -107,12 +109,12 @@ class View:
         horizon = self.horizon_row(rows)
         if horizon is None:
             return self.width * columns
-        share = (row + 0.5 - horizon) / (self.bottom_row(rows) + 0.5 - horizon)
-        return self.width * columns * share if share > 0 else None
+        scale = (row + 0.5 - horizon) / (self.bottom_row(rows) + 0.5 - horizon)
+        return self.width * columns * scale if scale > 0 else None
 
 
 def drivable_pixels(mask: np.ndarray, view: View) -> np.ndarray:
-    """(H, W) uint8 class ids -> (H, W) bool."""
+    """Return the drivable pixels of (H, W) uint8 class ids as (H, W) bool."""
     table = np.zeros(256, dtype=bool)
     table[list(view.drivable)] = True
     free: np.ndarray = table[mask]

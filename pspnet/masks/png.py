@@ -1,7 +1,7 @@
-"""Masks as PNG files, quickly: the one kind of PNG that an endpoint writes, a frame after another.
+"""Fast PNG encoder for masks, used by endpoints and sinks.
 
-Pillow tries five filters on each row. Rows of a mask mostly repeat the row above, so the difference to it (filter 2)
-and run lengths alone are smaller and take a third of the time. Source: PNG specification, W3C, third edition.
+Pillow tries five filters on each row. Rows of a mask mostly repeat the row above, so filter 2 (up) with run-length
+encoding gives smaller files in a third of the time. Source: PNG specification, W3C, third edition.
 Legend: H, W mask height and width.
 """
 
@@ -18,11 +18,11 @@ _UP = 2  # the filter: each byte is the difference to the one above
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
-    """An 8-bit PNG of the mask's size whose values are the class ids: greyscale, or indices into a palette.
+    """Return an 8-bit PNG file whose pixel values are the class ids: greyscale, or indices into a palette.
 
     Args:
         mask: (H, W) uint8 class ids.
-        palette: (256, 3) uint8 colours of the ids, for the eye.
+        palette: (256, 3) uint8 colours of the ids.
     """
     height, width = mask.shape
     rows = np.empty((height, width + 1), dtype=np.uint8)

@@ -244,7 +244,11 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
     ("arguments", "code", "text"),
     [
         (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; a source is"),
-        (["film.mkv", "--to", "o.mkv", "--rate", "fast"], 2, "--rate: found 'fast'; expected own, or frames per second"),
+        (
+            ["film.mkv", "--to", "o.mkv", "--rate", "fast"],
+            2,
+            "--rate: found 'fast'; expected own, or frames per second",
+        ),
         (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is named twice"),
         (["film.mkv", "--to", "masks", "./masks/"], 2, "--to: masks is named twice, in different words; name every"),
         (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is named twice"),

@@ -39,7 +39,7 @@ def test_a_mask_after_another_comes_back(mask: np.ndarray, data: st.DataObject) 
     found = encode(mask, "temporal", previous)
     assert np.array_equal(decode(found.form, found.data, *mask.shape, previous), mask)
     alike = encodings.encode_runs(mask, previous)
-    assert np.array_equal(decode(Form.RUNS_LIKE_LAST, alike, *mask.shape, previous), mask)
+    assert np.array_equal(decode(Form.RUNS_FROM_PREVIOUS, alike, *mask.shape, previous), mask)
     changes = encodings.encode_changes(mask, previous)
     assert changes is not None
     assert np.array_equal(decode(Form.CHANGES, changes, *mask.shape, previous), mask)

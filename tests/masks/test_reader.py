@@ -163,7 +163,7 @@ def test_files_without_what_is_wanted_are_not_opened(tmp_path: Path) -> None:
     last.write_bytes(b"no segment")
     assert [one.frame for one in read_masks(tmp_path, frames=[12, 13])] == [12, 13]
     assert [one.frame for one in read_masks(tmp_path, start=START + 1.15, stop=START + 1.25)] == [12]
-    with pytest.raises(MaskFileError, match="is no mask segment"):
+    with pytest.raises(MaskFileError, match="not a mask segment"):
         list(read_masks(tmp_path))
 
 
@@ -206,7 +206,7 @@ def test_a_segment_that_has_just_begun_is_passed_over(tmp_path: Path, length: in
 
 def test_an_open_segment_that_is_something_else_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "20231114T221319250000Z-000000000.pspm.open").write_bytes(b"text")
-    with pytest.raises(MaskFileError, match="is no mask segment"):
+    with pytest.raises(MaskFileError, match="not a mask segment"):
         list(read_masks(tmp_path))
 
 
@@ -243,11 +243,11 @@ def test_an_open_segment_that_goes_without_a_mask_is_passed_over(tmp_path: Path)
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(MaskFileError, match="there is no such file or folder"):
+    with pytest.raises(MaskFileError, match="no such file or folder"):
         read_masks(tmp_path / "none")
     with pytest.raises(MaskFileError, match="names no bucket"):
         read_masks("s3://")
-    with pytest.raises(MaskFileError, match="is no mask segment"):
+    with pytest.raises(MaskFileError, match="not a mask segment"):
         list(read_masks(b""))
 
 

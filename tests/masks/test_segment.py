@@ -41,8 +41,8 @@ def test_header_bytes() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"\x89PNG" + data[4:], "is no mask segment"),
-        (lambda data: data[:8] + b"\x07" + data[9:], "has version 7 of the format"),
+        (lambda data: b"\x89PNG" + data[4:], "not a mask segment"),
+        (lambda data: data[:8] + b"\x07" + data[9:], "has format version 7"),
         (lambda data: data[:20], "ends within its header"),
         (lambda data: data[:-1], "damaged or cut short"),
         (lambda data: data[:-3] + b"###", "damaged or cut short"),
