@@ -1,4 +1,4 @@
-"""What one sink does not take now, on disk, with what is said and counted of it."""
+"""Spill queue of one sink, with messages and statistics."""
 
 from __future__ import annotations
 
@@ -10,91 +10,90 @@ from pspnet.stream.statistics import SinkStatistics
 
 
 class SpillQueue:
-    """The spill folder of one delivery. Used under its lock. No method raises for a folder that cannot be used."""
+    """Queue of items in a spill folder, used under the delivery lock. Reports an unusable folder, never raises."""
 
     def __init__(
-        self, spill: SpillFolder, name: str, statistics: SinkStatistics, report: Callable[[str], None]
+        self, folder: SpillFolder, name: str, statistics: SinkStatistics, report: Callable[[str], None]
     ) -> None:
-        """name: the sink's, with which every sentence begins. Says what an earlier run left."""
-        self._spill, self._name, self._statistics, self._report = spill, name, statistics, report
-        self._leftovers = len(spill)  # items of other runs, which are first
-        self._refusal_told = False
-        if self._leftovers:
-            statistics.on_disk = self._leftovers
-            report(f"{name}: {self._leftovers} items of an earlier run are in {spill.folder}; they go first.")
+        """name: name of the sink, the prefix of every message. Reports items that an earlier run left."""
+        self._folder, self._name, self._statistics, self._report = folder, name, statistics, report
+        self._recovered = len(folder)  # items of other runs, which come first
+        self._failure_reported = False
+        if self._recovered:
+            statistics.on_disk = self._recovered
+            report(f"{name}: delivering {self._recovered} items of an earlier run from {folder.folder} first.")
 
     def __len__(self) -> int:
-        return len(self._spill)
+        return len(self._folder)
 
     def append(self, item: MaskedFrame) -> bool:
-        """Keep an item behind all others. Whether it was kept; the first refusal of several is said."""
+        """Append an item; return whether it was stored. The first of consecutive failures is reported."""
+        folder = self._folder
         try:
             self._claim()
-            kept, reason = self._spill.append(item), f"its {self._spill.limit:,} bytes (--spill_bytes) are used up"
+            stored, reason = folder.append(item), f"its limit of {folder.limit:,} bytes (--spill_bytes) is reached"
         except (OSError, FolderInUse) as error:
-            kept, reason = False, _refusal(error)
-        if kept:
+            stored, reason = False, _reason(error)
+        if stored:
             self._statistics.count("spilled")
-            self._statistics.on_disk = len(self._spill)
-        elif not self._refusal_told:
-            self._report(f"{self._name}: the spill folder {self._spill.folder} takes no more: {reason}.")
-        self._refusal_told = not kept
-        return kept
+            self._statistics.on_disk = len(folder)
+        elif not self._failure_reported:
+            self._report(f"{self._name}: cannot spill to {folder.folder}: {reason}.")
+        self._failure_reported = not stored
+        return stored
 
     def prepend(self, items: list[MaskedFrame]) -> None:
-        """Keep items before all others; those for which there is no room are said and counted as lost."""
-        before = len(self._spill)
+        """Insert items before all others; those that cannot be stored are reported and counted as lost."""
+        folder = self._folder
+        before = len(folder)
         try:
             self._claim()
-            before = len(self._spill)
-            self._spill.prepend(items)
+            before = len(folder)
+            folder.prepend(items)
         except (OSError, FolderInUse) as error:
-            lost = len(items) - (len(self._spill) - before)
+            lost = len(items) - (len(folder) - before)
             self._statistics.count("lost", lost)
-            self._report(f"{self._spill.folder}: cannot be written ({_refusal(error)}); {lost} items are lost.")
-        self._statistics.count("spilled", len(self._spill) - before)
-        self._statistics.on_disk = len(self._spill)
+            self._report(f"{folder.folder}: cannot be written ({_reason(error)}); {lost} items are lost.")
+        self._statistics.count("spilled", len(folder) - before)
+        self._statistics.on_disk = len(folder)
 
     def _claim(self) -> None:
-        """Take the folder; what another stream has left there since this one began is delivered too."""
-        found = self._spill.claim()
+        """Lock the folder; items that another stream left there since this one started are delivered too."""
+        found = self._folder.claim()
         if found:
-            self._leftovers += found
-            self._report(
-                f"{self._name}: {found} items of another run are in {self._spill.folder}; they are delivered too."
-            )
+            self._recovered += found
+            self._report(f"{self._name}: also delivering {found} items of another run from {self._folder.folder}.")
 
     def first(self) -> MaskedFrame | None:
-        """The oldest item; it stays. Damaged ones are said, counted as lost and passed over."""
-        while len(self._spill):
+        """Return the oldest item without removing it. Damaged items are reported, counted as lost and skipped."""
+        while len(self._folder):
             try:
-                return self._spill.first()
+                return self._folder.first()
             except DamagedItem as error:
-                self._report(f"{self._name}: an item on disk is damaged; it stays there as {error.path}.")
+                self._report(f"{self._name}: skipped a damaged item, kept as {error.path}.")
                 self._statistics.count("lost")
-                self._leftovers = max(0, self._leftovers - 1)
+                self._recovered = max(0, self._recovered - 1)
         return None
 
     def remove_first(self) -> bool:
-        """The oldest item has been delivered. Whether it was one of another run."""
-        self._spill.remove_first()
-        recovered = self._leftovers > 0
-        self._leftovers -= recovered
-        self._statistics.on_disk = len(self._spill)
+        """Remove the oldest item after its delivery; return whether another run spilled it."""
+        self._folder.remove_first()
+        recovered = self._recovered > 0
+        self._recovered -= recovered
+        self._statistics.on_disk = len(self._folder)
         return recovered
 
     def close(self) -> None:
-        """Give the folder free, and say what stays in it."""
-        if len(self._spill):
+        """Unlock the folder and report the items left in it."""
+        if len(self._folder):
             self._report(
-                f"{self._name}: {len(self._spill)} items were not delivered; they are in {self._spill.folder} and go "
-                "first at the next start with the same --spill."
+                f"{self._name}: {len(self._folder)} items were not delivered; they are in {self._folder.folder}, and "
+                "the next run with the same --spill delivers them first."
             )
-        self._spill.close()
+        self._folder.close()
 
 
-def _refusal(error: OSError | FolderInUse) -> str:
-    """Why a folder takes nothing."""
+def _reason(error: OSError | FolderInUse) -> str:
     if isinstance(error, FolderInUse):
-        return "another stream uses it, give this one another --spill"
+        return "another stream uses it; pass another --spill"
     return error.strerror or str(error)

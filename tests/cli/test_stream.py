@@ -237,7 +237,7 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
     result = stream(film, "--model", model_dir, "--to", "-", "--spill", "spill")
     assert result.returncode == 0, result.stderr.decode()
     assert [about["index"] for about, _ in masks_of(result.stdout)] == [100, 101, 0, 1, 2]
-    assert b"2 items of an earlier run are in" in result.stderr
+    assert b"delivering 2 items of an earlier run from" in result.stderr
 
 
 @pytest.mark.parametrize(

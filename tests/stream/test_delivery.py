@@ -25,10 +25,10 @@ class Played:
     """A delivery with what it said."""
 
     def __init__(self, sink: ListSink, folder: Path, limits: DeliveryLimits = QUICK, spill_bytes: int = 10**7) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.statistics = SinkStatistics(sink.name)
         spill = SpillFolder(folder, spill_bytes, sink.wants_images) if sink.durable else None
-        self.delivery = Delivery(sink, spill, self.statistics, self.said.append, limits)
+        self.delivery = Delivery(sink, spill, self.statistics, self.messages.append, limits)
         self.delivery.start()
 
     def put(self, numbers: Sequence[int]) -> None:
@@ -57,7 +57,7 @@ def test_items_arrive_in_order_and_the_sink_is_flushed_and_closed(tmp_path: Path
     assert sink.flushed == 1
     assert sink.closed
     assert played.statistics["delivered"] == 40
-    assert played.said == []
+    assert played.messages == []
     assert not (tmp_path / "s").exists()
 
 
@@ -68,8 +68,8 @@ def test_a_failing_write_is_tried_again_with_the_same_item(tmp_path: Path) -> No
     played.end()
     assert sink.numbers == list(range(20))
     assert played.statistics["retries"] == 3
-    assert played.said[0] == "list: away. Trying again, later each time; its items wait."
-    assert played.said[1].startswith("list: back after")
+    assert played.messages[0] == "list: away. Retrying with exponential backoff; items are queued."
+    assert played.messages[1].startswith("list: recovered after")
 
 
 def test_what_comes_while_a_sink_is_down_waits_on_disk_and_keeps_its_order(tmp_path: Path) -> None:
@@ -97,17 +97,17 @@ def test_what_is_left_at_the_end_is_told_and_goes_first_at_the_next_start(tmp_pa
     first.end()
     assert sink.numbers == []
     assert first.statistics.summary()["on_disk"] == 10
-    assert first.said[-1] == (
-        f"list: 10 items were not delivered; they are in {tmp_path / 's'} and go first at the next start with the same "
-        "--spill."
+    assert first.messages[-1] == (
+        f"list: 10 items were not delivered; they are in {tmp_path / 's'}, and the next run with the same --spill "
+        "delivers them first."
     )
-    assert "list: given up. away." in first.said
+    assert "list: gave up: away." in first.messages
     again = ListSink()
     second = Played(again, tmp_path / "s")
     second.put(range(10, 20))
     second.end()
     assert again.numbers == list(range(20))
-    assert second.said[0] == f"list: 10 items of an earlier run are in {tmp_path / 's'}; they go first."
+    assert second.messages[0] == f"list: delivering 10 items of an earlier run from {tmp_path / 's'} first."
     assert (second.statistics["recovered"], second.statistics["delivered"]) == (10, 10)
 
 
@@ -121,7 +121,7 @@ def test_an_error_that_stays_stops_the_sink_and_keeps_everything(tmp_path: Path)
     played.put([9])
     played.end()
     assert sink.numbers == [0, 1]
-    assert "list: given up. forbidden." in played.said
+    assert "list: gave up: forbidden." in played.messages
     left = SpillFolder(tmp_path / "s", 10**6, images=False)
     numbers = []
     while (item := left.first()) is not None:
@@ -138,7 +138,7 @@ def test_a_full_spill_folder_is_said_once_and_the_loss_counted(tmp_path: Path) -
     played.put(range(60))
     lost = played.statistics["lost"]
     assert 0 < lost < 60
-    assert len([text for text in played.said if "2,000 bytes (--spill_bytes) are used up" in text]) == 1
+    assert len([text for text in played.messages if "limit of 2,000 bytes (--spill_bytes) is reached" in text]) == 1
     sink.down = None
     played.end()
     assert sink.numbers == list(range(60 - lost))
@@ -153,9 +153,9 @@ def test_a_spill_folder_that_another_stream_took_meanwhile_is_told_and_the_loss_
     played.put(range(10))
     assert played.statistics["lost"] == 7
     said = (
-        f"list: the spill folder {tmp_path / 's'} takes no more: another stream uses it, give this one another --spill."
+        f"list: cannot spill to {tmp_path / 's'}: another stream uses it; pass another --spill."
     )
-    assert played.said.count(said) == 1
+    assert played.messages.count(said) == 1
     sink.down = None
     played.end()
     assert sink.numbers == [0, 1, 2]
@@ -184,7 +184,7 @@ def test_items_of_a_sink_given_up_are_lost_where_another_stream_has_the_folder(t
     played.end()
     assert played.statistics["lost"] == 2
     assert len(other) == 1
-    assert "another stream uses it" in played.said[1]
+    assert "another stream uses it" in played.messages[1]
 
 
 def test_without_room_on_disk_a_stream_that_may_lose_nothing_waits_for_the_sink(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_without_room_on_disk_a_stream_that_may_lose_nothing_waits_for_the_sink(
     played = Played(sink, tmp_path / "s", limits, spill_bytes=0)
     feeder = threading.Thread(target=played.put, args=(range(8),), daemon=True)
     feeder.start()
-    wait_until(lambda: any("are used up" in text for text in played.said))
+    wait_until(lambda: any("is reached" in text for text in played.messages))
     sink.down = None
     feeder.join(30)
     assert not feeder.is_alive()
@@ -218,7 +218,7 @@ def test_a_reader_that_goes_while_an_item_waits_for_disk_is_no_defect(tmp_path: 
 
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
-    wait_until(lambda: any("are used up" in text for text in played.said))
+    wait_until(lambda: any("is reached" in text for text in played.messages))
     sink.down = SinkClosed("its reader has gone.")
     feeder.join(30)
     assert not feeder.is_alive()
@@ -266,7 +266,7 @@ def test_a_display_goes_on_when_an_item_comes_while_it_draws(tmp_path: Path) -> 
     sink.go_on.set()
     played.end()
     assert sink.numbers == [0, 2]
-    assert played.said == []
+    assert played.messages == []
     assert (played.statistics["skipped"], played.statistics["delivered"]) == (1, 2)
 
 
@@ -276,7 +276,7 @@ def test_nothing_is_kept_for_a_reader_that_has_gone(tmp_path: Path) -> None:
     played.put(range(20))
     played.end()
     assert sink.numbers == [0]
-    assert played.said == ["list: its reader has gone."]
+    assert played.messages == ["list: its reader has gone."]
     assert played.delivery.dead
     assert not (tmp_path / "s").exists()
 
@@ -304,8 +304,8 @@ def test_a_sink_that_hangs_in_its_last_flush_is_told_and_counted(
     played = Played(Hanging(), tmp_path / "s")
     played.put(range(3))
     played.end()
-    assert len(played.said) == 1
-    assert played.said[0].startswith("list: given up. It has not answered for ")
+    assert len(played.messages) == 1
+    assert played.messages[0].startswith("list: gave up: no response for ")
     assert played.statistics.summary()["unfinished"] == 1
 
 
@@ -317,6 +317,6 @@ def test_a_sink_that_cannot_be_closed_is_told_and_counted(tmp_path: Path) -> Non
     played = Played(Unclosed(), tmp_path / "s")
     played.put(range(3))
     played.end()
-    assert played.said == ["list: two segments wait in spool."]
+    assert played.messages == ["list: two segments wait in spool."]
     assert played.statistics.summary()["unfinished"] == 1
     assert played.statistics["delivered"] == 3

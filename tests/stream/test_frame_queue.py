@@ -13,7 +13,7 @@ def test_latest_keeps_the_newest_and_counts_the_others() -> None:
     queue = FrameQueue(depth=4, latest=True, dropped=lambda: late.append(1))
     for index in range(5):
         assert queue.put(frame(index))
-    taken = queue.take()
+    taken = queue.get()
     assert taken is not None
     assert taken.index == 4
     assert len(late) == 4
@@ -36,7 +36,7 @@ def test_all_waits_for_room_and_loses_nothing() -> None:
     sender.start()
     numbers = []
     while len(numbers) < 50:
-        taken = queue.take()
+        taken = queue.get()
         assert taken is not None
         numbers.append(taken.index)
         assert len(queue._frames) <= 2
@@ -53,7 +53,7 @@ def test_close_hands_out_what_was_taken_and_wakes_both_sides() -> None:
     queue.close()
     sender.join(10)
     assert results == [False]
-    taken = queue.take()
+    taken = queue.get()
     assert taken is not None
     assert taken.index == 0
-    assert queue.take() is None
+    assert queue.get() is None

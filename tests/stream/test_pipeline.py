@@ -28,14 +28,14 @@ class Stream:
         self, tmp_path: Path, source: Source, model: Model, *sinks: ListSink, latest: bool = False, grace: float = 5.0
     ) -> None:
         self.statistics = Statistics()
-        self.said: list[str] = []
+        self.messages: list[str] = []
         limits = DeliveryLimits(patience=2.0 if latest else None, grace=grace, first_pause=0.01, longest_pause=0.05)
         deliveries = []
         for sink in sinks:
             spill = SpillFolder(tmp_path / sink.name, 10**7, images=False) if sink.durable else None
-            deliveries.append(Delivery(sink, spill, self.statistics.sink(sink.name), self.said.append, limits))
+            deliveries.append(Delivery(sink, spill, self.statistics.sink(sink.name), self.messages.append, limits))
         settings = PipelineSettings(latest, grace=grace, first_pause=0.01, longest_pause=0.05)
-        self.pipeline = Pipeline(source, model, deliveries, self.statistics, settings, self.said.append)
+        self.pipeline = Pipeline(source, model, deliveries, self.statistics, settings, self.messages.append)
         self.stop = threading.Event()
 
     def run(self) -> None:
@@ -94,9 +94,9 @@ def test_a_frame_without_a_mask_is_told_and_the_stream_goes_on(tmp_path: Path) -
     stream.run()
     assert sink.numbers == list(range(0, 20, 2))
     assert stream.statistics["failed"] == 10
-    assert stream.said[0] == "frame 1 has no mask: odd 1."
-    assert stream.said[-1] == "frame 9 has no mask: odd 9. Further ones are only counted."
-    assert len(stream.said) == 5
+    assert stream.messages[0] == "frame 1 has no mask: odd 1."
+    assert stream.messages[-1] == "frame 9 has no mask: odd 9. More failures are only counted."
+    assert len(stream.messages) == 5
 
 
 def test_a_model_that_is_away_is_asked_again_and_no_frame_of_a_file_is_lost(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_model_that_is_away_is_asked_again_and_no_frame_of_a_file_is_lost(tmp_
     stream = Stream(tmp_path, CountingSource(10), InstantModel(away), sink)
     stream.run()
     assert sink.numbers == list(range(10))
-    assert stream.said[0] == "gone. Trying again, later each time."
-    assert stream.said[1].startswith("The model answers again after")
+    assert stream.messages[0] == "gone. Retrying with exponential backoff."
+    assert stream.messages[1].startswith("The model recovered after")
     assert stream.statistics["failed"] == 0
 
 
@@ -191,7 +191,7 @@ def test_a_stream_ends_when_nobody_takes_anything_any_more(tmp_path: Path) -> No
     stream = Stream(tmp_path, CountingSource(10**9), InstantModel(), sink)
     stream.run()
     assert sink.numbers == [0]
-    assert stream.said == ["list: its window was closed."]
+    assert stream.messages == ["list: its window was closed."]
 
 
 def test_one_failing_sink_does_not_hold_up_the_other(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_stop_does_not_wait_for_a_sink_that_hangs_and_its_items_are_on_disk(tm
     assert not runner.is_alive()
     kept = len(list((tmp_path / "hanging").glob("item-*.zip")))
     assert kept == stream.statistics["masks"] == stream.statistics["read"]
-    assert stream.said[-1].startswith(f"hanging: {kept} items were not delivered; they are in")
+    assert stream.messages[-1].startswith(f"hanging: {kept} items were not delivered; they are in")
 
 
 def resident_bytes() -> int:

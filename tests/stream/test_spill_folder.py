@@ -94,7 +94,7 @@ def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
 def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
     spill = SpillFolder(tmp_path, 10**6, images=False)
     spill.append(masked(0))
-    with pytest.raises(ConfigError, match=r"is in use by another stream; give this one another folder\."):
+    with pytest.raises(ConfigError, match=r"is in use by another stream; pass another folder\."):
         SpillFolder(tmp_path, 10**6, images=False)
     spill.close()
     assert len(SpillFolder(tmp_path, 10**6, images=False)) == 1

@@ -23,9 +23,9 @@ class Heard:
     """Options that keep what a source said and counted."""
 
     def __init__(self, **options: object) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.counted: list[str] = []
-        self.options = SourceOptions(report=self.said.append, count=self.counted.append, **options)  # type: ignore[arg-type]
+        self.options = SourceOptions(report=self.messages.append, count=self.counted.append, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_damaged_frames_are_counted_and_left_out(tmp_path: Path) -> None:
     heard = Heard()
     found = list(open_source(str(path), heard.options).frames())
     assert heard.counted.count("broken") >= 1
-    assert "cannot be decoded" in heard.said[0]
+    assert "cannot be decoded" in heard.messages[0]
     numbers = [number_of(frame.image) for frame in found]
     assert numbers[0] == 0
     assert numbers[-1] == 29
@@ -120,7 +120,7 @@ def test_a_folder_is_read_in_natural_order_and_broken_files_are_left_out(tmp_pat
     assert [frame.index for frame in found] == [0, 1, 2, 3, 5]
     assert [frame.timestamp for frame in found] == [0.0, 0.2, 0.4, 0.6, 1.0]
     assert heard.counted == ["broken"]
-    assert "frame11.jpg: not a readable image" in heard.said[0]
+    assert "frame11.jpg: not a readable image" in heard.messages[0]
 
 
 def test_a_folder_without_images_is_no_source(tmp_path: Path) -> None:
@@ -214,9 +214,9 @@ def test_a_live_address_is_opened_again_and_numbers_and_times_go_on(broadcast: t
     assert len(served) == 3
     assert heard.counted.count("reconnected") == 2
     # FFmpeg calls the end of a body without a length an input error.
-    assert heard.said[0].startswith(f"{url}: lost (")
-    assert heard.said[0].endswith("); opening it again, later each time.")
-    assert heard.said[1].startswith(f"{url}: back after")
+    assert heard.messages[0].startswith(f"{url}: lost (")
+    assert heard.messages[0].endswith("); opening it again, later each time.")
+    assert heard.messages[1].startswith(f"{url}: back after")
 
 
 def test_a_live_address_that_stays_away_is_given_up(broadcast: tuple[str, list[int]]) -> None:
