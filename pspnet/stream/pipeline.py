@@ -81,9 +81,7 @@ class Pipeline:
         while worker.is_alive():
             worker.join(0.1)
             tick()
-            if not self._stopping.is_set() and (
-                should_stop() or all(delivery.dead for delivery in self._deliveries)
-            ):
+            if not self._stopping.is_set() and (should_stop() or all(delivery.dead for delivery in self._deliveries)):
                 self.stop()
         self.stop()
         for delivery in self._deliveries:

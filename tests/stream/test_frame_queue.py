@@ -1,4 +1,4 @@
-"""The latest frame alone, or every frame in a short queue."""
+"""Frame queue: the latest frame only, or every frame."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_latest_keeps_the_newest_and_counts_the_others() -> None:
     assert len(late) == 4
 
 
-def test_newest_replaces_a_frame_that_was_held_up_only_where_latest_counts() -> None:
+def test_newest_returns_a_newer_frame_only_with_latest() -> None:
     late: list[int] = []
     latest, every = (FrameQueue(4, which, lambda: late.append(1)) for which in (True, False))
     latest.put(frame(3))
@@ -30,7 +30,7 @@ def test_newest_replaces_a_frame_that_was_held_up_only_where_latest_counts() -> 
     assert len(late) == 1
 
 
-def test_all_waits_for_room_and_loses_nothing() -> None:
+def test_put_blocks_while_the_queue_is_full_and_loses_nothing() -> None:
     queue = FrameQueue(depth=2, latest=False, dropped=lambda: None)
     sender = threading.Thread(target=lambda: [queue.put(frame(index)) for index in range(50)])
     sender.start()
@@ -44,7 +44,7 @@ def test_all_waits_for_room_and_loses_nothing() -> None:
     assert numbers == list(range(50))
 
 
-def test_close_hands_out_what_was_taken_and_wakes_both_sides() -> None:
+def test_close_keeps_queued_frames_and_wakes_both_threads() -> None:
     queue = FrameQueue(depth=1, latest=False, dropped=lambda: None)
     queue.put(frame(0))
     results: list[bool] = []

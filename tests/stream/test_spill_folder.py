@@ -1,4 +1,4 @@
-"""Items on disk: their order, their bounds, and what survives."""
+"""Spill folder: order, limit, recovery and locking."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def drain(spill: SpillFolder) -> list[int]:
     return numbers
 
 
-def test_items_come_back_whole_and_in_order(tmp_path: Path) -> None:
+def test_round_trip_of_items_in_order(tmp_path: Path) -> None:
     spill = SpillFolder(tmp_path / "s", 10**6, images=True)
     item = masked(7)
     noise = np.random.default_rng(0).integers(0, 256, (5, 9, 3)).astype(np.uint8)
@@ -45,12 +45,12 @@ def test_items_come_back_whole_and_in_order(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
+def test_the_folder_is_created_on_first_use(tmp_path: Path) -> None:
     SpillFolder(tmp_path / "s", 10**6, images=False).close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_run_finds_what_is_left_in_order(tmp_path: Path) -> None:
+def test_another_run_finds_the_remaining_items_in_order(tmp_path: Path) -> None:
     spill = SpillFolder(tmp_path, 10**6, images=False)
     for number in range(12):
         spill.append(masked(number))
@@ -68,7 +68,7 @@ def test_another_run_finds_what_is_left_in_order(tmp_path: Path) -> None:
     assert drain(again) == [100, *range(13)]
 
 
-def test_the_limit_holds_for_appended_items(tmp_path: Path) -> None:
+def test_the_limit_applies_to_appended_items(tmp_path: Path) -> None:
     spill = SpillFolder(tmp_path, 1500, images=False)
     kept = [spill.append(masked(number)) for number in range(20)]
     assert 1 < sum(kept) < 20
@@ -77,7 +77,7 @@ def test_the_limit_holds_for_appended_items(tmp_path: Path) -> None:
     assert drain(spill) == list(range(sum(kept)))
 
 
-def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
+def test_a_damaged_item_is_renamed_and_raises(tmp_path: Path) -> None:
     spill = SpillFolder(tmp_path, 10**6, images=False)
     for number in range(3):
         spill.append(masked(number))
@@ -91,7 +91,7 @@ def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
     assert len(spill) == 0
 
 
-def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     spill = SpillFolder(tmp_path, 10**6, images=False)
     spill.append(masked(0))
     with pytest.raises(ConfigError, match=r"is in use by another stream; pass another folder\."):
@@ -100,14 +100,14 @@ def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
     assert len(SpillFolder(tmp_path, 10**6, images=False)) == 1
 
 
-def test_a_folder_that_came_to_be_later_is_read_before_it_is_written(tmp_path: Path) -> None:
+def test_a_folder_created_by_another_stream_is_read_before_it_is_written(tmp_path: Path) -> None:
     early = SpillFolder(tmp_path / "s", 10**6, images=False)
     killed = SpillFolder(tmp_path / "s", 10**6, images=False)
     killed.append(masked(1))
     with pytest.raises(FolderInUse):
         early.append(masked(2))
     assert killed._lock is not None
-    killed._lock.close()  # as the end of its process does
+    killed._lock.close()  # as at the end of its process
     assert early.claim() == 1
     assert early.claim() == 0
     early.append(masked(2))
@@ -115,7 +115,7 @@ def test_a_folder_that_came_to_be_later_is_read_before_it_is_written(tmp_path: P
     assert drain(early) == [0, 1, 2]
 
 
-def test_folders_of_sinks_differ_and_can_be_read() -> None:
+def test_folder_names_are_unique_and_readable() -> None:
     names = {folder_name(name) for name in ("s3://bucket/a", "s3://bucket-a", "s3:/bucket/a")}
     assert len(names) == 3
     assert all(name.startswith("s3-bucket-a-") for name in names)
