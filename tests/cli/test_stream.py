@@ -30,8 +30,8 @@ from pspnet.stream.sinks.base import SinkError
 from pspnet.stream.sinks.mask_files import FolderSink
 from pspnet.stream.spill_folder import SpillFolder, folder_name
 from pspnet.system.exit_codes import run_guarded
-from tests.stream.films import frames, number_of, read_video, write_video
-from tests.stream.players import masked, wait_until
+from tests.stream.fakes import masked, wait_until
+from tests.stream.videos import frames, number_of, read_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMVID = os.environ.get("PSPNET_CAMVID")
@@ -243,7 +243,7 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; a source is"),
+        (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; expected a"),
         (
             ["film.mkv", "--to", "o.mkv", "--rate", "fast"],
             2,

@@ -14,7 +14,7 @@ from pspnet.stream.delivery import Delivery, DeliveryLimits
 from pspnet.stream.sinks.base import SinkClosed, SinkError
 from pspnet.stream.spill_folder import SpillFolder
 from pspnet.stream.statistics import SinkStatistics
-from tests.stream.players import ListSink, masked, wait_until
+from tests.stream.fakes import ListSink, masked, wait_until
 
 TEMPORARY = SinkError("list: away.", temporary=True)
 FATAL = SinkError("forbidden.", temporary=False)

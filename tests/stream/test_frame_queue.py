@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from pspnet.stream.frame_queue import FrameQueue
-from tests.stream.players import frame
+from tests.stream.fakes import frame
 
 
 def test_latest_keeps_the_newest_and_counts_the_others() -> None:

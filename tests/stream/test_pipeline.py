@@ -18,7 +18,7 @@ from pspnet.stream.sinks.base import SinkClosed
 from pspnet.stream.sources.base import Source, SourceError
 from pspnet.stream.spill_folder import SpillFolder
 from pspnet.stream.statistics import Statistics
-from tests.stream.players import CountingSource, InstantModel, ListSink, wait_until
+from tests.stream.fakes import CountingSource, InstantModel, ListSink, wait_until
 
 
 class Stream:

@@ -11,7 +11,7 @@ import pytest
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.spill_folder import DamagedItem, FolderInUse, SpillFolder, folder_name
-from tests.stream.players import masked
+from tests.stream.fakes import masked
 
 
 def drain(spill: SpillFolder) -> list[int]:

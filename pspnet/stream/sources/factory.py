@@ -8,9 +8,9 @@ from pspnet.stream.sources.base import Source, SourceError, SourceOptions
 
 
 def open_source(text: str, options: SourceOptions) -> Source:
-    """The source that a text means: kvs://STREAM, a URL, camera:N or /dev/videoN, a folder of frames or a video file.
+    """Open kvs://STREAM, a URL, camera:N or /dev/videoN, a folder of images or a video file.
 
-    Raises SourceError where there is none or a package for it is missing.
+    Raises SourceError if it cannot be opened, ConfigError if a package is missing.
     """
     if text.startswith("kvs://"):
         from pspnet.stream.sources.kinesis import KinesisSource
@@ -28,6 +28,6 @@ def open_source(text: str, options: SourceOptions) -> Source:
     if path.is_file():
         return FileSource(path, options)
     raise SourceError(
-        f"{text}: no such file or folder; a source is a video file, a folder of frames, camera:0, /dev/video0, an "
-        "address such as rtsp://HOST/PATH, or kvs://STREAM."
+        f"{text}: no such file or folder; expected a video file, a folder of images, camera:0, /dev/video0, a URL such "
+        "as rtsp://HOST/PATH, or kvs://STREAM."
     )

@@ -15,8 +15,8 @@ from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.overlay import OverlayVideoSink
 from pspnet.stream.sinks.rendering import legend, overlay, render
-from tests.stream.films import read_video
-from tests.stream.players import frame
+from tests.stream.fakes import frame
+from tests.stream.videos import read_video
 
 
 def item(index: int, stamp: float, height: int = 48, width: int = 64, class_id: int = 1) -> MaskedFrame:

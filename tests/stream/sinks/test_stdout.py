@@ -14,7 +14,7 @@ from PIL import Image
 from pspnet.stream.sinks import stdout
 from pspnet.stream.sinks.base import SinkClosed, SinkContext, SinkError
 from pspnet.stream.sinks.stdout import StdoutSink
-from tests.stream.players import masked
+from tests.stream.fakes import masked
 
 
 class Pipe:

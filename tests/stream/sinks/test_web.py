@@ -24,7 +24,7 @@ from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.web import WebSink
-from tests.stream.players import frame, wait_until
+from tests.stream.fakes import frame, wait_until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
