@@ -249,9 +249,13 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
             2,
             "--rate: found 'fast'; expected own, or frames per second",
         ),
-        (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is named twice"),
-        (["film.mkv", "--to", "masks", "./masks/"], 2, "--to: masks is named twice, in different words; name every"),
-        (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is named twice"),
+        (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is given twice"),
+        (
+            ["film.mkv", "--to", "masks", "./masks/"],
+            2,
+            "--to: masks is given twice, in different spellings; give every",
+        ),
+        (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is given twice"),
         (["film.mkv", "--to", "-", "png:-"], 2, "--to: - and png:- both write to standard output"),
         (["film.mkv", "--to", "web:no"], 2, "web:no: expected web or web:PORT"),
         (["film.mkv", "--to", "o.mkv", "--sink_setting", "x"], 2, "--sink_setting: found 'x'; expected NAME=VALUE"),
@@ -261,7 +265,7 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
             "--sink_setting: no sink has the setting 'segment_second'; did",
         ),
         (["film.mkv", "--to", "o.mkv", "--classes", "camvid"], 2, "--classes: a model directory has its own"),
-        (["film.mkv", "--to", "/proc/none/o.mkv"], 1, "/proc/none/o.mkv: its folder cannot be made"),
+        (["film.mkv", "--to", "/proc/none/o.mkv"], 1, "/proc/none/o.mkv: its folder cannot be created"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -320,7 +324,7 @@ def test_the_newest_frame_is_what_the_page_shows(model_dir: Path, tmp_path: Path
         env=environment(), stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
-    url = process.stderr.readline().decode().split()[2]
+    url = process.stderr.readline().decode().split()[1]
     with urllib.request.urlopen(f"{url}frame.jpg", timeout=120) as answer, Image.open(answer) as picture:
         shown = number_of(np.asarray(picture))
     status = json.loads(urllib.request.urlopen(f"{url}status.json", timeout=60).read())

@@ -15,7 +15,7 @@ from pspnet.masks.frames import MaskedFrame
 
 
 class SinkError(PspnetError):
-    """A sink that did not take an item. `temporary`: whether the same item may be taken later."""
+    """A sink did not accept an item. `temporary`: whether a retry may succeed."""
 
     def __init__(self, message: str, temporary: bool) -> None:
         self.temporary = temporary
@@ -23,18 +23,18 @@ class SinkError(PspnetError):
 
 
 class SinkClosed(SinkError):
-    """Nobody is there to take anything any more, by a person's wish: a closed window or pipe. Nothing is kept."""
+    """The user closed the window or pipe of a sink. Its items are discarded."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, temporary=False)
 
 
 class Sink(Protocol):
-    """A place for masks. All methods are called by one thread of its own.
+    """Destination of masks. All methods are called by one thread.
 
-    name: how messages and the summary call it; also the name of its folder among the spilled items.
-    durable: what it does not take is kept on disk and delivered later; False for a display, which shows the present.
-    wants_images: whether it uses `item.frame.image`. If not, an item that comes back from disk has a black one.
+    name: name in messages and the summary; also names its spill folder.
+    durable: rejected items are spilled to disk and delivered later; False for a display, which shows the newest item.
+    wants_images: whether it uses `item.frame.image`. If not, a spilled item has a black image.
     """
 
     name: str
@@ -42,19 +42,19 @@ class Sink(Protocol):
     wants_images: bool
 
     def write(self, item: MaskedFrame) -> None:
-        """Take the next item. Where this raises SinkError, the item was not taken and comes again."""
+        """Accept the next item. After SinkError the item was not accepted and may be retried."""
         ...
 
     def flush(self) -> None:
-        """Bring everything taken so far to where it belongs. Raises SinkError, and may be called again after it."""
+        """Deliver all accepted items to their destination. Raises SinkError, and can be retried."""
         ...
 
     def close(self) -> None:
-        """Release everything, at once. The last flush() was before."""
+        """Release all resources without blocking, after the last flush()."""
         ...
 
 
-def _nothing(_text: str) -> None:
+def _ignore(_text: str) -> None:
     return None
 
 
@@ -64,16 +64,16 @@ def _no_status() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SinkContext:
-    """What the sinks of one stream have in common.
+    """Context shared by the sinks of one stream.
 
     class_names, palette: names in the order of the ids, and (256, 3) uint8 colours.
-    source: the source as it was named on the command line.
-    rate: frames a second of the source, if known.
-    opacity, legend: how overlays are drawn: 0 shows the frame, 1 the colours alone; with a list of the classes.
+    source: the source as given on the command line.
+    rate: frames per second of the source; None if unknown.
+    opacity: opacity of the mask in overlays, 0 to 1. legend: whether overlays list the classes.
     region, profile, aws_endpoint: as in SourceOptions.
-    report: gets a sentence for the user.
-    status: the statistics so far, fit for JSON.
-    settings: further settings of single sinks, by their names on the command line.
+    report: called with messages for the user.
+    status: returns the current statistics as JSON types.
+    settings: settings of individual sinks (--sink_setting), by name.
     """
 
     class_names: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class SinkContext:
     region: str | None = None
     profile: str | None = None
     aws_endpoint: str | None = None
-    report: Callable[[str], None] = _nothing
+    report: Callable[[str], None] = _ignore
     status: Callable[[], dict[str, Any]] = _no_status
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,11 +94,11 @@ SETTING_NAMES = (
     "key_every", "mask_encoding", "s3_spool", "segment_frames", "segment_seconds", "webhook_headers", "webhook_send",
     "webhook_timeout",
 )  # fmt: skip
-"""All of SinkContext.settings; docs/mask_format.md says what they mean."""
+"""Keys of SinkContext.settings; see docs/mask_format.md."""
 
 
 def without_secrets(text: str) -> str:
-    """A sink's text without an address's user, password and query, which may hold a key."""
+    """Remove user, password and query, which may contain a key, from a URL."""
     if not text.startswith(("http://", "https://")):
         return text
     return re.sub(r"//[^/]*@", "//***@", re.split(r"[?#]", text, maxsplit=1)[0])

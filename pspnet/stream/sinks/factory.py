@@ -14,9 +14,9 @@ VIDEO_SUFFIXES = (".mp4", ".mkv")
 
 
 def open_sink(text: str, context: SinkContext) -> Sink:
-    """The sink that a text means: s3://BUCKET/PREFIX, http(s)://..., FILE.mp4 or .mkv, window, web[:PORT], -, a folder.
+    """Open s3://BUCKET/PREFIX, http(s)://..., FILE.mp4 or .mkv, window, web[:PORT], -, png:- or a folder.
 
-    A folder called `window` is written ./window. Raises SinkError or ConfigError where it cannot be opened.
+    A folder named `window` is written ./window. Raises SinkError or ConfigError if it cannot be opened.
     """
     if text.startswith("s3://"):
         from pspnet.stream.sinks.mask_files import S3Sink
@@ -48,10 +48,10 @@ def open_sink(text: str, context: SinkContext) -> Sink:
 
 
 def check_sinks(texts: Sequence[str]) -> None:
-    """Refuse sinks that cannot go together, before any is opened. Raises ConfigError."""
+    """Raise ConfigError for duplicate and conflicting sinks, before any is opened."""
     doubled = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
     if doubled:
-        raise ConfigError(f"--to: {without_secrets(doubled[0])} is named twice; name every sink once.")
+        raise ConfigError(f"--to: {without_secrets(doubled[0])} is given twice; give every sink once.")
     if "-" in texts and "png:-" in texts:
         raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")
 
@@ -66,23 +66,22 @@ def check_sink_settings(settings: Iterable[str]) -> None:
 
 
 def open_sinks(texts: Sequence[str], context: SinkContext, opened: ExitStack) -> list[Sink]:
-    """The sinks that texts mean. `opened` closes them where a later part of the stream cannot be opened.
+    """Open sinks; `opened` closes them if a later part of the stream cannot be opened.
 
-    Raises as open_sink(), and ConfigError for two of one name: they would share a spill folder and a place in the
-    summary.
+    Raises as open_sink(), and ConfigError for two sinks with one name, which would share spill folder and summary.
     """
     sinks: list[Sink] = []
     for text in texts:
         sink = open_sink(text, context)
         opened.callback(_close_unused, sink, context.report)
         if any(other.name == sink.name for other in sinks):
-            raise ConfigError(f"--to: {sink.name} is named twice, in different words; name every sink once.")
+            raise ConfigError(f"--to: {sink.name} is given twice, in different spellings; give every sink once.")
         sinks.append(sink)
     return sinks
 
 
 def _close_unused(sink: Sink, report: Callable[[str], None]) -> None:
-    """Close a sink because something else could not be opened: that is the error, and this sink's is only said."""
+    """Close a sink because another part could not be opened; errors of closing are only reported."""
     try:
         sink.close()
     except SinkError as error:
