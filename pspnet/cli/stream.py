@@ -1,4 +1,4 @@
-"""`pspnet stream`: masks of a video file, a camera or a stream, as they come, to several places at once."""
+"""Command `pspnet stream`: live masks of a video file, camera or stream, delivered to several sinks."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from pspnet.stream.model import Model
 
 _SINKS = """Sinks:
-  DIR, s3://BUCKET/PREFIX   the masks, compact, with an index
-  FILE.mp4, FILE.mkv        a video of the frames under their masks' colours
-  window, web[:PORT]        the same, live: in a window; in a browser on this machine
-  -, png:-                  masks to standard output: with a line of JSON before each; PNG files alone
-  http(s)://...             a request for every mask
-docs/stream.md says more."""
+  DIR, s3://BUCKET/PREFIX   compact mask files with an index
+  FILE.mp4, FILE.mkv        overlay video
+  window, web[:PORT]        live overlay in a window, or in a browser on this machine
+  -, png:-                  masks on standard output, each after a line of JSON; PNG files only
+  http(s)://...             an HTTP request for every mask
+See docs/stream.md."""
 
 
 def register(subparsers: Any) -> None:
     """Add the command to the parser of `pspnet`."""
     parser = subparsers.add_parser(
         "stream",
-        help="masks of a video, a camera or a stream, live",
-        description="Turn the frames of a source into masks as they come, and deliver them to several places at once.",
+        help="live masks of a video, camera or stream",
+        description="Predict the masks of a source's frames live and deliver them to several sinks in parallel.",
         epilog=_SINKS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source", metavar="SOURCE",
-        help="a video file, a folder of frames, camera:0, /dev/video0, rtsp://..., http(s)://..., kvs://STREAM",
+        help="a video file, a folder of images, camera:0, /dev/video0, rtsp://..., http(s)://..., kvs://STREAM",
     )  # fmt: skip
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", type=Path, metavar="MODEL_DIR", help="what training wrote to model_dir")
-    model.add_argument("--endpoint", metavar="NAME_OR_URL", help="a SageMaker endpoint, or the address of a server")
-    parser.add_argument("--to", action="extend", nargs="+", required=True, metavar="SINK", help="where masks go")
+    model.add_argument("--model", type=Path, metavar="MODEL_DIR", help="a model directory written by training")
+    model.add_argument("--endpoint", metavar="NAME_OR_URL", help="a SageMaker endpoint, or the URL of a server")
+    parser.add_argument("--to", action="extend", nargs="+", required=True, metavar="SINK", help="sinks, see below")
     _add_flow(parser)
     _add_model(parser)
     _add_delivery(parser)
@@ -53,24 +53,24 @@ def _add(parser: Any, name: str, **keywords: Any) -> None:
 
 
 def _add_flow(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("which frames")
+    group = parser.add_argument_group("frames")
     _add(
         group, "policy", default="auto", choices=["auto", "latest", "all"],
-        help="latest: drop what is late; all: every frame; auto: latest for live sources (default: auto)",
+        help="latest: drop late frames; all: keep every frame; auto: latest for live sources (default: auto)",
     )  # fmt: skip
     _add(
         group, "rate", metavar="own|N",
-        help="play a file or folder as if it were live, at its own rate or N frames a second; asked of a camera",
+        help="play a file or folder as a live source, at its own rate or N frames per second; requested from a camera",
     )  # fmt: skip
-    _add(group, "size", metavar="WxH", help="frame size to ask a camera for")
-    _add(group, "max_frames", type=_whole(1), metavar="N", help="stop after N frames")
+    _add(group, "size", metavar="WxH", help="frame size requested from a camera")
+    _add(group, "max_frames", type=_integer(1), metavar="N", help="stop after N frames")
     _add(
         group, "start", default="now", metavar="WHEN",
-        help="of a kvs:// stream: now, earliest, seconds since the epoch (default: now)",
+        help="start of a kvs:// stream: now, earliest, seconds since the epoch (default: now)",
     )  # fmt: skip
     _add(
         group, "give_up", type=_number(0), default=300.0, metavar="SECONDS",
-        help="without a connection, after which a live source or an endpoint is given up (default: 300)",
+        help="stop retrying a live source or an endpoint after SECONDS without a connection (default: 300)",
     )  # fmt: skip
 
 
@@ -79,41 +79,48 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     _add(group, "device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     _add(
         group, "precision", default="float32", choices=["auto", "float32", "bfloat16", "float16"],
-        help="number format of the network; auto by device (default: float32)",
+        help="precision of the network; auto: selected by device (default: float32)",
     )  # fmt: skip
-    _add(group, "runtime", metavar="NAME", help="what runs the network, as in `pspnet predict` (default: its default)")
+    _add(group, "runtime", metavar="NAME", help="inference runtime, as in `pspnet predict` (default: its default)")
     _add(
-        group, "jpeg_quality", type=_whole(1, 100), default=90, metavar="N",
-        help="of frames for --endpoint (default: 90)",
+        group, "jpeg_quality", type=_integer(1, 100), default=90, metavar="N",
+        help="JPEG quality of frames for --endpoint (default: 90)",
     )  # fmt: skip
     _add(
         group, "classes", metavar="NAMES",
-        help=f"class names for --endpoint, whose answers hold none: {', '.join(NAMED_CLASS_SETS)}, or a,b,c",
+        help=f"class names for --endpoint, whose responses have none: {', '.join(NAMED_CLASS_SETS)}, or a,b,c",
     )  # fmt: skip
-    _add(group, "region", help="AWS region, for names of endpoints, s3:// and kvs://")
+    _add(group, "region", help="AWS region, for endpoint names, s3:// and kvs://")
     _add(group, "profile", help="profile of the AWS configuration")
-    _add(group, "aws_endpoint", metavar="URL", help="address of a stand-in for AWS's S3 and Kinesis Video")
+    _add(group, "aws_endpoint", metavar="URL", help="endpoint URL of an S3 and Kinesis Video emulator")
 
 
 def _add_delivery(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("delivery")
-    _add(group, "opacity", type=_number(0, 1), default=0.5, metavar="X", help="of the colours, 0 to 1 (default: 0.5)")
-    _add(group, "legend", action="store_true", help="list the classes below overlays")
+    _add(
+        group,
+        "opacity",
+        type=_number(0, 1),
+        default=0.5,
+        metavar="X",
+        help="opacity of overlays, 0 to 1 (default: 0.5)",
+    )
+    _add(group, "legend", action="store_true", help="add a class legend to overlays")
     _add(
         group, "spill", type=Path, default=Path("pspnet-spill"), metavar="DIR",
-        help="keeps what a failing sink does not take; made when it is needed (default: pspnet-spill)",
+        help="folder for items that a failing sink does not accept; created on demand (default: pspnet-spill)",
     )  # fmt: skip
     _add(
-        group, "spill_bytes", type=_whole(0), default=2**30, metavar="N",
-        help="that the spill folder may grow to, for each sink (default: 1073741824)",
+        group, "spill_bytes", type=_integer(0), default=2**30, metavar="N",
+        help="maximum size of the spill folder for each sink (default: 1073741824)",
     )  # fmt: skip
     _add(
         group, "grace", type=_number(0), default=30.0, metavar="SECONDS",
-        help="after the end, for a sink that fails (default: 30)",
+        help="grace period of a failing sink after the end of the stream (default: 30)",
     )  # fmt: skip
-    _add(group, "sink_setting", action="append", default=[], metavar="NAME=VALUE", help="further setting of a sink")
-    _add(group, "summary", type=Path, metavar="FILE", help="gets all numbers as JSON at the end")
-    _add(group, "quiet", action="store_true", help="no line of numbers while running")
+    _add(group, "sink_setting", action="append", default=[], metavar="NAME=VALUE", help="additional setting of a sink")
+    _add(group, "summary", type=Path, metavar="FILE", help="write the statistics as JSON at the end")
+    _add(group, "quiet", action="store_true", help="no status line while running")
 
 
 def _number(least: float, most: float = math.inf) -> Callable[[str], float]:
@@ -127,14 +134,14 @@ def _number(least: float, most: float = math.inf) -> Callable[[str], float]:
     return read
 
 
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
     def read(text: str) -> int:
         value = int(text)
         if value < least or (most is not None and value > most):
             raise ValueError(text)
         return value
 
-    read.__name__ = f"whole number of at least {least}" if most is None else f"whole number from {least} to {most}"
+    read.__name__ = f"integer of at least {least}" if most is None else f"integer from {least} to {most}"
     return read
 
 

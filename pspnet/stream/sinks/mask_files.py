@@ -242,12 +242,8 @@ _TEMPORARY = (
 )  # fmt: skip
 # Permanent errors that botocore raises without a response.
 _PERMANENT = (
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ParamValidationError",
-    "NoRegionError",
-    "ProfileNotFound",
-)
+    "NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError", "ProfileNotFound",
+)  # fmt: skip
 
 
 def _code(error: Exception) -> str:
