@@ -103,7 +103,7 @@ def _add_delivery(parser: argparse.ArgumentParser) -> None:
         type=_number(0, 1),
         default=0.5,
         metavar="X",
-        help="opacity of overlays, 0 to 1 (default: 0.5)",
+        help="overlay opacity, 0 to 1 (default: 0.5)",
     )
     _add(group, "legend", action="store_true", help="add a class legend to overlays")
     _add(
