@@ -64,13 +64,13 @@ class SinkStatistics:
         self.waiting = 0
         self.on_disk = 0
 
-    def count(self, what: str, number: int = 1) -> None:
+    def count(self, counter: str, number: int = 1) -> None:
         """Add to `delivered`, `recovered` (spilled by an earlier run), `retries`, `spilled`, `skipped` or `lost`.
 
         `unfinished`: the sink hung or failed to close.
         """
         with self._lock:
-            self._counts[what] += number
+            self._counts[counter] += number
 
     def delivered(self, captured: float) -> None:
         """Count a delivered item; `captured` as in Frame."""
@@ -87,9 +87,9 @@ class SinkStatistics:
             recent = [latency for when, latency in self._recent if when >= since]
             return sorted(recent or [latency for _, latency in list(self._recent)[-1:]])
 
-    def __getitem__(self, what: str) -> int:
+    def __getitem__(self, counter: str) -> int:
         with self._lock:
-            return self._counts[what]
+            return self._counts[counter]
 
     def summary(self) -> dict[str, Any]:
         """Return the counts, and the latency from capture to delivery."""
@@ -122,10 +122,10 @@ class Statistics:
         self.sinks.append(SinkStatistics(name))
         return self.sinks[-1]
 
-    def count(self, what: str, number: int = 1) -> None:
+    def count(self, counter: str, number: int = 1) -> None:
         """Add to `read`, `late`, `failed`, `broken` or `reconnected`."""
         with self._lock:
-            self._counts[what] += number
+            self._counts[counter] += number
 
     def inferred(self, arrived: float, taken: float, inferred: float) -> None:
         """Count a mask. Times of time.monotonic(): frame decoded, inference started, inference finished."""
@@ -137,9 +137,9 @@ class Statistics:
             self._first = inferred if self._first is None else self._first
             self._last = inferred
 
-    def __getitem__(self, what: str) -> int:
+    def __getitem__(self, counter: str) -> int:
         with self._lock:
-            return self._counts[what]
+            return self._counts[counter]
 
     def summary(self) -> dict[str, Any]:
         """Return all statistics as JSON types."""
@@ -186,9 +186,9 @@ class Statistics:
         parts.append(f"{counts['masks']} masks")
         parts += [f"{counts[name]} {name}" for name in ("late", "broken", "failed", "reconnected") if counts[name]]
         for name, sink in counts["sinks"].items():
-            for what in ("on_disk", "lost"):
-                if sink[what]:
-                    parts.append(f"{name}: {sink[what]} {what.replace('_', ' ')}")
+            for counter in ("on_disk", "lost"):
+                if sink[counter]:
+                    parts.append(f"{name}: {sink[counter]} {counter.replace('_', ' ')}")
         return ", ".join(parts)
 
 
@@ -212,7 +212,9 @@ def final_report(summary: Mapping[str, Any]) -> str:
         lines.append(f"inference {_percentiles(summary['inference'])}; queue wait {_percentiles(summary['waited'])}")
     for name, sink in summary["sinks"].items():
         counts = [
-            f"{sink[what]} {what}" for what in ("recovered", "retries", "spilled", "skipped", "lost") if sink[what]
+            f"{sink[counter]} {counter}"
+            for counter in ("recovered", "retries", "spilled", "skipped", "lost")
+            if sink[counter]
         ]
         if sink["on_disk"]:
             counts.append(f"{sink['on_disk']} left on disk")

@@ -1,4 +1,4 @@
-"""One stream from its settings to its summary: what `pspnet stream` runs.
+"""Run of one stream from its settings to its summary; implements `pspnet stream`.
 
 settings = StreamSettings("drive.mp4", to=["masks/", "overlay.mp4"])
 summary = run_stream(settings, lambda: LocalModel.load(Path("runs/cars/model")))
