@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from pspnet.errors import DataError
+from pspnet.masks.png import SIGNATURE, png_chunk
 
 ENCODINGS = ("temporal", "runs", "webp", "png")
 DEFAULT_ENCODING = "temporal"
@@ -100,7 +101,7 @@ def decode(form: int, data: bytes, height: int, width: int, previous: np.ndarray
 
 # --- PNG and WebP -----------------------------------------------------------------------------------------------------
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
 NONE, SUB, UP, AVERAGE, PAETH = range(5)  # filters, as the PNG specification numbers them (W3C, third edition)
 
 
@@ -155,14 +156,14 @@ def _png(
 ) -> bytes:
     kind = 0 if palette is None and bits == 8 else 3
     body = _deflate(_filtered(pack_bits(mask, bits), filter_type), strategy, zlib.MAX_WBITS)
-    parts = [_SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, kind, 0, 0, 0))]
+    parts = [SIGNATURE, png_chunk(b"IHDR", struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, kind, 0, 0, 0))]
     if kind == 3:
         grey = np.repeat(np.linspace(0, 255, 1 << bits).astype(np.uint8)[:, None], 3, axis=1)
         colours = (grey if palette is None else palette)[: int(mask.max()) + 1]
-        parts.append(_chunk(b"PLTE", colours.astype(np.uint8).tobytes()))
+        parts.append(png_chunk(b"PLTE", colours.astype(np.uint8).tobytes()))
     for keyword, text in texts.items():
-        parts.append(_chunk(b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("latin-1", "replace")))
-    return b"".join([*parts, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
+        parts.append(png_chunk(b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("latin-1", "replace")))
+    return b"".join([*parts, png_chunk(b"IDAT", body), png_chunk(b"IEND", b"")])
 
 
 def _filtered(rows: np.ndarray, filter_type: int) -> bytes:
@@ -184,10 +185,6 @@ def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarra
     to_left, to_above, to_corner = abs(b - c), abs(a - c), abs(a + b - 2 * c)
     best = np.where((to_left <= to_above) & (to_left <= to_corner), a, np.where(to_above <= to_corner, b, c))
     return best.astype(np.uint8)
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
 
 
 def encode_webp(mask: np.ndarray, method: int = 4, quality: int = 75) -> bytes:

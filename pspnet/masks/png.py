@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREYSCALE, _PALETTE = 0, 3
 _UP = 2  # the filter: each byte is the difference to the one above
 
@@ -33,14 +33,15 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
     kind = _GREYSCALE if palette is None else _PALETTE
     return b"".join(
         [
-            _SIGNATURE,
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
-            b"" if palette is None else _chunk(b"PLTE", palette.astype(np.uint8).tobytes()),
-            _chunk(b"IDAT", packer.compress(rows.data) + packer.flush()),
-            _chunk(b"IEND", b""),
+            SIGNATURE,
+            png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
+            b"" if palette is None else png_chunk(b"PLTE", palette.astype(np.uint8).tobytes()),
+            png_chunk(b"IDAT", packer.compress(rows.data) + packer.flush()),
+            png_chunk(b"IEND", b""),
         ]
     )
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    """Return a PNG chunk with length and CRC."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pspnet.masks.codec import MAX_PIXELS, Form, MaskFileError, decode
+from pspnet.masks.png import SIGNATURE
 from pspnet.masks.segment import (
     END_MAGIC,
     HEADER,
@@ -194,8 +195,6 @@ def _is_consistent(entries: np.ndarray, start: int, end: int) -> bool:
 
 # --- masks of any storage ---------------------------------------------------------------------------------------------
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-
 
 @dataclass(frozen=True)
 class _Selection:
@@ -276,7 +275,7 @@ def _read_files(files: list[tuple[str, Any]], selection: _Selection) -> Iterator
         except FileGone:  # a segment without a mask, or deleted
             continue
         # A known name gives the type, which saves a request; otherwise the type is read from the first bytes.
-        if parsed.suffix == PNG_SUFFIX if parsed else source.read(0, len(_PNG_MAGIC)) == _PNG_MAGIC:
+        if parsed.suffix == PNG_SUFFIX if parsed else source.read(0, len(SIGNATURE)) == SIGNATURE:
             record = _read_png(source, parsed)
             if selection.includes(record.frame, record.captured):
                 yield record

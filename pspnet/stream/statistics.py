@@ -211,11 +211,8 @@ def final_report(summary: Mapping[str, Any]) -> str:
     if summary["inference"]["count"]:
         lines.append(f"inference {_percentiles(summary['inference'])}; queue wait {_percentiles(summary['waited'])}")
     for name, sink in summary["sinks"].items():
-        counts = [
-            f"{sink[counter]} {counter}"
-            for counter in ("recovered", "retries", "spilled", "skipped", "lost")
-            if sink[counter]
-        ]
+        names = ("recovered", "retries", "spilled", "skipped", "lost")
+        counts = [f"{sink[counter]} {counter}" for counter in names if sink[counter]]
         if sink["on_disk"]:
             counts.append(f"{sink['on_disk']} left on disk")
         latency = f", capture to delivery {_percentiles(sink['latency'])}" if sink["latency"]["count"] else ""

@@ -111,19 +111,10 @@ def _build(
         model = open_model()
         opened.callback(model.close)
         context = SinkContext(
-            class_names=model.class_names,
-            palette=model.palette,
-            source=settings.source,
-            rate=None if source is None else source.rate,
-            opacity=settings.opacity,
-            legend=settings.legend,
-            region=settings.region,
-            profile=settings.profile,
-            aws_endpoint=settings.aws_endpoint,
-            report=console.print,
-            status=statistics.summary,
-            settings=settings.sink_settings,
-        )
+            model.class_names, model.palette, settings.source, None if source is None else source.rate,
+            settings.opacity, settings.legend, settings.region, settings.profile, settings.aws_endpoint,
+            report=console.print, status=statistics.summary, settings=settings.sink_settings,
+        )  # fmt: skip
         sinks = open_sinks(settings.to, context, opened)
         if source is None:
             source = _open_source(settings, console, statistics, opened)
@@ -135,22 +126,16 @@ def _build(
 
 
 def _open_source(settings: StreamSettings, console: Console, statistics: Statistics, opened: ExitStack) -> Source:
+    rate = settings.rate if isinstance(settings.rate, float) else None
     options = SourceOptions(
-        rate=settings.rate if isinstance(settings.rate, float) else None,
-        size=settings.size,
-        start=settings.start,
-        region=settings.region,
-        profile=settings.profile,
-        aws_endpoint=settings.aws_endpoint,
-        give_up=settings.give_up,
-        report=console.print,
-        count=statistics.count,
-    )
+        rate, settings.size, settings.start, settings.region, settings.profile, settings.aws_endpoint, settings.give_up,
+        report=console.print, count=statistics.count,
+    )  # fmt: skip
     source = open_source(settings.source, options)
     opened.callback(source.close)
     if settings.rate is None or source.live:
         return source
-    return PacedSource(source, options.rate)
+    return PacedSource(source, rate)
 
 
 def _delivery(settings: StreamSettings, sink: Sink, latest: bool, statistics: Statistics, console: Console) -> Delivery:

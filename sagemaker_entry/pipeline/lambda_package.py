@@ -27,6 +27,7 @@ CODE = (
     "pspnet/driving/view.py",
     "pspnet/masks/__init__.py",
     "pspnet/masks/codec.py",
+    "pspnet/masks/png.py",
     "pspnet/masks/reader.py",
     "pspnet/masks/segment.py",
     "pspnet/masks/storage.py",

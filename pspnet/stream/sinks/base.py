@@ -54,14 +54,6 @@ class Sink(Protocol):
         ...
 
 
-def _ignore(_text: str) -> None:
-    return None
-
-
-def _no_status() -> dict[str, Any]:
-    return {}
-
-
 @dataclass(frozen=True)
 class SinkContext:
     """Context shared by the sinks of one stream.
@@ -85,8 +77,8 @@ class SinkContext:
     region: str | None = None
     profile: str | None = None
     aws_endpoint: str | None = None
-    report: Callable[[str], None] = _ignore
-    status: Callable[[], dict[str, Any]] = _no_status
+    report: Callable[[str], None] = lambda _: None
+    status: Callable[[], dict[str, Any]] = dict
     settings: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -9,6 +9,12 @@ from pathlib import Path
 from pspnet.config.values import nearest
 from pspnet.errors import ConfigError
 from pspnet.stream.sinks.base import SETTING_NAMES, Sink, SinkContext, SinkError, without_secrets
+from pspnet.stream.sinks.mask_files import FolderSink, S3Sink
+from pspnet.stream.sinks.overlay import OverlayVideoSink
+from pspnet.stream.sinks.stdout import StdoutSink
+from pspnet.stream.sinks.web import WebSink
+from pspnet.stream.sinks.webhook import WebhookSink
+from pspnet.stream.sinks.window import WindowSink
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
 
@@ -19,31 +25,17 @@ def open_sink(text: str, context: SinkContext) -> Sink:
     A folder named `window` is written ./window. Raises SinkError or ConfigError if it cannot be opened.
     """
     if text.startswith("s3://"):
-        from pspnet.stream.sinks.mask_files import S3Sink
-
         return S3Sink(text, context)
     if text.startswith(("http://", "https://")):
-        from pspnet.stream.sinks.webhook import WebhookSink
-
         return WebhookSink(text, context)
     if text in ("-", "png:-"):
-        from pspnet.stream.sinks.stdout import StdoutSink
-
         return StdoutSink(context, bare=text == "png:-")
     if text == "window":
-        from pspnet.stream.sinks.window import WindowSink
-
         return WindowSink(context)
     if text == "web" or text.startswith("web:"):
-        from pspnet.stream.sinks.web import WebSink
-
         return WebSink(text, context)
     if text.lower().endswith(VIDEO_SUFFIXES) and not text.endswith("/"):
-        from pspnet.stream.sinks.overlay import OverlayVideoSink
-
         return OverlayVideoSink(Path(text), context)
-    from pspnet.stream.sinks.mask_files import FolderSink
-
     return FolderSink(Path(text), context)
 
 

@@ -29,8 +29,7 @@ _SHORTEST_SIDE = 16  # px; encoders refuse smaller ones
 class OverlayVideoSink:
     """Writer of FILE.mkv or FILE.mp4. An existing file is never overwritten: FILE-2.mkv is written instead."""
 
-    durable = True
-    wants_images = True
+    durable, wants_images = True, True
 
     def __init__(self, path: Path, context: SinkContext) -> None:
         """The first frame creates the file. Raises ConfigError without PyAV, SinkError for an unusable folder."""
@@ -40,9 +39,7 @@ class OverlayVideoSink:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SinkError(
-                f"{path}: its folder cannot be created ({error.strerror or error}).", temporary=False
-            ) from error
+            raise SinkError(f"{path}: its folder cannot be created ({error.strerror or error}).", False) from error
         self.path = _free(path)
         if self.path != path:
             context.report(f"{path} exists; writing the video to {self.path}.")

@@ -33,10 +33,6 @@ class Source(Protocol):
         ...
 
 
-def _ignore(_text: str) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class SourceOptions:
     """Options of a source.
@@ -58,5 +54,5 @@ class SourceOptions:
     profile: str | None = None
     aws_endpoint: str | None = None
     give_up: float = 300.0
-    report: Callable[[str], None] = _ignore
-    count: Callable[[str], None] = _ignore
+    report: Callable[[str], None] = lambda _: None
+    count: Callable[[str], None] = lambda _: None

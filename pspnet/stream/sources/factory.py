@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pspnet.stream.sources.base import Source, SourceError, SourceOptions
+from pspnet.stream.sources.kinesis import KinesisSource
+from pspnet.stream.sources.video import CameraSource, FileSource, FolderSource, UrlSource
 
 
 def open_source(text: str, options: SourceOptions) -> Source:
@@ -13,11 +15,7 @@ def open_source(text: str, options: SourceOptions) -> Source:
     Raises SourceError if it cannot be opened, ConfigError if a package is missing.
     """
     if text.startswith("kvs://"):
-        from pspnet.stream.sources.kinesis import KinesisSource
-
         return KinesisSource(text[len("kvs://") :], options)
-    from pspnet.stream.sources.video import CameraSource, FileSource, FolderSource, UrlSource
-
     if "://" in text:
         return UrlSource(text, options)
     if text.startswith(("camera:", "/dev/video")):
