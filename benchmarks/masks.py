@@ -95,7 +95,7 @@ def _pillow(mask: np.ndarray) -> bytes:
 
 
 def _runs_like_last(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, bytes]:
-    form = Form.RUNS if previous is None else Form.RUNS_LIKE_LAST
+    form = Form.RUNS if previous is None else Form.RUNS_FROM_PREVIOUS
     return form, encodings.encode_runs(mask, previous)
 
 

@@ -1,4 +1,4 @@
-"""A mask as one line of JSON: class shares and the way ahead. Needs numpy only.
+"""Summary of a mask as one line of JSON: class fractions, corridor and obstacle.
 
 Legend: H, W mask height and width.
 """
@@ -11,23 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from pspnet.driving.corridor import Corridor, View, class_shares, drivable_corridor, nearest_obstacle
+from pspnet.driving.corridor import Corridor, drivable_corridor
+from pspnet.driving.obstacle import nearest_obstacle
+from pspnet.driving.view import View
 
 ROWS = 8
-"""Rows of the corridor that are written at most."""
+"""Maximum number of corridor rows in a summary."""
 
 
 def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -> dict[str, Any]:
-    """What docs/driving.md describes, fit for JSON; without a view only size and class shares.
+    """Return the summary that docs/driving.md defines as JSON types; without a view only size and class fractions.
 
     Args:
         mask: (H, W) uint8 class ids.
-        class_names: names in the order of the ids; a class beyond them is called by its id.
-        view: what is drivable, and where the vehicle is in the image.
+        class_names: names in the order of the ids; a class without a name is written as its id.
+        view: drivable classes and position of the vehicle in the image.
     """
     rows, columns = mask.shape
-    shares = {name_of(index, class_names): round(share, 6) for index, share in class_shares(mask).items()}
-    found: dict[str, Any] = {"height": rows, "width": columns, "classes": shares}
+    fractions = {name_of(index, class_names): round(value, 6) for index, value in class_fractions(mask).items()}
+    found: dict[str, Any] = {"height": rows, "width": columns, "classes": fractions}
     if view is None:
         return found
     found["corridor"] = _corridor(drivable_corridor(mask, view), view, rows, columns)
@@ -46,7 +48,7 @@ def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -
 
 
 def _corridor(corridor: Corridor, view: View, rows: int, columns: int) -> dict[str, Any] | None:
-    """Where the corridor begins and closes, and up to ROWS of its rows, from the bottom to the top, evenly spaced."""
+    """Return the limits of the corridor and up to ROWS of its rows, evenly spaced from the bottom to the top."""
     length = corridor.left.size
     if length == 0:
         return None
@@ -65,11 +67,17 @@ def _corridor(corridor: Corridor, view: View, rows: int, columns: int) -> dict[s
     return {"bottom": corridor.bottom, "top": corridor.top, "height": round(corridor.top / rows, 6), "rows": lines}
 
 
+def class_fractions(mask: np.ndarray) -> dict[int, float]:
+    """Return the fraction of pixels of every class in the mask, by class id."""
+    counts = np.bincount(mask.ravel(), minlength=1)
+    return {int(index): int(counts[index]) / max(1, mask.size) for index in np.flatnonzero(counts)}
+
+
 def name_of(index: int, class_names: Sequence[str]) -> str:
-    """A class's name, or its id as text."""
+    """Return the name of a class, or its id as text."""
     return class_names[index] if index < len(class_names) else str(index)
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-    """One line of JSON with its line end. The same values give the same text; NaN is refused, since JSON has none."""
+    """Return one line of JSON with its line end. Deterministic; raises ValueError for NaN, which JSON lacks."""
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"

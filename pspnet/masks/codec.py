@@ -1,7 +1,7 @@
-"""Masks as bytes, without loss: PNG, WebP, run lengths, and what changed since the mask before.
+"""Lossless mask codecs: PNG, WebP, run lengths, and the changes since the previous mask.
 
-docs/mask_format.md describes each form byte by byte. Needs numpy and Pillow only, so small readers can carry it.
-Every decoder takes foreign bytes: it makes no array larger than the size that it was told, and raises MaskFileError.
+docs/mask_format.md specifies each form. Requires numpy and Pillow only. Decoders accept untrusted bytes: they allocate
+no array larger than the given size, and raise MaskFileError.
 Legend: H, W mask height and width.
 """
 
@@ -18,27 +18,28 @@ import numpy as np
 from PIL import Image
 
 from pspnet.errors import DataError
+from pspnet.masks.png import SIGNATURE, png_chunk
 
 ENCODINGS = ("temporal", "runs", "webp", "png")
 DEFAULT_ENCODING = "temporal"
 MAX_PIXELS = 100_000_000
 
-# deflate looks back no further than this, so more of a dictionary is never used.
+# Window size of deflate; a longer dictionary has no effect.
 _WINDOW = 32_768
 _COUNT = struct.Struct("<I")
 
 
 class MaskFileError(DataError):
-    """A mask file or record that cannot be read; the text says where and why."""
+    """A mask file or record that cannot be read."""
 
 
 class Form(IntEnum):
-    """How one mask is written. The last two need the mask before it."""
+    """Encoding of one mask. The last two need the previous mask."""
 
     PNG = 1
     WEBP = 2
     RUNS = 3
-    RUNS_LIKE_LAST = 4
+    RUNS_FROM_PREVIOUS = 4
     CHANGES = 5
 
 
@@ -47,21 +48,21 @@ KEY_FORMS = (Form.PNG, Form.WEBP, Form.RUNS)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A mask's bytes and their form."""
+    """Encoded mask and its form."""
 
     form: Form
     data: bytes
 
 
 def encode(mask: np.ndarray, encoding: str = DEFAULT_ENCODING, previous: np.ndarray | None = None) -> Encoded:
-    """The bytes of an (H, W) uint8 mask.
+    """Encode an (H, W) uint8 mask.
 
     Args:
-        mask: class ids, any of 0 to 255.
-        encoding: one of ENCODINGS. `temporal` takes the smallest of RUNS, RUNS_LIKE_LAST and CHANGES.
-        previous: the mask before it, of the same size; None for a mask that must be readable alone.
+        mask: class ids, 0 to 255.
+        encoding: one of ENCODINGS. `temporal` uses the smallest of RUNS, RUNS_FROM_PREVIOUS and CHANGES.
+        previous: previous mask of the same size; None for a mask that must be readable alone.
 
-    Raises ValueError for another encoding or array.
+    Raises ValueError for an unknown encoding and other arrays.
     """
     if mask.ndim != 2 or mask.dtype != np.uint8 or not mask.size:
         raise ValueError(f"found an array of shape {mask.shape} and {mask.dtype}; expected (H, W) uint8.")
@@ -73,45 +74,45 @@ def encode(mask: np.ndarray, encoding: str = DEFAULT_ENCODING, previous: np.ndar
         return Encoded(Form.RUNS, encode_runs(mask))
     if encoding != "temporal":
         raise ValueError(f"encoding: found {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
-    found = [Encoded(Form.RUNS, encode_runs(mask))]
+    candidates = [Encoded(Form.RUNS, encode_runs(mask))]
     if previous is not None and previous.shape == mask.shape:
-        found.append(Encoded(Form.RUNS_LIKE_LAST, encode_runs(mask, previous)))
+        candidates.append(Encoded(Form.RUNS_FROM_PREVIOUS, encode_runs(mask, previous)))
         changes = encode_changes(mask, previous)
         if changes is not None:
-            found.append(Encoded(Form.CHANGES, changes))
-    return min(found, key=lambda one: len(one.data))
+            candidates.append(Encoded(Form.CHANGES, changes))
+    return min(candidates, key=lambda candidate: len(candidate.data))
 
 
 def decode(form: int, data: bytes, height: int, width: int, previous: np.ndarray | None = None) -> np.ndarray:
-    """The (height, width) uint8 mask of one record; `previous` is the mask of the record before it.
+    """Return the (height, width) uint8 mask of one record; `previous` is the mask of the previous record.
 
-    Raises MaskFileError for bytes that hold no such mask.
+    Raises MaskFileError for damaged data.
     """
     if min(height, width) < 1 or height * width > MAX_PIXELS:
-        raise MaskFileError(f"A mask of {width}x{height} pixels; expected 1 to {MAX_PIXELS:,} pixels.")
-    if form in (Form.RUNS_LIKE_LAST, Form.CHANGES):
+        raise MaskFileError(f"The mask has {width}x{height} pixels; expected 1 to {MAX_PIXELS:,} pixels.")
+    if form in (Form.RUNS_FROM_PREVIOUS, Form.CHANGES):
         if previous is None or previous.shape != (height, width):
-            raise MaskFileError("The mask is written against the one before it, which is missing.")
-        return (decode_runs if form == Form.RUNS_LIKE_LAST else decode_changes)(data, height, width, previous)
-    if form not in _ALONE:
+            raise MaskFileError("The mask depends on the previous mask, which is missing.")
+        return (decode_runs if form == Form.RUNS_FROM_PREVIOUS else decode_changes)(data, height, width, previous)
+    if form not in _KEY_DECODERS:
         raise MaskFileError(f"The mask has form {form}; this version reads {', '.join(str(int(x)) for x in Form)}.")
-    return _ALONE[Form(form)](data, height, width)
+    return _KEY_DECODERS[Form(form)](data, height, width)
 
 
 # --- PNG and WebP -----------------------------------------------------------------------------------------------------
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
 NONE, SUB, UP, AVERAGE, PAETH = range(5)  # filters, as the PNG specification numbers them (W3C, third edition)
 
 
 def bits_for(mask: np.ndarray) -> int:
-    """The least PNG bit depth, 1, 2, 4 or 8, that holds every value of the mask."""
+    """Return the smallest PNG bit depth (1, 2, 4 or 8) that holds every value of the mask."""
     highest = int(mask.max())
     return next(bits for bits in (1, 2, 4, 8) if highest < 1 << bits)
 
 
 def pack_bits(mask: np.ndarray, bits: int) -> np.ndarray:
-    """(H, W) values below 2 ** bits -> (H, ceil(W * bits / 8)) bytes, the leftmost pixel in the highest bits."""
+    """Pack (H, W) values below 2 ** bits into (H, ceil(W * bits / 8)) bytes, the leftmost pixel in the high bits."""
     if bits == 8:
         return mask
     per_byte = 8 // bits
@@ -119,8 +120,8 @@ def pack_bits(mask: np.ndarray, bits: int) -> np.ndarray:
     padded = np.zeros((height, -(-width // per_byte) * per_byte), dtype=np.uint8)
     padded[:, :width] = mask
     packed = np.zeros((height, padded.shape[1] // per_byte), dtype=np.uint8)
-    for place in range(per_byte):
-        packed |= padded[:, place::per_byte] << (8 - bits * (place + 1))
+    for position in range(per_byte):
+        packed |= padded[:, position::per_byte] << (8 - bits * (position + 1))
     return packed
 
 
@@ -133,15 +134,15 @@ def encode_png(
     strategy: int = zlib.Z_DEFAULT_STRATEGY,
     texts: dict[str, str] | None = None,
 ) -> bytes:
-    """A PNG file whose pixel values are the class ids: indices into a palette, or greyscale in 8 bits without one.
+    """Return a PNG file whose pixel values are the class ids: palette indices, or 8-bit greyscale without a palette.
 
     Args:
         mask: (H, W) uint8.
-        palette: (256, 3) uint8 colours; without one, indices get shades of grey.
-        bits: 1, 2, 4 or 8. If not given, 8 or the least that holds the mask, whichever makes the smaller file:
-            deflate often finds more in whole bytes than packing saves.
-        filter_type: of every row; if not given, the one of NONE and UP that makes the smaller file.
-        strategy: of zlib.
+        palette: (256, 3) uint8 colours; default: shades of grey.
+        bits: 1, 2, 4 or 8; default: 8 or the smallest that holds the mask, whichever gives the smaller file, since
+            deflate often compresses whole bytes better than packed ones.
+        filter_type: filter of every row; default: NONE or UP, whichever gives the smaller file.
+        strategy: zlib strategy.
         texts: keywords and Latin-1 texts to store (tEXt).
     """
     depths = {bits_for(mask), 8} if bits is None else {bits}
@@ -155,28 +156,28 @@ def _png(
 ) -> bytes:
     kind = 0 if palette is None and bits == 8 else 3
     body = _deflate(_filtered(pack_bits(mask, bits), filter_type), strategy, zlib.MAX_WBITS)
-    parts = [_SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, kind, 0, 0, 0))]
+    parts = [SIGNATURE, png_chunk(b"IHDR", struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], bits, kind, 0, 0, 0))]
     if kind == 3:
         grey = np.repeat(np.linspace(0, 255, 1 << bits).astype(np.uint8)[:, None], 3, axis=1)
         colours = (grey if palette is None else palette)[: int(mask.max()) + 1]
-        parts.append(_chunk(b"PLTE", colours.astype(np.uint8).tobytes()))
+        parts.append(png_chunk(b"PLTE", colours.astype(np.uint8).tobytes()))
     for keyword, text in texts.items():
-        parts.append(_chunk(b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("latin-1", "replace")))
-    return b"".join([*parts, _chunk(b"IDAT", body), _chunk(b"IEND", b"")])
+        parts.append(png_chunk(b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("latin-1", "replace")))
+    return b"".join([*parts, png_chunk(b"IDAT", body), png_chunk(b"IEND", b"")])
 
 
 def _filtered(rows: np.ndarray, filter_type: int) -> bytes:
-    """Rows (H, B) uint8 after one filter, each behind the filter's number. Its unit is a byte, at every depth to 8."""
+    """Filter (H, B) uint8 rows and prefix each with the filter number. Filters work on bytes at depths up to 8."""
     left = np.pad(rows, ((0, 0), (1, 0)))[:, :-1]
     above = np.pad(rows, ((1, 0), (0, 0)))[:-1]
     if filter_type == AVERAGE:
-        guess = ((left.astype(np.uint16) + above) // 2).astype(np.uint8)
+        predicted = ((left.astype(np.uint16) + above) // 2).astype(np.uint8)
     elif filter_type == PAETH:
-        guess = _paeth(left, above, np.pad(above, ((0, 0), (1, 0)))[:, :-1])
+        predicted = _paeth(left, above, np.pad(above, ((0, 0), (1, 0)))[:, :-1])
     else:
-        guess = {NONE: np.zeros_like(rows), SUB: left, UP: above}[filter_type]
+        predicted = {NONE: np.zeros_like(rows), SUB: left, UP: above}[filter_type]
     number = np.full((len(rows), 1), filter_type, dtype=np.uint8)
-    return np.concatenate([number, rows - guess], axis=1).tobytes()
+    return np.concatenate([number, rows - predicted], axis=1).tobytes()
 
 
 def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarray:
@@ -186,12 +187,8 @@ def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarra
     return best.astype(np.uint8)
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
-
-
 def encode_webp(mask: np.ndarray, method: int = 4, quality: int = 75) -> bytes:
-    """A lossless WebP file whose red, green and blue are all the class id; sides up to 16,383."""
+    """Return a lossless WebP file with the class id in all three channels; sides up to 16,383 pixels."""
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "WEBP", lossless=True, quality=quality, method=method)
     return buffer.getvalue()
@@ -208,7 +205,7 @@ def _decode_picture(kind: str, data: bytes, height: int, width: int) -> np.ndarr
     except (MaskFileError, MemoryError):
         raise
     except Exception as error:  # Pillow reports damage in many ways
-        raise MaskFileError(f"The mask is no readable {kind}; it may be damaged or cut short.") from error
+        raise MaskFileError(f"The mask is not a readable {kind}; it may be damaged or truncated.") from error
     mask: np.ndarray = np.ascontiguousarray(pixels[..., 0]) if pixels.ndim == 3 else pixels
     return mask
 
@@ -217,9 +214,9 @@ def _decode_picture(kind: str, data: bytes, height: int, width: int) -> np.ndarr
 
 
 def encode_runs(mask: np.ndarray, previous: np.ndarray | None = None) -> bytes:
-    """Runs of equal pixels, row after row: their values and lengths, deflated apart.
+    """Encode runs of equal pixels in row order: values and lengths, deflated separately.
 
-    With `previous`, its own values and lengths are deflate's dictionary: runs that come again cost next to nothing.
+    With `previous`, its values and lengths are the deflate dictionaries, so repeated runs are almost free.
     """
     values, lengths = _runs(mask)
     old_values, old_lengths = (b"", b"") if previous is None else _runs(previous)
@@ -228,12 +225,12 @@ def encode_runs(mask: np.ndarray, previous: np.ndarray | None = None) -> bytes:
 
 
 def decode_runs(data: bytes, height: int, width: int, previous: np.ndarray | None = None) -> np.ndarray:
-    """The mask of encode_runs. Raises MaskFileError."""
+    """Invert encode_runs. Raises MaskFileError."""
     pixels = height * width
     old_values, old_lengths = (b"", b"") if previous is None else _runs(previous)
     middle = _COUNT.size + (_COUNT.unpack_from(data)[0] if len(data) >= _COUNT.size else len(data))
     if middle > len(data):
-        raise MaskFileError("The mask's run lengths are cut short.")
+        raise MaskFileError("The mask's run lengths are truncated.")
     values = np.frombuffer(_inflate(data[_COUNT.size : middle], pixels, old_values), dtype=np.uint8)
     lengths = _read_varints(_inflate(data[middle:], pixels, old_lengths))
     if len(values) != len(lengths) or int(lengths.sum()) != pixels:
@@ -242,46 +239,46 @@ def decode_runs(data: bytes, height: int, width: int, previous: np.ndarray | Non
 
 
 def _runs(mask: np.ndarray) -> tuple[bytes, bytes]:
-    """The values of the runs, and their lengths as variable-length integers."""
+    """Return the values of the runs, and their lengths as variable-length integers."""
     flat = mask.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     return flat[starts].tobytes(), _write_varints(np.diff(np.append(starts, flat.size)))
 
 
 def _write_varints(numbers: np.ndarray) -> bytes:
-    """Positive integers, seven bits a byte, the lowest first; the highest bit says that another byte follows."""
-    places = np.arange(4)  # enough for MAX_PIXELS, which is below 2 ** 28
-    digits = numbers[:, None] >> (7 * places)  # (N, 4)
-    used = (digits > 0) | (places == 0)
+    """Encode positive integers in LEB128: seven bits per byte, lowest first; the high bit marks a following byte."""
+    positions = np.arange(4)  # enough for MAX_PIXELS, which is below 2 ** 28
+    digits = numbers[:, None] >> (7 * positions)  # (N, 4)
+    used = (digits > 0) | (positions == 0)
     follows = np.concatenate([used[:, 1:], np.zeros((len(numbers), 1), dtype=bool)], axis=1)
     written: bytes = ((digits & 127) | (follows * 128)).astype(np.uint8)[used].tobytes()
     return written
 
 
 def _read_varints(data: bytes) -> np.ndarray:
-    """Integers of _write_varints, all of them at least 1."""
+    """Invert _write_varints; all integers are at least 1."""
     parts = np.frombuffer(data, dtype=np.uint8).astype(np.int64)
     ends = np.flatnonzero(parts < 128)
     if not len(ends) or ends[-1] != len(parts) - 1:
-        raise MaskFileError("The mask's run lengths are cut short.")
+        raise MaskFileError("The mask's run lengths are truncated.")
     starts = np.concatenate([[0], ends[:-1] + 1])
     counts = ends - starts + 1
     if counts.max() > 4:
-        raise MaskFileError("The mask holds a run length beyond any mask.")
-    places = np.arange(len(parts)) - np.repeat(starts, counts)
-    numbers: np.ndarray = np.add.reduceat((parts & 127) << (7 * places), starts)
+        raise MaskFileError("The mask has a run length above the maximum size of a mask.")
+    positions = np.arange(len(parts)) - np.repeat(starts, counts)
+    numbers: np.ndarray = np.add.reduceat((parts & 127) << (7 * positions), starts)
     if numbers.min() < 1:
-        raise MaskFileError("The mask holds a run of no pixels.")
+        raise MaskFileError("The mask has an empty run.")
     return numbers
 
 
-# --- changes since the last mask --------------------------------------------------------------------------------------
+# --- changes since the previous mask ----------------------------------------------------------------------------------
 
 
 def encode_changes(mask: np.ndarray, previous: np.ndarray) -> bytes | None:
-    """The pixels that changed, as runs; all others hold a value that the mask has nowhere, which comes first.
+    """Encode the changed pixels as runs; unchanged pixels hold a value absent from the mask, stored in the first byte.
 
-    None where the mask has all 256 values.
+    Return None if the mask has all 256 values.
     """
     absent = np.flatnonzero(np.bincount(mask.ravel(), minlength=256) == 0)
     if not len(absent):
@@ -291,9 +288,9 @@ def encode_changes(mask: np.ndarray, previous: np.ndarray) -> bytes | None:
 
 
 def decode_changes(data: bytes, height: int, width: int, previous: np.ndarray) -> np.ndarray:
-    """The mask of encode_changes. Raises MaskFileError."""
+    """Invert encode_changes. Raises MaskFileError."""
     if not data:
-        raise MaskFileError("The mask has no bytes.")
+        raise MaskFileError("The mask's data is empty.")
     changed = decode_runs(data[1:], height, width)
     return np.where(changed == data[0], previous, changed)
 
@@ -309,18 +306,18 @@ def _deflate(
 
 
 def _inflate(data: bytes, limit: int, dictionary: bytes) -> bytes:
-    """At most `limit` bytes of a raw deflate stream that must end there."""
+    """Inflate a raw deflate stream to at most `limit` bytes. Raises MaskFileError."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS, dictionary[-_WINDOW:])
     try:
         content = unpacker.decompress(data, limit + 1)
     except zlib.error as error:
         raise MaskFileError(f"The mask's deflated bytes are damaged ({error}).") from error
     if len(content) > limit or not unpacker.eof or unpacker.unused_data:
-        raise MaskFileError("The mask's deflated bytes are cut short, too long, or followed by others.")
+        raise MaskFileError("The mask's deflated bytes are truncated, too long, or followed by other bytes.")
     return content
 
 
-_ALONE: dict[Form, Callable[[bytes, int, int], np.ndarray]] = {
+_KEY_DECODERS: dict[Form, Callable[[bytes, int, int], np.ndarray]] = {
     Form.PNG: lambda data, height, width: _decode_picture("PNG", data, height, width),
     Form.WEBP: lambda data, height, width: _decode_picture("WEBP", data, height, width),
     Form.RUNS: decode_runs,

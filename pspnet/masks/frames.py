@@ -1,4 +1,4 @@
-"""What travels through the pipeline: a frame, and the frame with its mask.
+"""Frame of a source, and frame with its mask.
 
 Legend: H, W image height and width.
 """
@@ -13,14 +13,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One image of a source.
 
-    index: its number in the source, from 0; frames that were dropped or broken count too.
+    index: number in the source, from 0; dropped and broken frames count too.
     image: (H, W, 3) uint8 RGB.
-    captured: seconds since the epoch: the producer's time where the source has one, else when it arrived.
-    arrived: time.monotonic() when it left the decoder.
-    timestamp: seconds since the stream began, from its presentation time.
-    labels: what else the source knows of it, such as the number of its fragment.
+    captured: seconds since the epoch: the producer's time if the source has one, else the arrival.
+    arrived: time.monotonic() when the frame left the decoder.
+    timestamp: seconds since the stream began, from the presentation time.
+    labels: additional metadata of the source, such as the fragment number.
     """
 
     index: int
@@ -33,7 +33,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class MaskedFrame:
-    """A frame and its mask: (H, W) uint8 class ids; `inferred` is time.monotonic() when the model had it."""
+    """A frame and its mask: (H, W) uint8 class ids; `inferred` is time.monotonic() after the forward pass."""
 
     frame: Frame
     mask: np.ndarray

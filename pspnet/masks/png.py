@@ -1,7 +1,7 @@
-"""Masks as PNG files, quickly: the one kind of PNG that an endpoint writes, a frame after another.
+"""Fast PNG encoder for masks, used by endpoints and sinks.
 
-Pillow tries five filters on each row. Rows of a mask mostly repeat the row above, so the difference to it (filter 2)
-and run lengths alone are smaller and take a third of the time. Source: PNG specification, W3C, third edition.
+Pillow tries five filters on each row. Rows of a mask mostly repeat the row above, so filter 2 (up) with run-length
+encoding gives smaller files in a third of the time. Source: PNG specification, W3C, third edition.
 Legend: H, W mask height and width.
 """
 
@@ -12,17 +12,17 @@ import zlib
 
 import numpy as np
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREYSCALE, _PALETTE = 0, 3
 _UP = 2  # the filter: each byte is the difference to the one above
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
-    """An 8-bit PNG of the mask's size whose values are the class ids: greyscale, or indices into a palette.
+    """Return an 8-bit PNG file whose pixel values are the class ids: greyscale, or indices into a palette.
 
     Args:
         mask: (H, W) uint8 class ids.
-        palette: (256, 3) uint8 colours of the ids, for the eye.
+        palette: (256, 3) uint8 colours of the ids.
     """
     height, width = mask.shape
     rows = np.empty((height, width + 1), dtype=np.uint8)
@@ -33,14 +33,15 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
     kind = _GREYSCALE if palette is None else _PALETTE
     return b"".join(
         [
-            _SIGNATURE,
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
-            b"" if palette is None else _chunk(b"PLTE", palette.astype(np.uint8).tobytes()),
-            _chunk(b"IDAT", packer.compress(rows.data) + packer.flush()),
-            _chunk(b"IEND", b""),
+            SIGNATURE,
+            png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
+            b"" if palette is None else png_chunk(b"PLTE", palette.astype(np.uint8).tobytes()),
+            png_chunk(b"IDAT", packer.compress(rows.data) + packer.flush()),
+            png_chunk(b"IEND", b""),
         ]
     )
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    """Return a PNG chunk with length and CRC."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))

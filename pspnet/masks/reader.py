@@ -1,7 +1,4 @@
-"""Reads masks back: `read_masks()` over files, folders, S3 and bytes, and one segment at random.
-
-Needs numpy and Pillow only (boto3 for S3), so a small function in the cloud can carry it.
-"""
+"""Mask reader: `read_masks()` over files, folders, S3 and bytes, and random access to one segment."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pspnet.masks.codec import MAX_PIXELS, Form, MaskFileError, decode
+from pspnet.masks.png import SIGNATURE
 from pspnet.masks.segment import (
     END_MAGIC,
     HEADER,
@@ -38,22 +36,22 @@ from pspnet.masks.segment import (
 from pspnet.masks.storage import ByteRanges, BytesInMemory, BytesOfFile, FileGone, list_masks
 
 PNG_KEYWORD = "pspnet"
-"""Under it, a PNG file of a mask holds frame, captured, timestamp, latency and labels as JSON (tEXt)."""
+"""Keyword of the PNG text chunk (tEXt) with frame, captured, timestamp, latency and labels as JSON."""
 
-_START = 8_192  # read from a segment's beginning: holds the header of some hundred classes
-_TAIL = 65_536  # read from a segment's end first: holds the index of some thousands of records
-_BLOCK = 4_194_304  # read at a time when one record after another is wanted
+_START = 8_192  # bytes read from the beginning of a segment: fits the header of some hundred classes
+_TAIL = 65_536  # bytes read from the end of a segment first: fits the index of some thousand records
+_BLOCK = 4_194_304  # bytes per read of consecutive records
 _MAX_PNG = 268_435_456
-_MICROSECOND = 1e-6  # names round times down to it
+_MICROSECOND = 1e-6  # resolution of the times in names, which are rounded down
 
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """A mask as it was stored.
+    """A stored mask.
 
-    frame: the frame's number in its source. captured: seconds since the epoch. timestamp: seconds since the stream
-    began. latency: seconds from the frame's arrival to its mask, NaN where nobody knows. labels: what the source said
-    of the frame. mask: (H, W) uint8 class ids. class_names, palette: as far as they were stored; (256, 3) uint8.
+    frame: number of the frame in its source. captured: seconds since the epoch. timestamp: seconds since the stream
+    began. latency: seconds from the frame's arrival to its mask, NaN if unknown. labels: metadata from the source.
+    mask: (H, W) uint8 class ids. class_names, palette ((256, 3) uint8): if they were stored.
     """
 
     frame: int
@@ -67,15 +65,15 @@ class MaskRecord:
 
 
 class MaskSegment:
-    """One segment: its index is read at once, masks when they are asked for.
+    """Reader of one segment. The index is read on construction, masks on demand.
 
-    header: what all its masks have in common. entries: INDEX_ENTRY values in the order in which they were written.
-    complete: False where the file has no index, because its writer is still at work or was killed; then the whole file
-    was read, and records that are damaged, or need a damaged one, are left out.
+    header: metadata shared by all masks. entries: INDEX_ENTRY values in the order of the records.
+    complete: False if the file has no index because its writer is still running or was killed; then the whole file is
+    scanned, and records that are damaged, or depend on a damaged one, are skipped.
     """
 
     def __init__(self, source: ByteRanges | bytes | Path) -> None:
-        """Raises MaskFileError for anything that is no segment."""
+        """Raises MaskFileError if `source` is not a segment."""
         if isinstance(source, bytes):
             source = BytesInMemory(source)
         self._source: ByteRanges = BytesOfFile(source) if isinstance(source, Path) else source
@@ -104,37 +102,37 @@ class MaskSegment:
         if missing > 0:
             tail = self._source.read(offset, missing) + tail
         entries = unpack_index(tail[-TRAILER.size - length : -TRAILER.size])
-        return entries if entries is not None and _sound(entries, self._data_start, offset) else None
+        return entries if entries is not None and _is_consistent(entries, self._data_start, offset) else None
 
     def _scan(self) -> np.ndarray:
-        """The index from the records themselves."""
+        """Rebuild the index from the records."""
         data = self._source.read(0, self._source.size)
         found: list[tuple[int, float, float, int, int, int]] = []
         offset, key, intact = self._data_start, 0, False
         while True:
-            one = unpack_record(data, offset)
-            if one is None:
-                intact = False  # what follows needs a key record first
+            record = unpack_record(data, offset)
+            if record is None:
+                intact = False  # later records are unreadable until the next key record
                 offset = data.find(RECORD_MARKER, offset + 1)
                 if offset < 0:
                     return np.array(found, dtype=INDEX_ENTRY)
                 continue
-            head, _, end = one
+            head, _, end = record
             if head.key or intact:
                 key, intact = len(found) if head.key else key, True
                 found.append((head.frame, head.captured, head.timestamp, offset, end - offset, key))
             offset = end
 
     def head(self, number: int) -> RecordHead:
-        """A record of the segment without its mask, its labels as they are written. Raises MaskFileError."""
+        """Return a record without its mask, with its labels as stored. Raises MaskFileError."""
         return self._unpack(number, self._read(number, number + 1), 0)[0]
 
     def record(self, number: int) -> MaskRecord:
-        """A record by its place in the segment. Reads no more than what lies between it and its key record."""
+        """Return a record by its position. Reads only the bytes from its key record to it. Raises MaskFileError."""
         return next(self.records([number]))
 
     def records(self, numbers: Collection[int] | None = None) -> Iterator[MaskRecord]:
-        """Records in the order of the segment; all of them, or those at these places. Raises MaskFileError."""
+        """Yield records in the order of the segment; all, or those at these positions. Raises MaskFileError."""
         wanted = range(len(self)) if numbers is None else sorted(set(numbers))
         last, mask, labels = -1, np.zeros((0, 0), dtype=np.uint8), {}  # type: int, np.ndarray, Mapping[str, str]
         block, start, end = b"", 0, 0
@@ -152,7 +150,7 @@ class MaskSegment:
             yield self._record(number, mask, labels, head.latency)
 
     def _block_end(self, first: int, last: int) -> int:
-        """The end of as many records from `first` on as one read should fetch, and no further than `last`."""
+        """Return the end of the records, from `first` to `last` at most, that one read fetches."""
         limit = int(self.entries["offset"][first]) + _BLOCK
         end = int(np.searchsorted(self.entries["offset"], limit))
         return max(first + 1, min(end, last + 1))
@@ -182,8 +180,8 @@ class MaskSegment:
         )  # fmt: skip
 
 
-def _sound(entries: np.ndarray, start: int, end: int) -> bool:
-    """Whether an index can be true of records between two places, so that nothing else is ever read."""
+def _is_consistent(entries: np.ndarray, start: int, end: int) -> bool:
+    """Return whether all records of an index are between two offsets, in order, so that no other bytes are read."""
     numbers = np.arange(len(entries))
     ends = entries["offset"] + entries["length"]
     return bool(
@@ -195,34 +193,32 @@ def _sound(entries: np.ndarray, start: int, end: int) -> bool:
     )
 
 
-# --- masks of any place -----------------------------------------------------------------------------------------------
-
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# --- masks of any storage ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Which records are asked for."""
+class _Selection:
+    """Requested records."""
 
     start: float
     stop: float
     frames: Collection[int] | None
 
     def may_be_in(self, name: MaskName | None) -> bool:
-        """Whether a file of that name may hold one."""
+        """Return whether a file of that name may contain one."""
         if name is None:
             return True
-        alone = name.suffix == PNG_SUFFIX
-        last = name.captured if alone else (math.inf if name.last_captured is None else name.last_captured)
+        single = name.suffix == PNG_SUFFIX
+        last = name.captured if single else (math.inf if name.last_captured is None else name.last_captured)
         if name.captured >= self.stop or last + 2 * _MICROSECOND < self.start:
             return False
         if self.frames is None or not len(self.frames):
             return self.frames is None
-        last_frame = name.frame if alone else name.last_frame
+        last_frame = name.frame if single else name.last_frame
         return max(self.frames) >= name.frame and (last_frame is None or min(self.frames) <= last_frame)
 
     def includes(self, frame: int, captured: float) -> bool:
-        """Whether a record is one."""
+        """Return whether a record is requested."""
         return self.start <= captured < self.stop and (self.frames is None or frame in self.frames)
 
 
@@ -233,27 +229,27 @@ def read_masks(
     frames: int | Collection[int] | None = None,
     client: Any = None,
 ) -> Iterator[MaskRecord]:
-    """The masks of a file, a folder, `s3://BUCKET/PREFIX`, an object there, or bytes, in the order of their times.
+    """Yield the masks of a file, folder, `s3://BUCKET/PREFIX`, S3 object or bytes, in order of capture time.
 
-    Names and indices say where a mask is: files that hold nothing of what is asked for are not opened, and of the
-    others only the index and the parts asked for are read.
+    Files whose names exclude the requested masks are not opened; of the others only the index and the requested parts
+    are read.
 
     Args:
-        where: a segment or a mask's PNG file, or a place that holds such files; others there are passed over.
+        where: a segment, a mask's PNG file, or a folder or prefix with such files; other files there are ignored.
         start, stop: seconds since the epoch, or a datetime: masks captured from `start` on, and before `stop`.
-        frames: numbers of frames in their source: one, a range, or any collection.
-        client: of boto3, for S3; made from the environment if not given.
+        frames: frame numbers in the source: an int, a range, or any collection.
+        client: boto3 client for S3; default: created from the environment.
 
-    Raises MaskFileError where there is nothing at that place, and, while reading, for a damaged file.
+    Raises MaskFileError if `where` does not exist, and, while reading, for a damaged file.
     """
     chosen = [frames] if isinstance(frames, int) else frames
     if chosen is not None and not isinstance(chosen, range):
         chosen = frozenset(chosen)
-    wanted = _Wanted(_seconds(start, -math.inf), _seconds(stop, math.inf), chosen)
-    places: list[tuple[str, Any]] = (
+    selection = _Selection(_seconds(start, -math.inf), _seconds(stop, math.inf), chosen)
+    files: list[tuple[str, Any]] = (
         [("", lambda: BytesInMemory(where))] if isinstance(where, bytes) else list_masks(where, client)
     )
-    return _read_places(places, wanted)
+    return _read_files(files, selection)
 
 
 def _seconds(time: float | datetime | None, default: float) -> float:
@@ -266,32 +262,32 @@ def _seconds(time: float | datetime | None, default: float) -> float:
     return time.timestamp()
 
 
-def _read_places(places: list[tuple[str, Any]], wanted: _Wanted) -> Iterator[MaskRecord]:
-    names = {name for name, _ in places}
-    for name, opened in places:
-        said = read_name(name)
-        if not wanted.may_be_in(said):
+def _read_files(files: list[tuple[str, Any]], selection: _Selection) -> Iterator[MaskRecord]:
+    names = {name for name, _ in files}
+    for name, open_file in files:
+        parsed = read_name(name)
+        if not selection.may_be_in(parsed):
             continue
         try:
-            source: ByteRanges = opened()
-            if name.endswith(OPEN_SUFFIX) and (_has_just_begun(source) or _is_listed(source, name, names)):
+            source: ByteRanges = open_file()
+            if name.endswith(OPEN_SUFFIX) and (_has_partial_header(source) or _is_listed(source, name, names)):
                 continue
         except FileGone:  # a segment without a mask, or deleted
             continue
-        # The name tells what it is, which saves a request; bytes and files of other names have to be asked.
-        if said.suffix == PNG_SUFFIX if said else source.read(0, len(_PNG_MAGIC)) == _PNG_MAGIC:
-            record = _read_png(source, said)
-            if wanted.includes(record.frame, record.captured):
+        # A known name gives the type, which saves a request; otherwise the type is read from the first bytes.
+        if parsed.suffix == PNG_SUFFIX if parsed else source.read(0, len(SIGNATURE)) == SIGNATURE:
+            record = _read_png(source, parsed)
+            if selection.includes(record.frame, record.captured):
                 yield record
             continue
         segment = MaskSegment(source)
         pairs = zip(segment.entries["frame"].tolist(), segment.entries["captured"].tolist())
-        numbers = [number for number, (frame, captured) in enumerate(pairs) if wanted.includes(frame, captured)]
+        numbers = [number for number, (frame, captured) in enumerate(pairs) if selection.includes(frame, captured)]
         yield from segment.records(numbers if len(numbers) < len(segment) else None)
 
 
-def _has_just_begun(source: ByteRanges) -> bool:
-    """Whether a file ends within a segment's header: its writer was stopped there, or is still at it."""
+def _has_partial_header(source: ByteRanges) -> bool:
+    """Return whether a file ends within a segment's header: its writer was killed there, or is still writing it."""
     start = source.read(0, HEADER.size)
     if len(start) < HEADER.size:
         return start[: len(MAGIC)] == MAGIC[: len(start)]
@@ -299,15 +295,15 @@ def _has_just_begun(source: ByteRanges) -> bool:
 
 
 def _is_listed(source: ByteRanges, name: str, names: Collection[str]) -> bool:
-    """Whether a segment was finished since it was listed as `name`, and is among the others under its new name."""
+    """Return whether a segment was renamed since it was listed as `name`, and its new name is listed too."""
     now = Path(source.name).name
     return now != name and now in names
 
 
 def _read_png(source: ByteRanges, name: MaskName | None) -> MaskRecord:
-    """A mask's own file. Its times are in it; of a foreign PNG file the name tells them, or nobody."""
+    """Read a mask's PNG file. Times come from its text chunk; without one, the capture time comes from the name."""
     if source.size > _MAX_PNG:
-        raise MaskFileError(f"{source.name}: has {source.size:,} bytes; a mask has at most {_MAX_PNG:,}.")
+        raise MaskFileError(f"{source.name}: has {source.size:,} bytes; expected at most {_MAX_PNG:,}.")
     data = source.read(0, source.size)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -321,9 +317,9 @@ def _read_png(source: ByteRanges, name: MaskName | None) -> MaskRecord:
     except MaskFileError as error:
         raise MaskFileError(f"{source.name}: {error}") from error
     except Exception as error:  # Pillow reports damage in many ways; JSON in two
-        raise MaskFileError(f"{source.name}: is no readable PNG file of a mask.") from error
+        raise MaskFileError(f"{source.name}: not a readable PNG file of a mask.") from error
     if mask is None:
-        raise MaskFileError(f"{source.name}: has {width}x{height} pixels; a mask has at most {MAX_PIXELS:,}.")
+        raise MaskFileError(f"{source.name}: has {width}x{height} pixels; expected at most {MAX_PIXELS:,}.")
     captured = times[0] if not math.isnan(times[0]) else (name.captured if name else 0.0)
     palette = np.zeros((256, 3), dtype=np.uint8)
     known = np.frombuffer(colours, dtype=np.uint8)[: 768 - len(colours) % 3].reshape(-1, 3)[:256]

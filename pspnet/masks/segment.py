@@ -1,6 +1,6 @@
-"""The bytes of a mask segment: header, records, index, and the names of its files. See docs/mask_format.md.
+"""Binary format of mask segments: header, records, index and file names; see docs/mask_format.md.
 
-Needs numpy only. All numbers are little-endian.
+All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MAGIC = b"\x89PSPM\r\n\x1a"
 VERSION = 1
 SUFFIX = ".pspm"
 PNG_SUFFIX = ".png"
-OPEN_SUFFIX = ".pspm.open"  # a segment that is being written, or whose writer was killed
+OPEN_SUFFIX = ".pspm.open"  # segment that is being written, or whose writer was killed
 
 HEADER = struct.Struct("<8sHHIIII")  # magic, version, classes, width, height, bytes of metadata, CRC
 RECORD = struct.Struct("<4sBBHIQddfI")  # marker, form, flags, label bytes, payload bytes, frame, times, latency, CRC
 INDEX = struct.Struct("<4sIII")  # marker, entries, bytes of the body, CRC
-TRAILER = struct.Struct("<QI8s")  # where the index begins, its bytes, magic
+TRAILER = struct.Struct("<QI8s")  # offset of the index, its bytes, magic
 RECORD_MARKER, INDEX_MARKER, END_MAGIC = b"MASK", b"INDX", b"PSPMEND\n"
 KEY, SAME_LABELS = 1, 2
 
@@ -37,7 +37,7 @@ MAX_RECORDS = 10_000_000
 INDEX_ENTRY = np.dtype(
     [("frame", "<u8"), ("captured", "<f8"), ("timestamp", "<f8"), ("offset", "<u8"), ("length", "<u4"), ("key", "<u4")]
 )
-"""One record in the index: where it begins, its bytes, and the number of the record that decoding begins at."""
+"""Index entry of a record; `offset` and `length` in bytes, `key`: number of the key record that decoding starts at."""
 
 _TIME = r"(\d{8}T\d{12}Z)"
 _NAME = re.compile(rf"{_TIME}(?:-{_TIME})?-(\d{{9,20}})(?:-(\d{{9,20}}))?(?:\.\d+)?(\.pspm\.open|\.pspm|\.png)")
@@ -46,10 +46,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 @dataclass(frozen=True)
 class SegmentHeader:
-    """What all masks of a segment have in common.
+    """Metadata shared by all masks of a segment.
 
     height, width: of every mask. class_names: in the order of the ids. palette: (256, 3) uint8, or None.
-    encoding: what the writer was told; each record says its own form. source: where the frames came from.
+    encoding: setting of the writer; each record has its own form. source: source of the frames.
     """
 
     height: int
@@ -60,7 +60,7 @@ class SegmentHeader:
     source: str = ""
 
     def pack(self) -> bytes:
-        """The header's bytes."""
+        """Return the bytes of the header."""
         about: dict[str, Any] = {"classes": list(self.class_names), "encoding": self.encoding, "source": self.source}
         if self.palette is not None:
             count = len(self.class_names) or 256
@@ -71,28 +71,31 @@ class SegmentHeader:
 
 
 def header_size(start: bytes, name: str) -> int:
-    """How many bytes the header has, from its first HEADER.size bytes. Raises MaskFileError for another file."""
+    """Return the header's size in bytes, from its first HEADER.size bytes. Raises MaskFileError for other files."""
     if not start.startswith(MAGIC):
-        raise MaskFileError(f"{name}: is no mask segment; it begins with {start[:8]!r} instead of {MAGIC!r}.")
+        raise MaskFileError(f"{name}: not a mask segment; it begins with {start[:8]!r}, expected {MAGIC!r}.")
     if len(start) < HEADER.size:
         raise MaskFileError(f"{name}: ends within its header.")
     _, version, _, width, height, length, _ = HEADER.unpack_from(start)
     if version != VERSION:
         raise MaskFileError(
-            f"{name}: has version {version} of the format; this reader knows {VERSION}; upgrade pspnet."
+            f"{name}: has format version {version}; this reader supports version {VERSION}; upgrade pspnet."
         )
     if min(height, width) < 1 or width * height > MAX_PIXELS or length > MAX_METADATA:
-        raise MaskFileError(f"{name}: the header names {width}x{height} pixels and {length:,} bytes of metadata.")
+        raise MaskFileError(
+            f"{name}: the header declares {width}x{height} pixels and {length:,} bytes of metadata; expected 1 to "
+            f"{MAX_PIXELS:,} pixels and at most {MAX_METADATA:,} bytes."
+        )
     return HEADER.size + int(length)
 
 
 def unpack_header(data: bytes, name: str) -> SegmentHeader:
-    """The header at the beginning of `data`. Raises MaskFileError."""
+    """Return the header at the beginning of `data`. Raises MaskFileError."""
     end = header_size(data, name)
     _, _, classes, width, height, _, crc = HEADER.unpack_from(data)
     text = data[HEADER.size : end]
     if len(data) < end or zlib.crc32(text, zlib.crc32(data[: HEADER.size - 4])) != crc:
-        raise MaskFileError(f"{name}: the header is damaged or cut short.")
+        raise MaskFileError(f"{name}: the header is damaged or truncated.")
     try:
         about = json.loads(text)
         names = tuple(str(one) for one in about["classes"])
@@ -101,7 +104,7 @@ def unpack_header(data: bytes, name: str) -> SegmentHeader:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MaskFileError(f"{name}: the header's metadata cannot be read ({error!r}).") from error
     if len(names) != classes:
-        raise MaskFileError(f"{name}: the header names {len(names)} classes, but counts {classes}.")
+        raise MaskFileError(f"{name}: the header lists {len(names)} classes; expected {classes}.")
     return SegmentHeader(height, width, names, palette, encoding, source)
 
 
@@ -118,9 +121,9 @@ def _read_palette(text: str | None) -> np.ndarray | None:
 class RecordHead:
     """A record without its mask.
 
-    frame: the frame's number in its source. captured: seconds since the epoch. timestamp: seconds since the stream
-    began. latency: seconds from the frame's arrival to its mask, NaN where nobody knows. labels: what the source said
-    of the frame; None in a record that has those of the record before it.
+    frame: number of the frame in its source. captured: seconds since the epoch. timestamp: seconds since the stream
+    began. latency: seconds from the frame's arrival to its mask, NaN if unknown. labels: metadata from the source; None
+    if they equal those of the previous record.
     """
 
     frame: int
@@ -132,7 +135,7 @@ class RecordHead:
     key: bool = True
 
     def pack(self, payload: bytes) -> bytes:
-        """The record's bytes. Raises ValueError for labels of more than 65,535 bytes."""
+        """Return the bytes of the record. Raises ValueError for labels of more than 65,535 bytes."""
         text = b"" if not self.labels else json.dumps(dict(self.labels), ensure_ascii=False).encode()
         if len(text) > 65_535:
             raise ValueError(f"the frame's labels have {len(text):,} bytes; a record holds at most 65,535.")
@@ -146,7 +149,7 @@ class RecordHead:
 
 
 def unpack_record(data: bytes, offset: int = 0) -> tuple[RecordHead, bytes, int] | None:
-    """The record at `offset`, its payload and where it ends; None where there is no whole and undamaged one."""
+    """Return the record at `offset`, its payload and its end; None if it is incomplete or damaged."""
     if len(data) - offset < RECORD.size or data[offset : offset + 4] != RECORD_MARKER:
         return None
     _, form, flags, text_length, length, frame, captured, timestamp, latency, crc = RECORD.unpack_from(data, offset)
@@ -176,7 +179,7 @@ def _read_labels(text: bytes) -> dict[str, str]:
 
 
 def pack_index(entries: np.ndarray, offset: int) -> bytes:
-    """The index of INDEX_ENTRY values and the trailer, for a file in which they begin at `offset`."""
+    """Return the bytes of the index and the trailer, for INDEX_ENTRY values and an index that begins at `offset`."""
     columns = b"".join(np.ascontiguousarray(entries[name]).tobytes() for name in INDEX_ENTRY.names or ())
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     body = packer.compress(columns) + packer.flush()
@@ -186,7 +189,7 @@ def pack_index(entries: np.ndarray, offset: int) -> bytes:
 
 
 def unpack_index(data: bytes) -> np.ndarray | None:
-    """INDEX_ENTRY values from an index's bytes (without the trailer); None where they are damaged."""
+    """Return INDEX_ENTRY values from the bytes of an index (without the trailer); None if they are damaged."""
     if len(data) < INDEX.size:
         return None
     marker, count, length, crc = INDEX.unpack_from(data)
@@ -214,7 +217,7 @@ def unpack_index(data: bytes) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class MaskName:
-    """What a file's name says of its first and last frame: number, and time of capture; None where it does not say."""
+    """Fields of a file name: capture time and number of the first and the last frame; None if the name lacks them."""
 
     captured: float
     frame: int
@@ -224,9 +227,9 @@ class MaskName:
 
 
 def mask_name(first: RecordHead, last: RecordHead | None, suffix: str, again: int = 0) -> str:
-    """A file's name; names sort as the times do. `again` tells files apart that would have one name.
+    """Return a file name; names sort by capture time. `again` distinguishes files that would share a name.
 
-    Raises ValueError for a time that no calendar has.
+    Raises ValueError for a time outside the calendar.
     """
     times, frames = [_time_text(first.captured)], [f"{first.frame:09d}"]
     if last is not None:
@@ -236,7 +239,7 @@ def mask_name(first: RecordHead, last: RecordHead | None, suffix: str, again: in
 
 
 def read_name(name: str) -> MaskName | None:
-    """What a name of mask_name says; None for any other."""
+    """Parse a name of mask_name; None for other names."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -248,7 +251,7 @@ def read_name(name: str) -> MaskName | None:
 
 
 def _time_text(seconds: float) -> str:
-    """UTC to the microsecond, rounded down."""
+    """Format as UTC in microseconds, rounded down."""
     try:
         return (_EPOCH + timedelta(microseconds=math.floor(seconds * 1e6))).strftime("%Y%m%dT%H%M%S%fZ")
     except OverflowError as error:

@@ -1,4 +1,4 @@
-"""Places where masks lie: bytes, files, folders, objects of S3. Needs no package but boto3, for S3."""
+"""Random access to stored masks: bytes, files, folders and S3 objects (with boto3, imported lazily)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 class ByteRanges(Protocol):
-    """Bytes that can be read in parts."""
+    """Bytes with random access."""
 
     name: str
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer at the end."""
+        """Return up to `length` bytes from `offset`; fewer at the end."""
         ...
 
 
@@ -31,35 +31,35 @@ class BytesInMemory:
         self._data, self.name, self.size = data, name, len(data)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from `offset`."""
+        """Return bytes from `offset`."""
         return self._data[offset : offset + length]
 
 
 class FileGone(MaskFileError):
-    """A segment that was being written is not there any more, and no finished one took its place."""
+    """An open segment no longer exists, and no finished segment replaces it."""
 
 
 class BytesOfFile:
-    """ByteRanges over a file, which is opened for every part. Raises MaskFileError where it cannot be read.
+    """ByteRanges over a file, which is opened for every read. Raises MaskFileError if it cannot be read.
 
-    A segment that is finished meanwhile, and so has another name, is read under that: its bytes stay where they were.
+    An open segment that was finished and renamed in the meantime is read under its new name; its offsets are unchanged.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises FileGone for a segment that was being written, and is neither there nor finished."""
+        """Raises FileGone for an open segment that was deleted."""
         self._path, self.name = path, str(path)
-        self.size = self._tried(lambda: self._path.stat().st_size)
+        self.size = self._retry_renamed(lambda: self._path.stat().st_size)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from `offset`."""
-        return self._tried(lambda: self._part(offset, length))
+        """Return bytes from `offset`."""
+        return self._retry_renamed(lambda: self._part(offset, length))
 
     def _part(self, offset: int, length: int) -> bytes:
         with open(self._path, "rb") as file:
             file.seek(offset)
             return file.read(length)
 
-    def _tried(self, action: Callable[[], T]) -> T:
+    def _retry_renamed(self, action: Callable[[], T]) -> T:
         try:
             try:
                 return action()
@@ -68,7 +68,7 @@ class BytesOfFile:
                     raise
                 finished = _finished(self._path)
             if finished is None:
-                raise FileGone(f"{self._path}: is gone, and no finished segment begins like it.")
+                raise FileGone(f"{self._path}: no longer exists, and no finished segment has its first mask.")
             self._path, self.name = finished, str(finished)
             return action()
         except OSError as error:
@@ -76,20 +76,20 @@ class BytesOfFile:
 
 
 def _finished(path: Path) -> Path | None:
-    """What became of an open segment: the finished one with its first mask that was written last. Raises OSError."""
+    """Return the newest finished segment with the first mask of an open segment, or None. Raises OSError."""
     start = read_name(path.name)
     if start is None:
         return None
     found = []
-    for one in path.parent.glob(f"*{SUFFIX}"):
-        said = read_name(one.name)
-        if said is not None and (said.captured, said.frame) == (start.captured, start.frame):
-            found.append(one)
-    return max(found, key=lambda one: one.stat().st_mtime, default=None)
+    for candidate in path.parent.glob(f"*{SUFFIX}"):
+        name = read_name(candidate.name)
+        if name is not None and (name.captured, name.frame) == (start.captured, start.frame):
+            found.append(candidate)
+    return max(found, key=lambda candidate: candidate.stat().st_mtime, default=None)
 
 
 class BytesOnS3:
-    """ByteRanges over an object of S3, by range requests. Raises MaskFileError where it cannot be read."""
+    """ByteRanges over an S3 object, by range requests. Raises MaskFileError if it cannot be read."""
 
     def __init__(self, client: Any, bucket: str, key: str, size: int | None = None) -> None:
         self._client, self._bucket, self._key = client, bucket, key
@@ -97,7 +97,7 @@ class BytesOnS3:
         self.size = int(self._call("head_object")["ContentLength"]) if size is None else size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from `offset`."""
+        """Return bytes from `offset`."""
         if offset >= self.size or length <= 0:
             return b""
         last = min(offset + length, self.size) - 1
@@ -114,26 +114,26 @@ class BytesOnS3:
 
 
 def list_masks(where: str | Path, client: Any = None) -> list[tuple[str, Callable[[], ByteRanges]]]:
-    """The files of masks at a place, each with what opens it, in the order of their times.
+    """List mask files in order of capture time, each with a function that opens it.
 
-    Raises MaskFileError where there is no such file, folder or bucket.
+    Raises MaskFileError if the file, folder or bucket does not exist.
     """
     if isinstance(where, str) and where.startswith("s3://"):
         return _list_s3(where, client)
     path = Path(where)
     if path.is_dir():
-        found = sorted(one for one in path.iterdir() if read_name(one.name) is not None)
-        return [(one.name, partial(BytesOfFile, one)) for one in found]
+        found = sorted(file for file in path.iterdir() if read_name(file.name) is not None)
+        return [(file.name, partial(BytesOfFile, file)) for file in found]
     if not path.exists():
-        raise MaskFileError(f"{path}: there is no such file or folder; expected masks that `pspnet stream` wrote.")
+        raise MaskFileError(f"{path}: no such file or folder; expected masks written by `pspnet stream`.")
     return [(path.name, partial(BytesOfFile, path))]
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """s3://BUCKET/PREFIX -> bucket and prefix, without slashes at its ends. Raises MaskFileError without a bucket."""
+    """Split s3://BUCKET/PREFIX; the prefix has no slashes at its ends. Raises MaskFileError without a bucket."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     if not uri.startswith("s3://") or not bucket:
-        raise MaskFileError(f"{uri}: names no bucket; expected s3://BUCKET/PREFIX.")
+        raise MaskFileError(f"{uri}: has no bucket; expected s3://BUCKET/PREFIX.")
     return bucket, prefix.strip("/")
 
 
@@ -153,10 +153,10 @@ def _list_s3(uri: str, client: Any) -> list[tuple[str, Callable[[], ByteRanges]]
     try:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/" if prefix else "")
         for page in pages:
-            for one in page.get("Contents", []):
-                name = one["Key"].rpartition("/")[2]
+            for item in page.get("Contents", []):
+                name = item["Key"].rpartition("/")[2]
                 if read_name(name) is not None:
-                    found.append((name, partial(BytesOnS3, client, bucket, one["Key"], one["Size"])))
+                    found.append((name, partial(BytesOnS3, client, bucket, item["Key"], item["Size"])))
     except (BotoCoreError, ClientError) as error:
         raise MaskFileError(f"{uri}: cannot be listed ({' '.join(str(error).split())}).") from error
-    return sorted(found, key=lambda one: one[0])
+    return sorted(found, key=lambda pair: pair[0])

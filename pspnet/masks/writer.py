@@ -1,4 +1,4 @@
-"""Writes mask segments: one into any file, and one after another into a folder."""
+"""Mask segment writer: one segment into a binary file, and a sequence of segments into a folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ except ImportError:  # Windows
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """How masks are kept.
+    """Settings of stored masks.
 
-    encoding: one of ENCODINGS, for segments; "files" for one PNG file a mask.
-    seconds, frames, size: a segment ends before it would hold more seconds, frames or bytes than this.
-    key_every: records from one that is readable alone to the next one; fewer are quicker to find, more are smaller.
+    encoding: one of ENCODINGS for segments; "files" for one PNG file per mask.
+    seconds, frames, size: maximum duration, number of masks and bytes of a segment.
+    key_every: maximum distance between key records; a smaller one speeds up random access, a larger one saves bytes.
     """
 
     encoding: str = DEFAULT_ENCODING
@@ -54,7 +54,7 @@ _NAMES = {
 
 
 def read_settings(settings: Mapping[str, str]) -> SegmentSettings:
-    """SegmentSettings from texts: mask_encoding, segment_seconds, segment_frames, key_every. Raises ConfigError."""
+    """Parse SegmentSettings: mask_encoding, segment_seconds, segment_frames, key_every. Raises ConfigError."""
     values: dict[str, str | float | int] = {}
     for key, name in _NAMES.items():
         if key in settings:
@@ -67,17 +67,17 @@ def read_settings(settings: Mapping[str, str]) -> SegmentSettings:
 
 
 def head_of(item: MaskedFrame) -> RecordHead:
-    """What a record says of a frame. An item that waited on disk has lost its `arrived`, so its latency is unknown."""
+    """Return the record head of an item. A spilled item has no `arrived`, so its latency is unknown."""
     frame = item.frame
     latency = item.inferred - frame.arrived if frame.arrived > 0 else float("nan")
     return RecordHead(frame.index, frame.captured, frame.timestamp, latency, dict(frame.labels))
 
 
 class SegmentWriter:
-    """One segment, written from its beginning into a binary file. Every record reaches the operating system at once."""
+    """Writer of one segment. Every record is passed to the operating system immediately."""
 
     def __init__(self, file: BinaryIO, header: SegmentHeader, key_every: int = SegmentSettings.key_every) -> None:
-        """file: without a buffer (buffering=0), which would keep what could not be written. Raises OSError."""
+        """file: unbuffered (buffering=0), so that a failed write leaves nothing in a buffer. Raises OSError."""
         self._file, self._key_every = file, key_every
         self.header = header
         self._entries: list[tuple[int, float, float, int, int, int]] = []
@@ -90,10 +90,10 @@ class SegmentWriter:
         return len(self._entries)
 
     def _write(self, data: bytes) -> None:
-        """All of `data`, or nothing: what was written of it is taken back before the error goes on."""
+        """Write all of `data`; truncate the file to its previous size if that fails."""
         rest = memoryview(data)
         try:
-            while rest:  # the system may take a part
+            while rest:  # a write may be partial
                 rest = rest[self._file.write(rest) :]
         except OSError:
             self._file.seek(self.size)
@@ -102,7 +102,7 @@ class SegmentWriter:
         self.size += len(data)
 
     def append(self, head: RecordHead, mask: np.ndarray) -> None:
-        """Add a mask. Raises OSError where the file cannot take it; then the segment is as it was."""
+        """Add a mask. Raises OSError if the write fails; then the segment is unchanged."""
         number = len(self._entries)
         last_key = self._entries[-1][5] if self._entries else 0
         previous = self._previous if number and number - last_key < self._key_every else None
@@ -123,15 +123,15 @@ class SegmentWriter:
 
 
 class SegmentFolder:
-    """Segments in a folder, one after another; each has a name that sorts by time.
+    """Writer of a sequence of segments in a folder, with names that sort by time.
 
-    The one that is being written is called `.pspm.open`, and is locked, so that nobody takes it for one whose writer
-    was killed. A segment's file appears under its last name when its index is in it and on the disk.
+    The segment that is being written ends in `.pspm.open` and is locked, which distinguishes it from one whose writer
+    was killed. A finished segment is renamed atomically after its index was synced to disk.
     """
 
-    def __init__(self, folder: Path, settings: SegmentSettings, about: SegmentHeader) -> None:
-        """`about`: a header without size. Segments that a killed writer left are completed. Raises OSError."""
-        self.folder, self._settings, self._about = folder, settings, about
+    def __init__(self, folder: Path, settings: SegmentSettings, template: SegmentHeader) -> None:
+        """template: a header without size. Segments left open by a killed writer are finished. Raises OSError."""
+        self.folder, self._settings, self._template = folder, settings, template
         self._writer: SegmentWriter | None = None
         self._file: BinaryIO | None = None
         self._path = folder
@@ -139,10 +139,10 @@ class SegmentFolder:
         self._last: RecordHead | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob(f"*{OPEN_SUFFIX}")):
-            _complete(path)
+            _recover(path)
 
     def full(self, item: MaskedFrame) -> bool:
-        """Whether the open segment has to end before it could take this item."""
+        """Return whether the open segment must end before this item."""
         writer, first, last = self._writer, self._first, self._last
         if writer is None or first is None or last is None:
             return False
@@ -151,12 +151,12 @@ class SegmentFolder:
             len(writer) >= settings.frames
             or writer.size >= settings.size
             or not last.captured <= captured < first.captured + settings.seconds
-            or item.frame.index <= last.frame  # so that a name's two numbers tell which frames are inside
+            or item.frame.index <= last.frame  # a name's two numbers must bound the frames of the segment
             or (writer.header.height, writer.header.width) != item.mask.shape
         )
 
     def append(self, item: MaskedFrame) -> None:
-        """Write an item, into a new segment where the old one is full. Raises OSError: then it was not written."""
+        """Write an item, into a new segment if the open one is full. Raises OSError if it was not written."""
         if self.full(item):
             self.finish()
         head = head_of(item)
@@ -168,10 +168,10 @@ class SegmentFolder:
         self._last = head
 
     def _begin(self, head: RecordHead, mask: np.ndarray) -> None:
-        about = self._about
+        template = self._template
         height, width = mask.shape
         encoding = self._settings.encoding
-        header = SegmentHeader(height, width, about.class_names, about.palette, encoding, about.source)
+        header = SegmentHeader(height, width, template.class_names, template.palette, encoding, template.source)
         path, file = self._create(head)
         _lock(file)
         try:
@@ -183,24 +183,24 @@ class SegmentFolder:
         self._path, self._file = path, file
 
     def _create(self, head: RecordHead) -> tuple[Path, BinaryIO]:
-        """A new file for a segment that begins with this record. It has no buffer, as SegmentWriter asks for."""
+        """Create an unbuffered file for a segment that begins with this record."""
         for again in range(1_000_000):
             path = self.folder / mask_name(head, None, OPEN_SUFFIX, again)
             try:
                 return path, cast(BinaryIO, open(path, "xb", buffering=0))
             except FileExistsError:
                 continue
-        raise FileExistsError(f"{self.folder}: there are a million segments of this name.")
+        raise FileExistsError(f"{self.folder}: a million segments have this name.")
 
     def finish(self) -> Path | None:
-        """End the open segment; its path, or None where there was none. Raises OSError, and may be called again."""
+        """Finish the open segment and return its path, or None without one. Raises OSError; can be retried."""
         if self._writer is None or self._file is None:
             return None
         path = None
         if self._first is not None and self._last is not None:
             self._writer.finish()
             os.fsync(self._file.fileno())
-            path = _settle(self._path, self._first, self._last)
+            path = _rename(self._path, self._first, self._last)
         else:
             self._path.unlink()
         self._file.close()
@@ -209,7 +209,7 @@ class SegmentFolder:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Whether nobody else has the file; it is this process's from now on, until it is closed."""
+    """Lock a file until it is closed; return False if another process holds the lock."""
     if fcntl is None:
         return True
     try:
@@ -219,25 +219,25 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def _settle(path: Path, first: RecordHead, last: RecordHead) -> Path:
-    """Give a finished segment its last name, which no file has yet."""
+def _rename(path: Path, first: RecordHead, last: RecordHead) -> Path:
+    """Rename a finished segment to an unused final name."""
     for again in range(1_000_000):
         target = path.with_name(mask_name(first, last, SUFFIX, again))
         if not target.exists():
             path.rename(target)
             return target
-    raise FileExistsError(f"{path}: there are a million segments of this name.")
+    raise FileExistsError(f"{path}: a million segments have this name.")
 
 
-def _complete(path: Path) -> None:
-    """Give a segment that a killed writer left its index and its name; one without a whole record goes."""
+def _recover(path: Path) -> None:
+    """Finish a segment left open by a killed writer; delete one without a complete record."""
     with open(path, "r+b") as file:
         if not _lock(file):
             return
         try:
             segment = MaskSegment(path)
         except MaskFileError:
-            # Not even the header is whole, so there is no record behind it.
+            # The header is incomplete, so no record follows it.
             path.rename(path.with_name(path.name + ".damaged"))
             return
         if not len(segment):
@@ -251,4 +251,4 @@ def _complete(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         first, last = segment.head(0), segment.head(len(segment) - 1)
-        _settle(path, first, last)
+        _rename(path, first, last)

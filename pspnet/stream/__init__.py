@@ -1,4 +1,8 @@
-"""From a camera to masks: sources, the pipeline, sinks. Nothing here needs torch before a model is loaded."""
+"""Live masks of videos, cameras and streams: sources, the pipeline, and sinks with retries.
+
+Imports client and the rooms below it; torch is imported only when a model directory is loaded. Start with
+`streaming.run_stream`, then `pipeline.py` and `delivery.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ __all__ = ["MaskRecord", "MaskSegment", "read_masks"]
 
 
 def __getattr__(name: str) -> Any:
-    # Resolved on first use, so that a source or sink alone never pays for what reads masks.
+    # Resolved on first use, so that importing a source or sink does not import the mask reader.
     if name in __all__:
         from pspnet.masks import reader as mask_reader
 

@@ -1,4 +1,4 @@
-"""What a stream tells its user, on standard error: sentences, and one line of numbers that is written over."""
+"""Messages and a status line of a stream on standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TERMINAL_SECONDS, _LOG_SECONDS = 1.0, 30.0
 
 
 class Console:
-    """Sentences and a status line from several threads. Without a terminal the line comes every half minute."""
+    """Thread-safe messages and a status line. Without a terminal the status line is printed every 30 s."""
 
     def __init__(self, quiet: bool = False) -> None:
         """quiet: no status line."""
@@ -21,14 +21,14 @@ class Console:
         self._next = time.monotonic() + (_TERMINAL_SECONDS if self._terminal else _LOG_SECONDS)
         self._drawn = False
 
-    def say(self, text: str) -> None:
-        """One sentence on a line of its own."""
+    def print(self, text: str) -> None:
+        """Print a message on its own line."""
         with self._lock:
             self._clear()
             print(text, file=sys.stderr, flush=True)
 
-    def tick(self, line: Callable[[], str]) -> None:
-        """Show the status line if it is time for it."""
+    def update_status(self, line: Callable[[], str]) -> None:
+        """Print the status line if it is due; `line` is called only then."""
         if self._quiet or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + (_TERMINAL_SECONDS if self._terminal else _LOG_SECONDS)

@@ -1,4 +1,4 @@
-"""What turns a frame into a mask: a model in this process, or an endpoint. Torch is imported when a model is loaded."""
+"""Model protocol of a stream, and a model directory in this process. Torch is imported when a model is loaded."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pspnet.errors import PspnetError
 
 
 class ModelUnavailable(PspnetError):
-    """The model cannot be asked now, whatever the frame; later it may answer again."""
+    """The model is temporarily unavailable for every frame; the request may succeed later."""
 
 
 class Model(Protocol):
-    """Frames to masks. Used by one thread.
+    """Model that turns frames into masks. Used by one thread.
 
-    class_names: in the order of the ids, as far as they are known. palette: (256, 3) uint8 colours.
+    class_names: in the order of the ids; empty if unknown. palette: (256, 3) uint8 colours.
     """
 
     class_names: tuple[str, ...]
     palette: np.ndarray
 
     def prepare(self, height: int, width: int) -> None:
-        """Get ready for frames of a size, so that the first one does not wait for it."""
+        """Warm up for a frame size, so that the first frame has normal latency."""
         ...
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (H, W) uint8 class ids.
+        """Predict (H, W) uint8 class ids of an (H, W, 3) uint8 RGB image.
 
-        Raises PspnetError for a frame that has no mask, ModelUnavailable where another frame would fare no better.
+        Raises PspnetError if this frame cannot be predicted, ModelUnavailable if no frame can be predicted now.
         """
         ...
 
@@ -50,19 +50,19 @@ class LocalModel:
 
     @classmethod
     def load(cls, directory: Path, device: str = "auto", **options: Any) -> LocalModel:
-        """Read a model directory; `options` are those of Predictor.load. Raises WeightsError and ConfigError."""
+        """Load a model directory; `options` are those of Predictor.load. Raises WeightsError and ConfigError."""
         from pspnet.inference.predictor import Predictor
 
         return cls(Predictor.load(directory, device, **options))
 
     def prepare(self, height: int, width: int) -> None:
-        """Choose a runtime for this size by a short trial, compile, warm up: what no frame should wait for."""
+        """Select a runtime by a short trial, compile and warm up for this size."""
         self._predictor.prepare([(height, width)])
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """As Model."""
+        """See Model."""
         mask: np.ndarray = self._predictor(image)
         return mask
 
     def close(self) -> None:
-        """Nothing is open."""
+        """See Model."""

@@ -1,9 +1,9 @@
-"""Decode -> infer -> deliver, each in its own thread, with a bounded number of frames between them.
+"""Pipeline of a stream: decode, infer and deliver in separate threads, with bounded queues between them.
 
-    source.frames() -> Handover -> model.mask -> Delivery -> sink.write
+    source.frames() -> FrameQueue -> model.mask -> Delivery -> sink.write
     one thread         1 or 4      one thread    8 each      one thread each
 
-The policy `latest` keeps one frame before the model, the newest; `all` keeps every frame and lets the source wait.
+The policy `latest` queues only the newest frame before the model; `all` queues every frame and blocks the source.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ import numpy as np
 from pspnet.errors import PspnetError
 from pspnet.masks.frames import Frame, MaskedFrame
 from pspnet.stream.delivery import Delivery
-from pspnet.stream.handover import Handover
+from pspnet.stream.frame_queue import FrameQueue
 from pspnet.stream.model import Model, ModelUnavailable
 from pspnet.stream.sources.base import Source
 from pspnet.stream.statistics import Statistics
 from pspnet.system.backoff import Backoff
 
-_WAITING_FRAMES = 4  # between decoder and model, where every frame counts
-_TOLD_FAILURES = 5  # frames without a mask that are told one by one
-_SOURCE_SECONDS = 10.0  # that a source has to end after close()
+_QUEUED_FRAMES = 4  # between decoder and model, under the policy "all"
+_REPORTED_FAILURES = 5  # frames without a mask that are reported individually
+_SOURCE_SECONDS = 10.0  # timeout for the end of a source after close()
 
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """latest: the policy. max_frames: frames to take from the source, None for all of them.
+    """Settings of a pipeline.
 
-    grace: seconds after the wish to stop in which a model that cannot be reached is still asked for frames of a file.
-    give_up: seconds without an answer after which the stream ends. first_pause, longest_pause: between two tries.
+    latest: the policy. max_frames: limit of frames from the source; None for all. grace: seconds after a stop request
+    in which an unavailable model is retried for frames of a file. give_up: seconds without a response until the stream
+    ends. first_pause, longest_pause: backoff in seconds.
     """
 
     latest: bool
@@ -46,7 +47,7 @@ class PipelineSettings:
 
 
 class Pipeline:
-    """One stream, from its first frame to its last delivery."""
+    """Threads of one stream, from its first frame to its last delivery."""
 
     def __init__(
         self,
@@ -59,17 +60,17 @@ class Pipeline:
     ) -> None:
         self._source, self._model, self._deliveries = source, model, deliveries
         self._statistics, self._settings, self._report = statistics, settings, report
-        self._handover = Handover(_WAITING_FRAMES, settings.latest, lambda: statistics.count("late"))
+        self._queue = FrameQueue(_QUEUED_FRAMES, settings.latest, lambda: statistics.count("late"))
         self._stopped_at: float | None = None
         self._stopping = threading.Event()
         self._errors: list[BaseException] = []
         self._size: tuple[int, int] | None = None
 
-    def run(self, wants_stop: Callable[[], bool], tick: Callable[[], None]) -> None:
-        """Run to the source's end, or until `wants_stop`; then deliver what was accepted.
+    def run(self, should_stop: Callable[[], bool], tick: Callable[[], None]) -> None:
+        """Run until the source ends or `should_stop` returns True; then deliver the accepted frames.
 
-        `tick` is called a few times a second, from this thread. Raises what ended the source or the model: SourceError,
-        or a defect, after everything that was accepted has been delivered.
+        `tick` is called a few times per second in this thread. After all deliveries, raises the error that ended the
+        source or the model: SourceError, ModelUnavailable or an unexpected exception.
         """
         decoder = threading.Thread(target=self._guarded, args=(self._decode,), name="decode", daemon=True)
         worker = threading.Thread(target=self._guarded, args=(self._infer,), name="infer", daemon=True)
@@ -80,7 +81,7 @@ class Pipeline:
         while worker.is_alive():
             worker.join(0.1)
             tick()
-            if not self._stopping.is_set() and (wants_stop() or all(delivery.dead for delivery in self._deliveries)):
+            if not self._stopping.is_set() and (should_stop() or all(delivery.dead for delivery in self._deliveries)):
                 self.stop()
         self.stop()
         for delivery in self._deliveries:
@@ -96,14 +97,14 @@ class Pipeline:
             raise self._errors[0]
 
     def stop(self) -> None:
-        """Take no more frames; what was taken is still predicted and delivered."""
+        """Accept no more frames; accepted frames are still predicted and delivered."""
         if not self._stopping.is_set():
             self._stopped_at = time.monotonic()
             self._stopping.set()
-            self._handover.close()
+            self._queue.close()
             self._source.close()
             for delivery in self._deliveries:
-                delivery.hurry()
+                delivery.limit_patience()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -113,18 +114,18 @@ class Pipeline:
 
     def _decode(self) -> None:
         try:
-            for taken, frame in enumerate(self._source.frames(), 1):
-                if self._stopping.is_set() or not self._handover.put(frame):
+            for count, frame in enumerate(self._source.frames(), 1):
+                if self._stopping.is_set() or not self._queue.put(frame):
                     break
                 self._statistics.count("read")
-                if taken == self._settings.max_frames:
+                if count == self._settings.max_frames:
                     break
         finally:
-            self._handover.close()
+            self._queue.close()
 
     def _infer(self) -> None:
         try:
-            while (frame := self._handover.take()) is not None:
+            while (frame := self._queue.get()) is not None:
                 if frame.image.shape[:2] != self._size:
                     frame = self._prepared(frame)
                 taken = time.monotonic()
@@ -137,48 +138,48 @@ class Pipeline:
                 for delivery in self._deliveries:
                     delivery.put(item)
         finally:
-            self._handover.close()
-            while self._handover.take() is not None:  # only after an error: frames that were taken and get no mask
+            self._queue.close()
+            while self._queue.get() is not None:  # after an error only: accepted frames without a mask
                 self._statistics.count("failed")
             self._model.close()
 
     def _prepared(self, frame: Frame) -> Frame:
-        """Get the model ready for a new size; the frame to go on with, which may be a newer one."""
+        """Warm up the model for a new size; return the frame to continue with, which may be a newer one."""
         self._size = (frame.image.shape[0], frame.image.shape[1])
         try:
             self._model.prepare(*self._size)
         except PspnetError:
-            return frame  # the frame itself will tell
-        return self._handover.newest(frame)
+            return frame  # its prediction raises the error
+        return self._queue.newest(frame)
 
     def _mask(self, frame: Frame) -> tuple[Frame, np.ndarray | None]:
-        """The mask of a frame, or of a newer one where the model could not be asked for a while; None for none."""
+        """Predict a frame, or a newer one if the model was unavailable; the mask is None if the frame failed."""
         backoff = Backoff(self._settings.first_pause, self._settings.longest_pause)
-        lost_since: float | None = None
+        unavailable_since: float | None = None
         while True:
             try:
                 mask = self._model.mask(frame.image)
             except ModelUnavailable as error:
-                if lost_since is None:
-                    lost_since = time.monotonic()
-                    self._report(f"{error} Trying again, later each time.")
+                if unavailable_since is None:
+                    unavailable_since = time.monotonic()
+                    self._report(f"{error} Retrying with exponential backoff.")
                 if self._expired():
                     self._failed(frame, error)
                     return frame, None
-                if time.monotonic() - lost_since > self._settings.give_up:
+                if time.monotonic() - unavailable_since > self._settings.give_up:
                     self._failed(frame, error)
                     raise
                 if self._stopping.is_set():
                     time.sleep(backoff.next())
                 else:
                     self._stopping.wait(backoff.next())
-                frame = self._handover.newest(frame)
+                frame = self._queue.newest(frame)
             except PspnetError as error:
                 self._failed(frame, error)
                 return frame, None
             else:
-                if lost_since is not None:
-                    self._report(f"The model answers again after {time.monotonic() - lost_since:.1f} s.")
+                if unavailable_since is not None:
+                    self._report(f"The model recovered after {time.monotonic() - unavailable_since:.1f} s.")
                 return frame, mask
 
     def _expired(self) -> bool:
@@ -189,7 +190,7 @@ class Pipeline:
 
     def _failed(self, frame: Frame, error: PspnetError) -> None:
         self._statistics.count("failed")
-        told = self._statistics["failed"]
-        if told <= _TOLD_FAILURES:
-            last = " Further ones are only counted." if told == _TOLD_FAILURES else ""
+        failures = self._statistics["failed"]
+        if failures <= _REPORTED_FAILURES:
+            last = " More failures are only counted." if failures == _REPORTED_FAILURES else ""
             self._report(f"frame {frame.index} has no mask: {error}{last}")

@@ -1,5 +1,5 @@
-"""The former place of `open_source`."""
+"""Former module of `open_source`, kept for existing imports."""
 
-from pspnet.stream.sources.base import open_source
+from pspnet.stream.sources.factory import open_source
 
 __all__ = ["open_source"]

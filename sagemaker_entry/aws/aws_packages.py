@@ -1,17 +1,11 @@
-"""Packages that only the commands for AWS need."""
+"""Check for the packages that only the AWS commands need."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from pspnet.errors import PspnetError
+from pspnet.system import optional_packages
 
 
 def require_packages(*modules: str) -> None:
-    """Raise PspnetError that names the extra to install where a package of AWS is missing."""
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise PspnetError(
-            f"this command talks to AWS through {' and '.join(missing)}, which this Python does not have: "
-            'pip install "pspnet[sagemaker]" (from a checkout: pip install -e ".[sagemaker]").'
-        )
+    """Raise PspnetError with the extra to install if an AWS package is missing."""
+    optional_packages.require_packages(*modules, purpose="this command", extra="sagemaker", error=PspnetError)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pspnet.classes import NAMED_CLASS_SETS
-from pspnet.driving.corridor import Camera, View, ViewError
+from pspnet.driving.view import Camera, View, ViewError
 from pspnet.errors import ConfigError
 
 DEFAULT_OUTPUT_PREFIX = "summaries/"

@@ -1,4 +1,4 @@
-"""`pspnet stream` as a user runs it: real videos, a tiny model, an endpoint on loopback, signals, wrong input."""
+"""`pspnet stream` end to end: real videos, a tiny model, a local endpoint, signals and invalid input."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pspnet.models.build import build_model
 from pspnet.stream import read_masks
 from pspnet.stream.sinks.base import SinkError
 from pspnet.stream.sinks.mask_files import FolderSink
-from pspnet.stream.spill import Spill, folder_name
+from pspnet.stream.spill_folder import SpillFolder, folder_name
 from pspnet.system.exit_codes import run_guarded
-from tests.stream.films import frames, number_of, read_video, write_video
-from tests.stream.players import masked, wait_until
+from tests.stream.fakes import masked, wait_until
+from tests.stream.videos import frames, number_of, read_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 CAMVID = os.environ.get("PSPNET_CAMVID")
@@ -73,7 +73,7 @@ def masks_of(content: bytes) -> list[tuple[dict[str, object], np.ndarray]]:
     return found
 
 
-def test_a_file_becomes_masks_a_video_and_a_summary(model_dir: Path, tmp_path: Path) -> None:
+def test_masks_video_and_summary_of_a_file(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 12)
     result = stream(film, "--model", model_dir, "--to", "-", "over.mp4", "--legend", "--summary", "sums/s.json")
     assert result.returncode == 0, result.stderr.decode()
@@ -94,10 +94,8 @@ def test_a_file_becomes_masks_a_video_and_a_summary(model_dir: Path, tmp_path: P
     assert not (tmp_path / "pspnet-spill").exists()
 
 
-def test_the_overlay_of_real_frames_shows_them_under_their_masks(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """CamVid's frames where PSPNET_CAMVID names its folder, synthetic ones otherwise."""
+def test_overlay_video_of_real_frames(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CamVid frames if PSPNET_CAMVID is set to its folder, synthetic frames otherwise."""
     if CAMVID is not None:
         monkeypatch.setenv("PSPNET_CAMVID", CAMVID)
     film = write_video(tmp_path / "film.mkv", 3, height=360, width=480)
@@ -114,7 +112,7 @@ def test_the_overlay_of_real_frames_shows_them_under_their_masks(
     np.testing.assert_array_equal(stored, masks)
 
 
-def test_a_folder_played_as_if_live_drops_and_counts(model_dir: Path, tmp_path: Path) -> None:
+def test_a_paced_folder_drops_and_counts_late_frames(model_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
     for index, image in enumerate(frames(40)):
@@ -130,10 +128,10 @@ def test_a_folder_played_as_if_live_drops_and_counts(model_dir: Path, tmp_path: 
     assert numbers[-1] == 39
 
 
-def test_an_endpoint_gives_the_masks_of_jpeg_frames(model_dir: Path, tmp_path: Path) -> None:
+def test_an_endpoint_returns_the_masks_of_jpeg_frames(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 6)
     with hosts.serve(model_dir, tmp_path / "serve", arguments=["--warmup_size", "64x48"]) as server:
-        # The stream itself waits for the endpoint's model.
+        # The stream waits until the endpoint has loaded its model.
         result = stream(film, "--endpoint", server.url, "--to", "-", "o.mkv", "--classes", "a,b", "--jpeg_quality", 95)
     assert result.returncode == 0, result.stderr.decode()
     found = masks_of(result.stdout)
@@ -146,7 +144,7 @@ def test_an_endpoint_gives_the_masks_of_jpeg_frames(model_dir: Path, tmp_path: P
         np.testing.assert_array_equal(mask, predictor(read_image(tmp_path / "one.jpg")))
 
 
-def test_endpoint_mode_needs_no_torch(tmp_path: Path) -> None:
+def test_endpoint_mode_runs_without_torch(tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 2)
     code = (
         "import sys\n"
@@ -164,7 +162,7 @@ def test_endpoint_mode_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_delivers_what_was_taken(model_dir: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_signal_delivers_the_accepted_frames(model_dir: Path, tmp_path: Path, number: int, code: int) -> None:
     film = write_video(tmp_path / "film.mkv", 600)
     with open("out", "wb") as output:
         process = subprocess.Popen(
@@ -185,13 +183,13 @@ def test_a_signal_delivers_what_was_taken(model_dir: Path, tmp_path: Path, numbe
 
 
 def waiting_bytes(reader: int) -> int:
-    """Bytes in a pipe that nobody has read."""
+    """Return the number of unread bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_a_second_signal_stops_at_once(model_dir: Path, tmp_path: Path) -> None:
+def test_a_second_signal_exits_immediately(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 100)
-    reader, writer = os.pipe()  # nobody reads: standard output fills up and the sink hangs
+    reader, writer = os.pipe()  # without a reader, the pipe fills up and the sink hangs
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     process = subprocess.Popen(
         command(film, "--model", model_dir, "--to", "-", "--grace", 600),
@@ -209,7 +207,7 @@ def test_a_second_signal_stops_at_once(model_dir: Path, tmp_path: Path) -> None:
     os.close(writer)
 
 
-def test_a_killed_stream_leaves_its_video_and_its_spilled_items(model_dir: Path, tmp_path: Path) -> None:
+def test_a_killed_stream_leaves_a_playable_video_and_spilled_items(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 300)
     process = subprocess.Popen(
         command(film, "--model", model_dir, "--to", "o.mkv", "http://127.0.0.1:9/hook", "--rate", "10"),
@@ -220,16 +218,16 @@ def test_a_killed_stream_leaves_its_video_and_its_spilled_items(model_dir: Path,
     process.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors.decode()
-    # All but the last piece, of a second.
+    # All but the last fragment of one second.
     assert len(read_video(tmp_path / "o.mkv")) >= 5
     (kept,) = folder.iterdir()
-    spill = Spill(kept, 10**9, images=False)
+    spill = SpillFolder(kept, 10**9, images=False)
     assert len(spill) >= 20
     assert spill.first() is not None
 
 
-def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> None:
-    spill = Spill(tmp_path / "spill" / folder_name("stdout"), 10**6, images=False)
+def test_leftovers_are_delivered_first(model_dir: Path, tmp_path: Path) -> None:
+    spill = SpillFolder(tmp_path / "spill" / folder_name("stdout"), 10**6, images=False)
     for number in (100, 101):
         spill.append(masked(number))
     spill.close()
@@ -237,17 +235,25 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
     result = stream(film, "--model", model_dir, "--to", "-", "--spill", "spill")
     assert result.returncode == 0, result.stderr.decode()
     assert [about["index"] for about, _ in masks_of(result.stdout)] == [100, 101, 0, 1, 2]
-    assert b"2 items of an earlier run are in" in result.stderr
+    assert b"delivering 2 items of an earlier run from" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; a source is"),
-        (["film.mkv", "--to", "o.mkv", "--rate", "fast"], 2, "--rate: found 'fast'; expected own, or frames a second"),
-        (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is named twice"),
-        (["film.mkv", "--to", "masks", "./masks/"], 2, "--to: masks is named twice, in different words; name every"),
-        (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is named twice"),
+        (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; expected a"),
+        (
+            ["film.mkv", "--to", "o.mkv", "--rate", "fast"],
+            2,
+            "--rate: found 'fast'; expected own, or frames per second",
+        ),
+        (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is given twice"),
+        (
+            ["film.mkv", "--to", "masks", "./masks/"],
+            2,
+            "--to: masks is given twice, in different spellings",
+        ),
+        (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is given twice"),
         (["film.mkv", "--to", "-", "png:-"], 2, "--to: - and png:- both write to standard output"),
         (["film.mkv", "--to", "web:no"], 2, "web:no: expected web or web:PORT"),
         (["film.mkv", "--to", "o.mkv", "--sink_setting", "x"], 2, "--sink_setting: found 'x'; expected NAME=VALUE"),
@@ -257,10 +263,10 @@ def test_what_was_left_is_delivered_first(model_dir: Path, tmp_path: Path) -> No
             "--sink_setting: no sink has the setting 'segment_second'; did",
         ),
         (["film.mkv", "--to", "o.mkv", "--classes", "camvid"], 2, "--classes: a model directory has its own"),
-        (["film.mkv", "--to", "/proc/none/o.mkv"], 1, "/proc/none/o.mkv: its folder cannot be made"),
+        (["film.mkv", "--to", "/proc/none/o.mkv"], 1, "/proc/none/o.mkv: its folder cannot be created"),
     ],
 )
-def test_wrong_input_is_one_sentence(
+def test_invalid_input_gives_a_one_line_error(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, text: str
 ) -> None:
     write_video(tmp_path / "film.mkv", 1)
@@ -270,34 +276,34 @@ def test_wrong_input_is_one_sentence(
     assert len(errors.splitlines()) == 1
 
 
-def test_an_error_while_opening_is_told_after_that_of_a_sink_that_closes(
+def test_an_error_while_opening_follows_that_of_closing_another_sink(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def waiting(_: object) -> None:
+    def failing(_: object) -> None:
         raise SinkError("masks: 2 segments wait in spool.", temporary=True)
 
     film = write_video(tmp_path / "film.mkv", 1)
-    monkeypatch.setattr(FolderSink, "close", waiting)
+    monkeypatch.setattr(FolderSink, "close", failing)
     arguments = ["stream", str(film), "--model", str(model_dir), "--to", "masks", "web:no"]
     assert run_guarded(cli.dispatch, arguments) == 2
-    said, error = capsys.readouterr().err.splitlines()
-    assert said == "masks: 2 segments wait in spool."
+    message, error = capsys.readouterr().err.splitlines()
+    assert message == "masks: 2 segments wait in spool."
     assert error.startswith("error: web:no: expected web or web:PORT")
 
 
-def test_a_missing_package_is_named_with_its_extra(
+def test_the_error_of_a_missing_package_names_the_extra(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film = write_video(tmp_path / "film.mkv", 1)
-    monkeypatch.setattr("pspnet.stream.packages.find_spec", lambda _: None)
+    monkeypatch.setattr("pspnet.system.optional_packages.find_spec", lambda _: None)
     assert run_guarded(cli.dispatch, ["stream", str(film), "--model", str(model_dir), "--to", "o.mkv"]) == 2
     assert capsys.readouterr().err == (
-        "error: reading video needs the package av, which this Python does not have: "
+        "error: reading video needs av, which is not installed: "
         'pip install "pspnet[stream]" (from a checkout: pip install -e ".[stream]").\n'
     )
 
 
-def test_help_names_every_sink_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_sink_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.dispatch(["stream", "--help"])
     assert caught.value.code == 0
@@ -306,8 +312,8 @@ def test_help_names_every_sink_and_setting(capsys: pytest.CaptureFixture[str]) -
         assert word in text
 
 
-def test_the_newest_frame_is_what_the_page_shows(model_dir: Path, tmp_path: Path) -> None:
-    """The web page of a running stream, over HTTP."""
+def test_the_web_page_shows_the_newest_frame(model_dir: Path, tmp_path: Path) -> None:
+    """Web page of a running stream, over HTTP."""
     import urllib.request
 
     film = write_video(tmp_path / "film.mkv", 600)
@@ -316,7 +322,7 @@ def test_the_newest_frame_is_what_the_page_shows(model_dir: Path, tmp_path: Path
         env=environment(), stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
-    url = process.stderr.readline().decode().split()[2]
+    url = process.stderr.readline().decode().split()[1]
     with urllib.request.urlopen(f"{url}frame.jpg", timeout=120) as answer, Image.open(answer) as picture:
         shown = number_of(np.asarray(picture))
     status = json.loads(urllib.request.urlopen(f"{url}status.json", timeout=60).read())

@@ -1,4 +1,4 @@
-"""The way ahead in small masks whose answer can be seen."""
+"""Corridor and obstacle on small hand-drawn masks."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from pspnet.driving.corridor import (
-    Camera,
-    View,
-    ViewError,
-    class_shares,
-    drivable_corridor,
-    nearest_obstacle,
-    runs,
-)
+from pspnet.driving.corridor import drivable_corridor, runs
+from pspnet.driving.mask_summary import class_fractions
+from pspnet.driving.obstacle import nearest_obstacle
+from pspnet.driving.view import Camera, View, ViewError
 
 ROAD, CAR, SKY = 3, 8, 0
 
 
 def drawn(*lines: str) -> np.ndarray:
-    """A mask: . is road, c a car, s sky."""
+    """Return a mask drawn with . for road, c for car, s for sky."""
     ids = {".": ROAD, "c": CAR, "s": SKY}
     return np.array([[ids[letter] for letter in line] for line in lines], dtype=np.uint8)
 
@@ -30,9 +25,9 @@ def view(**options: object) -> View:
     return View(frozenset({ROAD}), **options)  # type: ignore[arg-type]
 
 
-def test_shares_are_those_of_the_pixels() -> None:
+def test_class_fractions() -> None:
     mask = drawn("ss..", "s...", "c...", "....")
-    assert class_shares(mask) == {SKY: 3 / 16, ROAD: 12 / 16, CAR: 1 / 16}
+    assert class_fractions(mask) == {SKY: 3 / 16, ROAD: 12 / 16, CAR: 1 / 16}
 
 
 def test_runs() -> None:
@@ -57,8 +52,8 @@ def test_the_corridor_narrows_until_it_closes() -> None:
 def test_the_corridor_is_connected_and_stays_with_the_vehicles_column() -> None:
     mask = drawn(
         "....ssss",  # touches the run below on the left only
-        "..s.s...",  # the run at 3 is nearest to the middle; the one at 0 is as connected
-        "......s.",  # the run at 7 does not hold the column
+        "..s.s...",  # the run at 3 is nearest to the centre; the run at 0 touches too
+        "......s.",  # the run at 7 does not contain the column
         "........",
     )
     corridor = drivable_corridor(mask, view())
@@ -72,22 +67,22 @@ def test_a_run_that_does_not_touch_the_one_below_closes_the_corridor() -> None:
     assert (corridor.bottom, corridor.top) == (2, 1)
 
 
-def test_the_nearest_run_counts_where_the_vehicles_column_is_not_drivable() -> None:
+def test_the_nearest_run_is_used_if_the_vehicles_column_is_not_drivable() -> None:
     corridor = drivable_corridor(drawn("..cccc.c"), view())
     assert (corridor.left.tolist(), corridor.right.tolist()) == ([0], [2])
 
 
-def test_no_drivable_pixel_at_the_bottom_is_no_corridor() -> None:
+def test_no_drivable_pixel_at_the_bottom_gives_an_empty_corridor() -> None:
     corridor = drivable_corridor(drawn("....", "cccc"), view())
     assert (corridor.bottom, corridor.top, corridor.left.size) == (1, 2, 0)
 
 
-def test_the_hood_is_left_out() -> None:
+def test_rows_of_the_hood_are_skipped() -> None:
     corridor = drivable_corridor(drawn("ssss", "....", "....", "cccc"), view(bottom=0.75))
     assert (corridor.bottom, corridor.top) == (2, 1)
 
 
-def test_the_nearest_obstacle_is_the_lowest_row_that_cuts_the_way() -> None:
+def test_the_nearest_obstacle_is_the_lowest_blocked_row() -> None:
     mask = drawn(
         "ssssssss",
         "...sc...",
@@ -103,7 +98,7 @@ def test_the_nearest_obstacle_is_the_lowest_row_that_cuts_the_way() -> None:
     assert wide.row == 3
 
 
-def test_the_way_narrows_toward_the_horizon() -> None:
+def test_the_path_narrows_toward_the_horizon() -> None:
     mask = drawn(*["c" + "." * 6 + "c"] * 8)
     straight = nearest_obstacle(mask, view(width=0.9, bottom=1.0))
     assert straight is not None
@@ -114,29 +109,29 @@ def test_the_way_narrows_toward_the_horizon() -> None:
     assert view(width=0.75, horizon=0.25).width_at(1, 8, 8) is None
 
 
-def test_without_a_width_there_is_no_obstacle() -> None:
+def test_no_obstacle_without_a_width() -> None:
     assert nearest_obstacle(drawn("cccc"), view()) is None
 
 
-def test_the_class_of_an_obstacle_is_the_most_frequent_in_the_way() -> None:
+def test_the_class_of_an_obstacle_is_the_most_frequent_in_the_path() -> None:
     found = nearest_obstacle(drawn("csss", "...."), view(width=0.9))
     assert found is not None
     assert found.class_id == SKY
 
 
-def test_flat_ground() -> None:
+def test_camera_on_flat_ground() -> None:
     camera = Camera(height=1.5, pitch=0.0, focal=1.0)
     rows = 200
     assert camera.horizon(rows) == 100
-    # 45 degrees below the axis the ground is as far as the camera is high.
+    # 45 degrees below the axis, the ground distance equals the camera height.
     assert camera.metres(100 + 200 - 0.5, rows) == pytest.approx(1.5)
     assert camera.metres(149.5, rows) == pytest.approx(1.5 * 200 / 50)
     assert camera.metres(99.0, rows) is None
-    # A metre, 6 m away, at a focal length of 200 pixels.
+    # One metre at a distance of 6 m, at a focal length of 200 pixels.
     assert camera.pixels(1.0, 149.5, rows) == pytest.approx(200 / 6)
 
 
-def test_a_camera_that_looks_down() -> None:
+def test_camera_pitched_down() -> None:
     camera = Camera(height=0.3, pitch=20.0, focal=0.9)
     rows = 360
     assert camera.horizon(rows) == pytest.approx(180 - 324 * math.tan(math.radians(20)))
@@ -148,7 +143,7 @@ def test_a_camera_that_looks_down() -> None:
     assert far > 100
 
 
-def test_metres_are_those_of_the_obstacles_row() -> None:
+def test_obstacle_distance_is_that_of_its_row() -> None:
     mask = np.full((200, 100), ROAD, dtype=np.uint8)
     mask[:150] = CAR
     camera = Camera(1.5, 0.0, 1.0)
@@ -160,22 +155,22 @@ def test_metres_are_those_of_the_obstacles_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        ({"column": 1.2}, "column: found 1.2, expected a share"),
+        ({"column": 1.2}, "column: found 1.2; expected a fraction"),
         ({"bottom": -0.1}, "bottom: found -0.1"),
-        ({"horizon": 0.9, "bottom": 0.8}, r"horizon: found 0.9, expected less than bottom \(0.8\)"),
-        ({"width": 1.5}, "width: found 1.5, expected a share of the image's width between 0 and 1"),
+        ({"horizon": 0.9, "bottom": 0.8}, r"horizon: found 0.9; expected less than bottom \(0.8\)"),
+        ({"width": 1.5}, "width: found 1.5; expected a fraction of the image's width between 0 and 1"),
         ({"width": 0.0}, "width: found 0"),
     ],
 )
-def test_a_view_that_cannot_be_is_refused(options: dict[str, float], sentence: str) -> None:
-    with pytest.raises(ViewError, match=sentence):
+def test_invalid_view_raises(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ViewError, match=message):
         view(**options)
 
 
 @pytest.mark.parametrize(("height", "pitch", "focal"), [(0, 0, 1), (1, 90, 1), (1, 0, 0), (float("nan"), 0, 1)])
-def test_a_camera_that_cannot_be_is_refused(height: float, pitch: float, focal: float) -> None:
+def test_invalid_camera_raises(height: float, pitch: float, focal: float) -> None:
     with pytest.raises(ViewError, match="expected a height and a focal length above 0"):
         Camera(height, pitch, focal)
 

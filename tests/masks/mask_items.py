@@ -1,4 +1,4 @@
-"""Masks and items for the tests of what keeps and reads them."""
+"""Masks and items for tests of mask files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from pspnet.masks.frames import Frame, MaskedFrame
 
 START = 1_700_000_000.25
-"""When the first item was captured."""
+"""Capture time of the first item."""
 
 
 def scene(index: int, height: int = 24, width: int = 33, classes: int = 5) -> np.ndarray:
@@ -19,7 +19,7 @@ def scene(index: int, height: int = 24, width: int = 33, classes: int = 5) -> np
 
 
 def item(index: int, mask: np.ndarray | None = None, rate: float = 10.0, **labels: str) -> MaskedFrame:
-    """The `index`th frame of a stream of `rate` a second, with a latency of half a second."""
+    """Return frame `index` of a stream of `rate` frames per second, with a latency of 0.5 s."""
     mask = scene(index) if mask is None else mask
     image = np.broadcast_to(np.uint8(0), (*mask.shape, 3))
     frame = Frame(index, image, START + index / rate, 5.0 + index / rate, index / rate, labels)

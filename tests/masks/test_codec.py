@@ -1,4 +1,4 @@
-"""Every form gives back every mask, and takes foreign bytes without harm."""
+"""Codec round trips, and untrusted or damaged bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ masks = st.tuples(shapes, values).flatmap(lambda both: hnp.arrays(np.uint8, both
 
 @SLOW
 @given(mask=masks, encoding=st.sampled_from(ENCODINGS))
-def test_a_mask_alone_comes_back(mask: np.ndarray, encoding: str) -> None:
+def test_round_trip_of_a_key_mask(mask: np.ndarray, encoding: str) -> None:
     found = encode(mask, encoding)
     back = decode(found.form, found.data, *mask.shape)
     assert found.form in encodings.KEY_FORMS
@@ -34,12 +34,12 @@ def test_a_mask_alone_comes_back(mask: np.ndarray, encoding: str) -> None:
 
 @SLOW
 @given(mask=masks, data=st.data())
-def test_a_mask_after_another_comes_back(mask: np.ndarray, data: st.DataObject) -> None:
+def test_round_trip_with_a_previous_mask(mask: np.ndarray, data: st.DataObject) -> None:
     previous = data.draw(hnp.arrays(np.uint8, mask.shape, elements=st.integers(0, 12)))
     found = encode(mask, "temporal", previous)
     assert np.array_equal(decode(found.form, found.data, *mask.shape, previous), mask)
     alike = encodings.encode_runs(mask, previous)
-    assert np.array_equal(decode(Form.RUNS_LIKE_LAST, alike, *mask.shape, previous), mask)
+    assert np.array_equal(decode(Form.RUNS_FROM_PREVIOUS, alike, *mask.shape, previous), mask)
     changes = encodings.encode_changes(mask, previous)
     assert changes is not None
     assert np.array_equal(decode(Form.CHANGES, changes, *mask.shape, previous), mask)
@@ -47,9 +47,7 @@ def test_a_mask_after_another_comes_back(mask: np.ndarray, data: st.DataObject) 
 
 @SLOW
 @given(mask=masks, filter_type=st.integers(0, 4), data=st.data())
-def test_png_of_every_depth_and_filter_is_read_by_pillow(
-    mask: np.ndarray, filter_type: int, data: st.DataObject
-) -> None:
+def test_pillow_reads_png_of_every_depth_and_filter(mask: np.ndarray, filter_type: int, data: st.DataObject) -> None:
     bits = data.draw(st.sampled_from([bits for bits in (1, 2, 4, 8) if bits >= bits_for(mask)]))
     file = encode_png(mask, bits=bits, filter_type=filter_type)
     with Image.open(io.BytesIO(file)) as image:
@@ -58,20 +56,20 @@ def test_png_of_every_depth_and_filter_is_read_by_pillow(
     assert file[24] == bits
 
 
-def test_a_mask_with_all_values_has_no_changes_form_but_still_comes_back() -> None:
+def test_round_trip_of_a_mask_with_all_values_which_has_no_changes_form() -> None:
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     assert encodings.encode_changes(mask, mask) is None
     found = encode(mask, "temporal", mask)
     assert np.array_equal(decode(found.form, found.data, 16, 16, mask), mask)
 
 
-def test_an_unchanged_mask_costs_a_few_bytes() -> None:
+def test_an_unchanged_mask_takes_a_few_bytes() -> None:
     mask = scene(0, 360, 480)
     assert len(encode(mask, "temporal", mask).data) < 40
     assert len(encode(mask, "temporal").data) > 40
 
 
-def test_long_runs_and_large_masks_come_back() -> None:
+def test_round_trip_of_long_runs_and_a_large_mask() -> None:
     mask = np.zeros((3000, 4000), dtype=np.uint8)
     mask[-1, -1] = 255
     found = encode(mask)
@@ -79,12 +77,12 @@ def test_long_runs_and_large_masks_come_back() -> None:
     assert np.array_equal(decode(found.form, found.data, 3000, 4000), mask)
 
 
-def test_bits_packs_the_leftmost_pixel_highest() -> None:
+def test_pack_bits_puts_the_leftmost_pixel_in_the_high_bits() -> None:
     assert encodings.pack_bits(np.array([[1, 2, 3]], dtype=np.uint8), 4).tolist() == [[0x12, 0x30]]
     assert encodings.pack_bits(np.array([[1, 0, 1]], dtype=np.uint8), 1).tolist() == [[0b10100000]]
 
 
-def test_run_lengths_are_written_as_documented() -> None:
+def test_run_lengths_are_encoded_as_documented() -> None:
     mask = np.array([[7] * 200 + [9]], dtype=np.uint8)
     data = encodings.encode_runs(mask)
     size = int.from_bytes(data[:4], "little")
@@ -94,7 +92,7 @@ def test_run_lengths_are_written_as_documented() -> None:
 
 @SLOW
 @given(data=st.binary(max_size=80), form=st.integers(0, 7))
-def test_foreign_bytes_are_refused(data: bytes, form: int) -> None:
+def test_untrusted_bytes_raise_or_decode(data: bytes, form: int) -> None:
     previous = np.zeros((5, 6), dtype=np.uint8)
     try:
         mask = decode(form, data, 5, 6, previous)
@@ -105,7 +103,7 @@ def test_foreign_bytes_are_refused(data: bytes, form: int) -> None:
 
 @SLOW
 @given(encoding=st.sampled_from(ENCODINGS), place=st.integers(0, 10_000), flip=st.integers(1, 255))
-def test_damaged_bytes_are_refused_or_give_a_mask_of_the_size(encoding: str, place: int, flip: int) -> None:
+def test_damaged_bytes_raise_or_keep_the_size(encoding: str, place: int, flip: int) -> None:
     found = encode(scene(3), encoding)
     data = bytearray(found.data)
     data[place % len(data)] ^= flip
@@ -116,7 +114,7 @@ def test_damaged_bytes_are_refused_or_give_a_mask_of_the_size(encoding: str, pla
     assert mask.shape == (24, 33)
 
 
-def test_a_deflated_bomb_is_not_inflated() -> None:
+def test_a_deflate_bomb_is_not_inflated() -> None:
     bomb = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = bomb.compress(bytes(50_000_000)) + bomb.flush()
     with pytest.raises(MaskFileError, match="too long"):
@@ -132,24 +130,24 @@ def test_a_deflated_bomb_is_not_inflated() -> None:
         (Form.CHANGES, 5, 5, "which is missing"),
     ],
 )
-def test_what_cannot_be_decoded_is_said(form: int, height: int, width: int, message: str) -> None:
+def test_undecodable_masks_raise(form: int, height: int, width: int, message: str) -> None:
     with pytest.raises(MaskFileError, match=message):
         decode(form, b"", height, width)
 
 
-def test_a_picture_of_another_size_is_refused_before_it_is_decoded() -> None:
+def test_a_png_of_another_size_raises_before_decoding() -> None:
     with pytest.raises(MaskFileError, match="has 33x24 pixels; expected 5x5"):
         decode(Form.PNG, encode_png(scene(0)), 5, 5)
 
 
-def test_a_coloured_png_is_refused() -> None:
+def test_an_rgb_png_raises() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4)).save(buffer, "PNG")
     with pytest.raises(MaskFileError, match="mode RGB"):
         decode(Form.PNG, buffer.getvalue(), 4, 4)
 
 
-def test_other_arrays_and_encodings_are_refused() -> None:
+def test_other_arrays_and_encodings_raise() -> None:
     with pytest.raises(ValueError, match="expected"):
         encode(np.zeros((2, 2), dtype=np.int64))
     with pytest.raises(ValueError, match="found 'zip'"):

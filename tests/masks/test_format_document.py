@@ -1,4 +1,4 @@
-"""docs/mask_format.md is enough to write a reader from: the one that it shows reads what this package writes."""
+"""The reader in docs/mask_format.md reads the files of this package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.masks.mask_items import START, item, scene
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "mask_format.md"
 
 
-def test_the_reader_in_the_document_reads_a_segment(tmp_path: Path) -> None:
+def test_the_documented_reader_reads_a_segment(tmp_path: Path) -> None:
     code = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)[-1]
     names: dict[str, Any] = {}
     exec(code, names)

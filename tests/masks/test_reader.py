@@ -1,4 +1,4 @@
-"""Masks come back with their times, by time and frame, without reading everything, and from damaged files."""
+"""Reading masks by time and frame, with partial reads, and from damaged files."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def segment(count: int, encoding: str = "temporal", key_every: int = 5, **size: 
     )
     writer = SegmentWriter(file, header, key_every)
     for index in range(count):
-        one = item(index, scene(index, **size), fragment=str(index // 4))
-        writer.append(head_of(one), one.mask)
+        masked = item(index, scene(index, **size), fragment=str(index // 4))
+        writer.append(head_of(masked), masked.mask)
     writer.finish()
     return file.getvalue()
 
 
 def folder(path: Path, count: int = 60, encoding: str = "temporal") -> Path:
-    """Segments of a second, ten frames each; or files."""
+    """Write segments of one second, ten frames each; or PNG files."""
     sink = FolderSink(path, SinkContext(("a", "b")), SegmentSettings(encoding, seconds=0.95))
     for index in range(count):
         sink.write(item(index))
@@ -48,7 +48,7 @@ def folder(path: Path, count: int = 60, encoding: str = "temporal") -> Path:
 
 
 class CountedBytes(BytesInMemory):
-    """Counts what was read."""
+    """BytesInMemory that records its reads."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -61,18 +61,18 @@ class CountedBytes(BytesInMemory):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_everything_comes_back(encoding: str) -> None:
+def test_round_trip_of_records(encoding: str) -> None:
     records = list(read_masks(segment(12, encoding)))
-    assert [one.frame for one in records] == list(range(12))
-    for index, one in enumerate(records):
-        assert np.array_equal(one.mask, scene(index))
-        assert (one.captured, one.timestamp) == (START + index / 10, index / 10)
-        assert one.latency == pytest.approx(0.5, abs=1e-6)
-        assert one.labels == {"fragment": str(index // 4)}
-        assert one.class_names == ("a", "b")
+    assert [record.frame for record in records] == list(range(12))
+    for index, record in enumerate(records):
+        assert np.array_equal(record.mask, scene(index))
+        assert (record.captured, record.timestamp) == (START + index / 10, index / 10)
+        assert record.latency == pytest.approx(0.5, abs=1e-6)
+        assert record.labels == {"fragment": str(index // 4)}
+        assert record.class_names == ("a", "b")
 
 
-def test_one_record_is_found_without_reading_all() -> None:
+def test_one_record_is_read_without_the_whole_file() -> None:
     data = segment(200, key_every=4, height=120, width=160)
     source = CountedBytes(data)
     found = MaskSegment(source)
@@ -85,7 +85,7 @@ def test_one_record_is_found_without_reading_all() -> None:
     assert length < len(data) / 20
 
 
-def test_an_index_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_longer_than_the_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pspnet.masks.reader._TAIL", 64)
     monkeypatch.setattr("pspnet.masks.reader._START", 64)
     source = CountedBytes(segment(50))
@@ -93,7 +93,7 @@ def test_an_index_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytes
     assert sum(length for _, length in source.reads) < source.size / 2
 
 
-def test_a_header_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_longer_than_the_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pspnet.masks.reader._START", 40)
     assert MaskSegment(segment(3)).header.class_names == ("a", "b")
 
@@ -101,11 +101,11 @@ def test_a_header_longer_than_the_first_read_is_fetched_whole(monkeypatch: pytes
 def test_records_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pspnet.masks.reader._BLOCK", 500)
     records = list(read_masks(segment(30)))
-    assert all(np.array_equal(one.mask, scene(index)) for index, one in enumerate(records))
+    assert all(np.array_equal(record.mask, scene(index)) for index, record in enumerate(records))
     assert len(records) == 30
 
 
-def test_a_cut_file_gives_what_is_whole() -> None:
+def test_a_truncated_file_gives_its_complete_records() -> None:
     data = segment(20)
     whole = MaskSegment(data)
     assert whole.complete
@@ -114,23 +114,23 @@ def test_a_cut_file_gives_what_is_whole() -> None:
         part = MaskSegment(data[:cut])
         assert not part.complete
         assert len(part) == int((ends <= cut).sum())
-        for index, one in enumerate(part.records()):
-            assert np.array_equal(one.mask, scene(index))
+        for index, record in enumerate(part.records()):
+            assert np.array_equal(record.mask, scene(index))
 
 
-def test_a_damaged_record_is_an_error_with_the_index_and_left_out_without() -> None:
+def test_a_damaged_record_raises_with_an_index_and_is_skipped_without() -> None:
     data = bytearray(segment(20, key_every=5))
     found = MaskSegment(bytes(data))
     data[int(found.entries["offset"][7]) + 50] ^= 255
     with pytest.raises(MaskFileError, match="record 7 at byte"):
         list(read_masks(bytes(data)))
     scanned = MaskSegment(bytes(data[:-1]))
-    # 8 and 9 need 7; 10 stands alone again.
+    # 8 and 9 depend on 7; 10 is a key record.
     assert scanned.entries["frame"].tolist() == [0, 1, 2, 3, 4, 5, 6, *range(10, 20)]
-    assert all(np.array_equal(one.mask, scene(one.frame)) for one in scanned.records())
+    assert all(np.array_equal(record.mask, scene(record.frame)) for record in scanned.records())
 
 
-def test_an_index_that_lies_is_not_followed() -> None:
+def test_an_inconsistent_index_is_ignored() -> None:
     data = segment(5)
     found = MaskSegment(data)
     end = int(found.entries["offset"][-1] + found.entries["length"][-1])
@@ -142,55 +142,55 @@ def test_an_index_that_lies_is_not_followed() -> None:
         assert len(again) == 5
 
 
-def test_times_and_frames_choose(tmp_path: Path) -> None:
+def test_selection_by_time_and_frame(tmp_path: Path) -> None:
     folder(tmp_path)
-    assert [one.frame for one in read_masks(tmp_path, start=START + 1.95, stop=START + 2.25)] == [20, 21, 22]
-    assert [one.frame for one in read_masks(tmp_path, frames=33)] == [33]
-    assert [one.frame for one in read_masks(tmp_path, frames=[59, 2, 1000])] == [2, 59]
-    assert [one.frame for one in read_masks(str(tmp_path), frames=range(5, 60, 25))] == [5, 30, 55]
-    assert [one.frame for one in read_masks(tmp_path, start=START + 5, frames=range(55))] == [50, 51, 52, 53, 54]
+    assert [record.frame for record in read_masks(tmp_path, start=START + 1.95, stop=START + 2.25)] == [20, 21, 22]
+    assert [record.frame for record in read_masks(tmp_path, frames=33)] == [33]
+    assert [record.frame for record in read_masks(tmp_path, frames=[59, 2, 1000])] == [2, 59]
+    assert [record.frame for record in read_masks(str(tmp_path), frames=range(5, 60, 25))] == [5, 30, 55]
+    assert [record.frame for record in read_masks(tmp_path, start=START + 5, frames=range(55))] == [50, 51, 52, 53, 54]
     assert not list(read_masks(tmp_path, frames=[]))
     at = datetime.fromtimestamp(START + 5.85, timezone.utc)
-    assert [one.frame for one in read_masks(tmp_path, start=at)] == [59]
+    assert [record.frame for record in read_masks(tmp_path, start=at)] == [59]
     with pytest.raises(MaskFileError, match="no time zone"):
         read_masks(tmp_path, start=datetime(2024, 1, 1))
 
 
-def test_files_without_what_is_wanted_are_not_opened(tmp_path: Path) -> None:
+def test_files_without_requested_masks_are_not_opened(tmp_path: Path) -> None:
     folder(tmp_path)
     first, *_, last = sorted(tmp_path.iterdir())
     first.write_bytes(b"no segment")
     last.write_bytes(b"no segment")
-    assert [one.frame for one in read_masks(tmp_path, frames=[12, 13])] == [12, 13]
-    assert [one.frame for one in read_masks(tmp_path, start=START + 1.15, stop=START + 1.25)] == [12]
-    with pytest.raises(MaskFileError, match="is no mask segment"):
+    assert [record.frame for record in read_masks(tmp_path, frames=[12, 13])] == [12, 13]
+    assert [record.frame for record in read_masks(tmp_path, start=START + 1.15, stop=START + 1.25)] == [12]
+    with pytest.raises(MaskFileError, match="not a mask segment"):
         list(read_masks(tmp_path))
 
 
-def test_single_files_hold_their_times_too(tmp_path: Path) -> None:
+def test_png_files_store_their_times(tmp_path: Path) -> None:
     folder(tmp_path, 3, "files")
     records = list(read_masks(tmp_path))
-    assert [(one.frame, one.captured, one.timestamp) for one in records] == [
+    assert [(record.frame, record.captured, record.timestamp) for record in records] == [
         (index, START + index / 10, index / 10) for index in range(3)
     ]
-    assert all(np.array_equal(one.mask, scene(index)) for index, one in enumerate(records))
-    assert [one.frame for one in read_masks(tmp_path, frames=[1])] == [1]
+    assert all(np.array_equal(record.mask, scene(index)) for index, record in enumerate(records))
+    assert [record.frame for record in read_masks(tmp_path, frames=[1])] == [1]
     assert records[0].palette is not None
     assert records[0].latency == pytest.approx(0.5)
 
 
 def test_a_png_file_of_another_program_is_read(tmp_path: Path) -> None:
     Image.fromarray(scene(0)).save(tmp_path / "some.png")
-    (one,) = read_masks(tmp_path / "some.png")
-    assert np.array_equal(one.mask, scene(0))
-    assert (one.frame, one.captured) == (0, 0.0)
-    assert math.isnan(one.timestamp)
+    (record,) = read_masks(tmp_path / "some.png")
+    assert np.array_equal(record.mask, scene(0))
+    assert (record.frame, record.captured) == (0, 0.0)
+    assert math.isnan(record.timestamp)
     Image.new("RGB", (5, 5)).save(tmp_path / "rgb.png")
     with pytest.raises(MaskFileError, match=r"rgb\.png: The PNG has mode RGB"):
         list(read_masks(tmp_path / "rgb.png"))
 
 
-def test_other_files_of_a_folder_are_passed_over(tmp_path: Path) -> None:
+def test_other_files_of_a_folder_are_ignored(tmp_path: Path) -> None:
     folder(tmp_path, 4)
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "more").mkdir()
@@ -198,19 +198,19 @@ def test_other_files_of_a_folder_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 3, 20, 40])
-def test_a_segment_that_has_just_begun_is_passed_over(tmp_path: Path, length: int) -> None:
+def test_a_segment_with_a_partial_header_is_ignored(tmp_path: Path, length: int) -> None:
     folder(tmp_path, 4)
     (tmp_path / "20231114T221319250000Z-000000000.pspm.open").write_bytes(SegmentHeader(24, 33).pack()[:length])
-    assert [one.frame for one in read_masks(tmp_path)] == [0, 1, 2, 3]
+    assert [record.frame for record in read_masks(tmp_path)] == [0, 1, 2, 3]
 
 
-def test_an_open_segment_that_is_something_else_is_an_error(tmp_path: Path) -> None:
+def test_an_open_segment_with_other_content_raises(tmp_path: Path) -> None:
     (tmp_path / "20231114T221319250000Z-000000000.pspm.open").write_bytes(b"text")
-    with pytest.raises(MaskFileError, match="is no mask segment"):
+    with pytest.raises(MaskFileError, match="not a mask segment"):
         list(read_masks(tmp_path))
 
 
-def test_a_segment_that_is_finished_while_the_folder_is_read_is_read_once(tmp_path: Path) -> None:
+def test_a_segment_finished_during_reading_is_read_once(tmp_path: Path) -> None:
     folder(tmp_path, 10)
     segments = SegmentFolder(tmp_path, SegmentSettings(), SegmentHeader(0, 0))
     for index in range(10, 14):
@@ -218,40 +218,40 @@ def test_a_segment_that_is_finished_while_the_folder_is_read_is_read_once(tmp_pa
     reading = read_masks(tmp_path)
     assert next(reading).frame == 0
     segments.finish()
-    assert [one.frame for one in reading] == list(range(1, 14))
-    # And while it is read itself.
+    assert [record.frame for record in reading] == list(range(1, 14))
+    # The same while the segment itself is being read.
     segments.append(item(20))
     segments.append(item(21))
     (path,) = tmp_path.glob("*.open")
-    open_one = MaskSegment(path)
+    open_segment = MaskSegment(path)
     segments.finish()
-    assert [one.frame for one in open_one.records()] == [20, 21]
+    assert [record.frame for record in open_segment.records()] == [20, 21]
 
 
-def test_an_open_segment_that_goes_without_a_mask_is_passed_over(tmp_path: Path) -> None:
+def test_an_open_segment_that_is_deleted_during_reading_is_ignored(tmp_path: Path) -> None:
     folder(tmp_path, 4)
-    left = tmp_path / "20231114T221320250000Z-000000000.1.pspm.open"  # begins like the finished one
+    left = tmp_path / "20231114T221320250000Z-000000000.1.pspm.open"  # has the first mask of the finished one
     other = tmp_path / "20231114T221340250000Z-000000200.pspm.open"
     for path in (left, other):
         path.write_bytes(SegmentHeader(24, 33).pack())
     reading = read_masks(tmp_path)
     left.unlink()
     other.unlink()
-    assert [one.frame for one in reading] == [0, 1, 2, 3]
-    with pytest.raises(MaskFileError, match="there is no such file"):
+    assert [record.frame for record in reading] == [0, 1, 2, 3]
+    with pytest.raises(MaskFileError, match="no such file"):
         read_masks(other)
 
 
-def test_nothing_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(MaskFileError, match="there is no such file or folder"):
+def test_missing_files_raise(tmp_path: Path) -> None:
+    with pytest.raises(MaskFileError, match="no such file or folder"):
         read_masks(tmp_path / "none")
-    with pytest.raises(MaskFileError, match="names no bucket"):
+    with pytest.raises(MaskFileError, match="has no bucket"):
         read_masks("s3://")
-    with pytest.raises(MaskFileError, match="is no mask segment"):
+    with pytest.raises(MaskFileError, match="not a mask segment"):
         list(read_masks(b""))
 
 
-def test_reading_needs_neither_torch_nor_video_packages() -> None:
+def test_reading_imports_neither_torch_nor_video_packages() -> None:
     code = (
         "import sys, pspnet.stream; pspnet.stream.read_masks\n"
         "heavy = {'torch', 'av', 'pydantic', 'cv2', 'boto3', 'torchvision'} & set(sys.modules)\n"

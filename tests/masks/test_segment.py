@@ -1,4 +1,4 @@
-"""The bytes are those of docs/mask_format.md: fixed examples, not a round trip alone."""
+"""Segment bytes as specified in docs/mask_format.md: fixed examples and round trips."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def test_header_bytes() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"\x89PNG" + data[4:], "is no mask segment"),
-        (lambda data: data[:8] + b"\x07" + data[9:], "has version 7 of the format"),
+        (lambda data: b"\x89PNG" + data[4:], "not a mask segment"),
+        (lambda data: data[:8] + b"\x07" + data[9:], "has format version 7"),
         (lambda data: data[:20], "ends within its header"),
-        (lambda data: data[:-1], "damaged or cut short"),
-        (lambda data: data[:-3] + b"###", "damaged or cut short"),
-        (lambda data: data[:12] + b"\xff\xff\xff\xff" + data[16:], "names 4294967295x4 pixels"),
+        (lambda data: data[:-1], "damaged or truncated"),
+        (lambda data: data[:-3] + b"###", "damaged or truncated"),
+        (lambda data: data[:12] + b"\xff\xff\xff\xff" + data[16:], "declares 4294967295x4 pixels"),
     ],
 )
-def test_a_damaged_header_is_refused(damage: object, message: str) -> None:
+def test_a_damaged_header_raises(damage: object, message: str) -> None:
     with pytest.raises(MaskFileError, match=message):
         unpack_header(damage(SegmentHeader(4, 4, ("a",)).pack()), "x")  # type: ignore[operator]
 
@@ -66,7 +66,7 @@ def test_record_bytes() -> None:
         assert unpack_record(data[:place]) is None
 
 
-def test_labels_as_before_take_no_bytes() -> None:
+def test_repeated_labels_take_no_bytes() -> None:
     head = RecordHead(7, 1.0, 0.0, 0.0, None, 4, False)
     assert len(head.pack(b"")) == 44
     found = unpack_record(head.pack(b""))
@@ -74,7 +74,7 @@ def test_labels_as_before_take_no_bytes() -> None:
     assert found[0] == head
 
 
-def test_labels_beyond_a_record_are_refused() -> None:
+def test_labels_that_are_too_long_raise() -> None:
     with pytest.raises(ValueError, match="at most 65,535"):
         RecordHead(0, 0.0, 0.0, labels={"a": "b" * 70_000}).pack(b"")
 
@@ -96,13 +96,13 @@ def test_index_bytes() -> None:
     assert unpack_index(index[:20] + b"#" + index[21:]) is None
 
 
-def test_names_sort_by_time_and_say_what_is_inside() -> None:
+def test_names_sort_by_time_and_hold_the_range() -> None:
     first, last = RecordHead(3, 1_700_000_000.25, 0.0), RecordHead(120, 1_700_000_009.5, 9.25)
     name = mask_name(first, last, ".pspm")
     assert name == "20231114T221320250000Z-20231114T221329500000Z-000000003-000000120.pspm"
-    said = read_name(name)
-    assert said is not None
-    assert (said.captured, said.frame, said.last_captured, said.last_frame) == (
+    parsed = read_name(name)
+    assert parsed is not None
+    assert (parsed.captured, parsed.frame, parsed.last_captured, parsed.last_frame) == (
         1_700_000_000.25,
         3,
         1_700_000_009.5,
@@ -111,7 +111,7 @@ def test_names_sort_by_time_and_say_what_is_inside() -> None:
     assert mask_name(last, None, ".png") == "20231114T221329500000Z-000000120.png"
     assert name < mask_name(last, last, ".pspm")
     again = read_name(mask_name(first, last, ".pspm", 2))
-    assert again == said
+    assert again == parsed
     opened = read_name(mask_name(first, None, ".pspm.open"))
     assert opened is not None
     assert opened.last_frame is None
@@ -120,6 +120,6 @@ def test_names_sort_by_time_and_say_what_is_inside() -> None:
 
 
 @pytest.mark.parametrize("time", [1e20, float("inf"), float("nan")])
-def test_a_time_that_no_calendar_has_is_refused(time: float) -> None:
+def test_a_time_outside_the_calendar_raises(time: float) -> None:
     with pytest.raises(ValueError, match=r"seconds since the epoch|convert"):
         mask_name(RecordHead(0, time, 0.0), None, ".png")

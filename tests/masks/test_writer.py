@@ -1,4 +1,4 @@
-"""Segments in a folder: when one ends, what a killed process leaves, and that nothing is ever replaced."""
+"""Segments in a folder: limits, recovery after a killed process, and full disks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pspnet.stream import MaskSegment, read_masks
 from tests.masks.mask_items import item, scene
 
 ROOT = Path(__file__).resolve().parents[2]
-ABOUT = SegmentHeader(0, 0, ("a", "b"), source="film.mkv")
+TEMPLATE = SegmentHeader(0, 0, ("a", "b"), source="film.mkv")
 
 
 def lengths(folder: Path) -> list[int]:
@@ -36,33 +36,33 @@ def lengths(folder: Path) -> list[int]:
     ],
 )
 def test_a_segment_ends_when_it_is_full(tmp_path: Path, settings: SegmentSettings, expected: list[int]) -> None:
-    segments = SegmentFolder(tmp_path, settings, ABOUT)
+    segments = SegmentFolder(tmp_path, settings, TEMPLATE)
     for index in range(12):
         segments.append(item(index))
     segments.finish()
     assert lengths(tmp_path) == expected
-    assert [one.frame for one in read_masks(tmp_path)] == list(range(12))
+    assert [record.frame for record in read_masks(tmp_path)] == list(range(12))
 
 
-def test_another_size_or_an_earlier_time_begins_another_segment(tmp_path: Path) -> None:
-    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
-    for one in (item(5), item(6), item(7, scene(7, 10, 10)), item(3)):
-        segments.append(one)
+def test_another_size_or_an_earlier_time_starts_a_new_segment(tmp_path: Path) -> None:
+    segments = SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
+    for masked in (item(5), item(6), item(7, scene(7, 10, 10)), item(3)):
+        segments.append(masked)
     segments.finish()
-    assert [one.frame for one in read_masks(tmp_path)] == [3, 5, 6, 7]
+    assert [record.frame for record in read_masks(tmp_path)] == [3, 5, 6, 7]
     assert len(lengths(tmp_path)) == 3
 
 
-def test_the_same_stream_again_replaces_nothing(tmp_path: Path) -> None:
+def test_writing_the_same_stream_again_overwrites_nothing(tmp_path: Path) -> None:
     for _ in range(3):
-        segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+        segments = SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
         for index in range(4):
             segments.append(item(index))
         segments.finish()
     assert lengths(tmp_path) == [4, 4, 4]
 
 
-def test_an_open_segment_is_readable_and_completed_by_the_next_start(tmp_path: Path) -> None:
+def test_an_open_segment_is_readable_and_finished_by_the_next_start(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -79,35 +79,35 @@ def test_an_open_segment_is_readable_and_completed_by_the_next_start(tmp_path: P
     assert ended.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.endswith(".pspm.open")
-    assert [one.frame for one in read_masks(tmp_path)] == list(range(9))
+    assert [record.frame for record in read_masks(tmp_path)] == list(range(9))
     with open(left, "ab") as file:
-        file.write(b"MASK and a record that was cut short")
-    SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+        file.write(b"MASK and a truncated record")
+    SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
     assert lengths(tmp_path) == [9]
     (whole,) = tmp_path.iterdir()
     assert MaskSegment(whole).complete
-    assert all((one.mask == index).all() for index, one in enumerate(read_masks(whole)))
+    assert all((record.mask == index).all() for index, record in enumerate(read_masks(whole)))
 
 
-def test_an_open_segment_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
-    first = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+def test_an_open_segment_of_a_running_process_is_not_touched(tmp_path: Path) -> None:
+    first = SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
     first.append(item(0))
-    second = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    second = SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
     second.append(item(0))
     first.append(item(1))
     assert first.finish() != second.finish()
     assert sorted(lengths(tmp_path)) == [1, 2]
 
 
-def test_leftovers_without_a_record(tmp_path: Path) -> None:
+def test_open_segments_without_a_record(tmp_path: Path) -> None:
     (tmp_path / "20231114T221320250000Z-000000003.pspm.open").write_bytes(SegmentHeader(4, 4).pack())
     (tmp_path / "20231114T221320250000Z-000000004.pspm.open").write_bytes(b"\x89PSP")
-    SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
     assert [path.name for path in tmp_path.iterdir()] == ["20231114T221320250000Z-000000004.pspm.open.damaged"]
 
 
 class FullDisk(io.BytesIO):
-    """Takes half of a write and fails, while `full`."""
+    """File that writes half of the data and raises while `full`."""
 
     full = False
 
@@ -118,17 +118,17 @@ class FullDisk(io.BytesIO):
         return super().write(data)
 
 
-def test_a_full_disk_leaves_the_segment_as_it_was() -> None:
+def test_a_failed_write_leaves_the_segment_unchanged() -> None:
     file = FullDisk()
     writer = SegmentWriter(file, SegmentHeader(24, 33))
     for index in range(6):
-        one = item(index)
+        masked = item(index)
         file.full = index == 3
         if file.full:
             with pytest.raises(OSError, match="No space left"):
-                writer.append(head_of(one), one.mask)
+                writer.append(head_of(masked), masked.mask)
             file.full = False
-        writer.append(head_of(one), one.mask)
+        writer.append(head_of(masked), masked.mask)
     file.full = True
     with pytest.raises(OSError, match="No space left"):
         writer.finish()
@@ -136,15 +136,15 @@ def test_a_full_disk_leaves_the_segment_as_it_was() -> None:
     writer.finish()
     found = MaskSegment(file.getvalue())
     assert found.complete
-    assert [one.frame for one in found.records()] == list(range(6))
+    assert [record.frame for record in found.records()] == list(range(6))
 
 
-def test_a_folder_that_is_full_for_a_while_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a full disk: a part of a write is taken, then none."""
-    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+def test_a_temporarily_full_disk_loses_and_duplicates_nothing(tmp_path: Path) -> None:
+    """A file size limit simulates a full disk: one partial write, then none."""
+    segments = SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for index in range(6):
-        one = item(index)
+        masked = item(index)
         if index == 3:
             (path,) = tmp_path.iterdir()
             size = path.stat().st_size
@@ -152,24 +152,24 @@ def test_a_folder_that_is_full_for_a_while_loses_and_doubles_nothing(tmp_path: P
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
                 for _ in range(3):
                     with pytest.raises(OSError, match="File too large"):
-                        segments.append(one)
+                        segments.append(masked)
                 with pytest.raises(OSError, match="File too large"):
                     segments.finish()
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             assert path.stat().st_size == size
-        segments.append(one)
+        segments.append(masked)
     segments.finish()
     (path,) = tmp_path.iterdir()
     assert MaskSegment(path).complete
-    assert [one.frame for one in read_masks(path)] == list(range(6))
+    assert [record.frame for record in read_masks(path)] == list(range(6))
 
 
-def test_a_segment_that_could_not_begin_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segment_that_could_not_start_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+    segments = SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
     with monkeypatch.context() as patch:
         patch.setattr(SegmentWriter, "_write", full)
         for _ in range(2):
@@ -182,17 +182,17 @@ def test_a_segment_that_could_not_begin_leaves_nothing(tmp_path: Path, monkeypat
     assert lengths(tmp_path) == [1]
 
 
-def test_key_records_come_as_often_as_asked() -> None:
+def test_distance_of_key_records() -> None:
     file = io.BytesIO()
     writer = SegmentWriter(file, SegmentHeader(24, 33), key_every=4)
     for index in range(10):
-        one = item(index, scene(0))
-        writer.append(head_of(one), one.mask)
+        masked = item(index, scene(0))
+        writer.append(head_of(masked), masked.mask)
     writer.finish()
     assert MaskSegment(file.getvalue()).entries["key"].tolist() == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]
 
 
-def test_settings_from_texts() -> None:
+def test_settings_from_strings() -> None:
     texts = {"mask_encoding": "runs", "segment_seconds": "2.5", "segment_frames": "7", "key_every": "3", "other": "x"}
     assert read_settings(texts) == SegmentSettings("runs", 2.5, 7, key_every=3)
     assert read_settings({}) == SegmentSettings()
@@ -207,13 +207,13 @@ def test_settings_from_texts() -> None:
         ({"segment_frames": "0"}, "frames: found 0; expected more than 0"),
     ],
 )
-def test_settings_that_cannot_be(texts: dict[str, str], message: str) -> None:
+def test_invalid_settings_raise(texts: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_settings(texts)
 
 
-def test_a_finished_segment_has_the_mode_of_other_files(tmp_path: Path) -> None:
-    segments = SegmentFolder(tmp_path, SegmentSettings(), ABOUT)
+def test_a_finished_segment_is_readable(tmp_path: Path) -> None:
+    segments = SegmentFolder(tmp_path, SegmentSettings(), TEMPLATE)
     segments.append(item(0))
     path = segments.finish()
     assert path is not None

@@ -14,7 +14,6 @@ import pytest
 from pspnet.cli import dispatch as pspnet_cli
 from pspnet.system.exit_codes import run_guarded
 from sagemaker_entry import commands as cli
-from sagemaker_entry.aws import aws_packages as packages
 from tests.sagemaker_entry.training.test_job_request import VOC, VOC_HYPERPARAMETERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,10 +145,10 @@ def test_upload_takes_no_settings(capsys: pytest.CaptureFixture) -> None:
 def test_missing_packages_name_the_extra(
     argv: list[str], missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr("pspnet.system.optional_packages.find_spec", lambda name: None)
     assert run_guarded(cli.dispatch, argv) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"error: this command talks to AWS through {missing}, which")
+    assert error.startswith(f"error: this command needs {missing}, which")
     assert 'pip install "pspnet[sagemaker]"' in error
 
 

@@ -1,4 +1,4 @@
-"""One sink: retries, spilling, order, giving up, and going on at the next start."""
+"""Delivery to one sink: retries, spilling, order, abandoned sinks, and recovery by the next run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pytest
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.delivery import Delivery, DeliveryLimits
 from pspnet.stream.sinks.base import SinkClosed, SinkError
-from pspnet.stream.spill import Spill
+from pspnet.stream.spill_folder import SpillFolder
 from pspnet.stream.statistics import SinkStatistics
-from tests.stream.players import ListSink, masked, wait_until
+from tests.stream.fakes import ListSink, masked, wait_until
 
 TEMPORARY = SinkError("list: away.", temporary=True)
 FATAL = SinkError("forbidden.", temporary=False)
 QUICK = DeliveryLimits(depth=3, patience=0.2, grace=0.5, first_pause=0.01, longest_pause=0.05)
 
 
-class Played:
-    """A delivery with what it said."""
+class DeliveryRun:
+    """A running delivery and its messages."""
 
     def __init__(self, sink: ListSink, folder: Path, limits: DeliveryLimits = QUICK, spill_bytes: int = 10**7) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.statistics = SinkStatistics(sink.name)
-        spill = Spill(folder, spill_bytes, sink.wants_images) if sink.durable else None
-        self.delivery = Delivery(sink, spill, self.statistics, self.said.append, limits)
+        spill = SpillFolder(folder, spill_bytes, sink.wants_images) if sink.durable else None
+        self.delivery = Delivery(sink, spill, self.statistics, self.messages.append, limits)
         self.delivery.start()
 
     def put(self, numbers: Sequence[int]) -> None:
@@ -40,260 +40,258 @@ class Played:
         self.delivery.join()
 
 
-def spill_of_another_stream(folder: Path) -> Spill:
-    """It has the folder, with item 100 in it."""
-    other = Spill(folder, 10**6, images=False)
+def spill_of_another_stream(folder: Path) -> SpillFolder:
+    """Return a spill folder locked by another stream, with item 100 in it."""
+    other = SpillFolder(folder, 10**6, images=False)
     other.append(masked(100))
     return other
 
 
 def test_items_arrive_in_order_and_the_sink_is_flushed_and_closed(tmp_path: Path) -> None:
     sink = ListSink()
-    played = Played(sink, tmp_path / "s")
-    played.put(range(40))
-    played.end()
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put(range(40))
+    run.end()
     assert sink.numbers == list(range(40))
     assert sink.masks == sink.numbers
     assert sink.flushed == 1
     assert sink.closed
-    assert played.statistics["delivered"] == 40
-    assert played.said == []
+    assert run.statistics["delivered"] == 40
+    assert run.messages == []
     assert not (tmp_path / "s").exists()
 
 
-def test_a_failing_write_is_tried_again_with_the_same_item(tmp_path: Path) -> None:
+def test_a_failed_write_is_retried_with_the_same_item(tmp_path: Path) -> None:
     sink = ListSink(faults=[None, TEMPORARY, TEMPORARY, None, TEMPORARY])
-    played = Played(sink, tmp_path / "s")
-    played.put(range(20))
-    played.end()
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put(range(20))
+    run.end()
     assert sink.numbers == list(range(20))
-    assert played.statistics["retries"] == 3
-    assert played.said[0] == "list: away. Trying again, later each time; its items wait."
-    assert played.said[1].startswith("list: back after")
+    assert run.statistics["retries"] == 3
+    assert run.messages[0] == "list: away. Retrying with exponential backoff; items are queued."
+    assert run.messages[1].startswith("list: recovered after")
 
 
-def test_what_comes_while_a_sink_is_down_waits_on_disk_and_keeps_its_order(tmp_path: Path) -> None:
+def test_items_are_spilled_while_a_sink_is_down_and_keep_their_order(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
-    played = Played(sink, tmp_path / "s")
-    played.put(range(30))
-    assert played.statistics["spilled"] == 27
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put(range(30))
+    assert run.statistics["spilled"] == 27
     assert len(list((tmp_path / "s").glob("item-*.zip"))) == 27
     sink.down = None
-    played.put(range(30, 40))
-    played.end()
+    run.put(range(30, 40))
+    run.end()
     assert sink.numbers == list(range(40))
     assert sink.masks == list(range(40))
-    assert played.statistics["delivered"] == 40
-    assert played.statistics.summary()["on_disk"] == 0
+    assert run.statistics["delivered"] == 40
+    assert run.statistics.summary()["on_disk"] == 0
     assert not (tmp_path / "s").exists()
 
 
-def test_what_is_left_at_the_end_is_told_and_goes_first_at_the_next_start(tmp_path: Path) -> None:
+def test_undelivered_items_are_reported_and_delivered_first_by_the_next_run(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
-    first = Played(sink, tmp_path / "s")
+    first = DeliveryRun(sink, tmp_path / "s")
     first.put(range(10))
     first.end()
     assert sink.numbers == []
     assert first.statistics.summary()["on_disk"] == 10
-    assert first.said[-1] == (
-        f"list: 10 items were not delivered; they are in {tmp_path / 's'} and go first at the next start with the same "
-        "--spill."
+    assert first.messages[-1] == (
+        f"list: 10 items were not delivered; they are in {tmp_path / 's'}, and the next run with the same --spill "
+        "delivers them first."
     )
-    assert "list: given up. away." in first.said
+    assert "list: gave up: away." in first.messages
     again = ListSink()
-    second = Played(again, tmp_path / "s")
+    second = DeliveryRun(again, tmp_path / "s")
     second.put(range(10, 20))
     second.end()
     assert again.numbers == list(range(20))
-    assert second.said[0] == f"list: 10 items of an earlier run are in {tmp_path / 's'}; they go first."
+    assert second.messages[0] == f"list: delivering 10 items of an earlier run from {tmp_path / 's'} first."
     assert (second.statistics["recovered"], second.statistics["delivered"]) == (10, 10)
 
 
-def test_an_error_that_stays_stops_the_sink_and_keeps_everything(tmp_path: Path) -> None:
+def test_a_permanent_error_abandons_the_sink_and_spills_its_items(tmp_path: Path) -> None:
     sink = ListSink(faults=[None, None, FATAL])
-    played = Played(sink, tmp_path / "s")
-    played.put([0, 1])
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put([0, 1])
     wait_until(lambda: sink.numbers == [0, 1])
-    played.put(range(2, 9))
-    wait_until(lambda: played.delivery.dead)
-    played.put([9])
-    played.end()
+    run.put(range(2, 9))
+    wait_until(lambda: run.delivery.dead)
+    run.put([9])
+    run.end()
     assert sink.numbers == [0, 1]
-    assert "list: given up. forbidden." in played.said
-    left = Spill(tmp_path / "s", 10**6, images=False)
+    assert "list: gave up: forbidden." in run.messages
+    left = SpillFolder(tmp_path / "s", 10**6, images=False)
     numbers = []
     while (item := left.first()) is not None:
         numbers.append(item.frame.index)
         left.remove_first()
     assert numbers == list(range(2, 10))
-    assert played.statistics["lost"] == 0
+    assert run.statistics["lost"] == 0
 
 
-def test_a_full_spill_folder_is_said_once_and_the_loss_counted(tmp_path: Path) -> None:
+def test_a_full_spill_folder_is_reported_once_and_the_loss_counted(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
-    played = Played(sink, tmp_path / "s", spill_bytes=2000)
-    played.put(range(60))
-    lost = played.statistics["lost"]
+    run = DeliveryRun(sink, tmp_path / "s", spill_bytes=2000)
+    run.put(range(60))
+    lost = run.statistics["lost"]
     assert 0 < lost < 60
-    assert len([text for text in played.said if "2,000 bytes (--spill_bytes) are used up" in text]) == 1
+    assert len([text for text in run.messages if "limit of 2,000 bytes (--spill_bytes) is reached" in text]) == 1
     sink.down = None
-    played.end()
+    run.end()
     assert sink.numbers == list(range(60 - lost))
-    assert played.statistics["delivered"] + lost == 60
+    assert run.statistics["delivered"] + lost == 60
 
 
-def test_a_spill_folder_that_another_stream_took_meanwhile_is_told_and_the_loss_counted(tmp_path: Path) -> None:
+def test_a_spill_folder_locked_by_another_stream_is_reported_and_the_loss_counted(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
-    played = Played(sink, tmp_path / "s")
+    run = DeliveryRun(sink, tmp_path / "s")
     other = spill_of_another_stream(tmp_path / "s")
-    played.put(range(10))
-    assert played.statistics["lost"] == 7
-    said = (
-        f"list: the spill folder {tmp_path / 's'} takes no more: another stream uses it, give this one another --spill."
-    )
-    assert played.said.count(said) == 1
+    run.put(range(10))
+    assert run.statistics["lost"] == 7
+    message = f"list: cannot spill to {tmp_path / 's'}: another stream uses it; pass another --spill."
+    assert run.messages.count(message) == 1
     sink.down = None
-    played.end()
+    run.end()
     assert sink.numbers == [0, 1, 2]
     assert len(other) == 1
 
 
-def test_what_another_stream_left_meanwhile_is_delivered_too(tmp_path: Path) -> None:
+def test_items_left_by_another_stream_are_delivered_too(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
-    played = Played(sink, tmp_path / "s")
+    run = DeliveryRun(sink, tmp_path / "s")
     other = spill_of_another_stream(tmp_path / "s")
     other.close()
-    played.put(range(10))
+    run.put(range(10))
     sink.down = None
-    played.end()
+    run.end()
     assert sink.numbers == [0, 1, 2, 100, *range(3, 10)]
-    assert (played.statistics["recovered"], played.statistics["delivered"]) == (1, 10)
+    assert (run.statistics["recovered"], run.statistics["delivered"]) == (1, 10)
 
 
-def test_items_of_a_sink_given_up_are_lost_where_another_stream_has_the_folder(tmp_path: Path) -> None:
+def test_items_of_an_abandoned_sink_are_lost_if_another_stream_holds_the_folder(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
-    played = Played(sink, tmp_path / "s")
-    played.put([0, 1])
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put([0, 1])
     other = spill_of_another_stream(tmp_path / "s")
-    played.end()
-    assert played.statistics["lost"] == 2
+    run.end()
+    assert run.statistics["lost"] == 2
     assert len(other) == 1
-    assert "another stream uses it" in played.said[1]
+    assert "another stream uses it" in run.messages[1]
 
 
-def test_without_room_on_disk_a_stream_that_may_lose_nothing_waits_for_the_sink(tmp_path: Path) -> None:
+def test_without_patience_limit_and_disk_space_the_stream_waits_for_the_sink(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
     limits = DeliveryLimits(depth=3, patience=None, grace=5.0, first_pause=0.01, longest_pause=0.05)
-    played = Played(sink, tmp_path / "s", limits, spill_bytes=0)
-    feeder = threading.Thread(target=played.put, args=(range(8),), daemon=True)
+    run = DeliveryRun(sink, tmp_path / "s", limits, spill_bytes=0)
+    feeder = threading.Thread(target=run.put, args=(range(8),), daemon=True)
     feeder.start()
-    wait_until(lambda: any("are used up" in text for text in played.said))
+    wait_until(lambda: any("is reached" in text for text in run.messages))
     sink.down = None
     feeder.join(30)
     assert not feeder.is_alive()
-    played.end()
+    run.end()
     assert sink.numbers == list(range(8))
-    assert (played.statistics["lost"], played.statistics["spilled"]) == (0, 0)
+    assert (run.statistics["lost"], run.statistics["spilled"]) == (0, 0)
 
 
-def test_a_reader_that_goes_while_an_item_waits_for_disk_is_no_defect(tmp_path: Path) -> None:
+def test_a_sink_that_closes_while_an_item_waits_for_disk_raises_nothing(tmp_path: Path) -> None:
     sink = ListSink()
     sink.down = TEMPORARY
     limits = DeliveryLimits(depth=3, patience=None, grace=5.0, first_pause=0.01, longest_pause=0.05)
-    played = Played(sink, tmp_path / "s", limits, spill_bytes=0)
+    run = DeliveryRun(sink, tmp_path / "s", limits, spill_bytes=0)
     failed: list[Exception] = []
 
     def feed() -> None:
         try:
-            played.put(range(5))
+            run.put(range(5))
         except Exception as error:
             failed.append(error)
 
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
-    wait_until(lambda: any("are used up" in text for text in played.said))
-    sink.down = SinkClosed("its reader has gone.")
+    wait_until(lambda: any("is reached" in text for text in run.messages))
+    sink.down = SinkClosed("the reader closed the pipe.")
     feeder.join(30)
     assert not feeder.is_alive()
     assert failed == []
-    played.end()
+    run.end()
 
 
-def test_a_slow_sink_holds_up_the_model_where_every_frame_counts(tmp_path: Path) -> None:
+def test_a_slow_sink_blocks_the_model_without_patience_limit(tmp_path: Path) -> None:
     sink = ListSink(pause=0.02)
-    played = Played(sink, tmp_path / "s", DeliveryLimits(depth=3, patience=None, grace=5.0))
-    played.put(range(30))
+    run = DeliveryRun(sink, tmp_path / "s", DeliveryLimits(depth=3, patience=None, grace=5.0))
+    run.put(range(30))
     assert len(sink.numbers) >= 26
-    played.end()
+    run.end()
     assert sink.numbers == list(range(30))
-    assert played.statistics["spilled"] == 0
+    assert run.statistics["spilled"] == 0
 
 
-def test_a_display_shows_the_present_alone(tmp_path: Path) -> None:
+def test_a_display_skips_old_items(tmp_path: Path) -> None:
     sink = ListSink(durable=False, pause=0.05)
-    played = Played(sink, tmp_path / "s")
-    played.put(range(50))
-    played.end()
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put(range(50))
+    run.end()
     assert sink.numbers[-1] == 49
     assert len(sink.numbers) < 50
-    assert played.statistics["skipped"] + len(sink.numbers) == 50
-    assert played.statistics["lost"] == 0
+    assert run.statistics["skipped"] + len(sink.numbers) == 50
+    assert run.statistics["lost"] == 0
 
 
-def test_a_display_goes_on_when_an_item_comes_while_it_draws(tmp_path: Path) -> None:
+def test_a_display_continues_after_an_item_arrives_while_it_draws(tmp_path: Path) -> None:
     class Drawing(ListSink):
         def __init__(self) -> None:
             super().__init__(durable=False)
-            self.drawing, self.go_on = threading.Event(), threading.Event()
+            self.drawing, self.resume = threading.Event(), threading.Event()
 
         def write(self, item: MaskedFrame) -> None:
             self.drawing.set()
-            self.go_on.wait(60)
+            self.resume.wait(60)
             super().write(item)
 
     sink = Drawing()
-    played = Played(sink, tmp_path / "s")
-    played.put([0])
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put([0])
     assert sink.drawing.wait(60)
-    played.put([1, 2])
-    sink.go_on.set()
-    played.end()
+    run.put([1, 2])
+    sink.resume.set()
+    run.end()
     assert sink.numbers == [0, 2]
-    assert played.said == []
-    assert (played.statistics["skipped"], played.statistics["delivered"]) == (1, 2)
+    assert run.messages == []
+    assert (run.statistics["skipped"], run.statistics["delivered"]) == (1, 2)
 
 
-def test_nothing_is_kept_for_a_reader_that_has_gone(tmp_path: Path) -> None:
-    sink = ListSink(faults=[None, SinkClosed("its reader has gone.")])
-    played = Played(sink, tmp_path / "s")
-    played.put(range(20))
-    played.end()
+def test_items_of_a_closed_sink_are_discarded(tmp_path: Path) -> None:
+    sink = ListSink(faults=[None, SinkClosed("the reader closed the pipe.")])
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put(range(20))
+    run.end()
     assert sink.numbers == [0]
-    assert played.said == ["list: its reader has gone."]
-    assert played.delivery.dead
+    assert run.messages == ["list: the reader closed the pipe."]
+    assert run.delivery.dead
     assert not (tmp_path / "s").exists()
 
 
-def test_a_defect_of_a_sink_keeps_its_items_and_is_raised(tmp_path: Path) -> None:
+def test_an_unexpected_exception_of_a_sink_spills_its_items_and_is_raised(tmp_path: Path) -> None:
     class Broken(ListSink):
         def write(self, item: MaskedFrame) -> None:
             raise ZeroDivisionError("oops")
 
-    played = Played(Broken(), tmp_path / "s")
-    played.put(range(4))
+    run = DeliveryRun(Broken(), tmp_path / "s")
+    run.put(range(4))
     with pytest.raises(ZeroDivisionError, match="oops"):
-        played.end()
+        run.end()
     assert len(list((tmp_path / "s").glob("item-*.zip"))) == 4
 
 
-def test_a_sink_that_hangs_in_its_last_flush_is_told_and_counted(
+def test_a_sink_that_hangs_in_its_last_flush_is_reported_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hanging(ListSink):
@@ -301,22 +299,22 @@ def test_a_sink_that_hangs_in_its_last_flush_is_told_and_counted(
             time.sleep(3600)
 
     monkeypatch.setattr("pspnet.stream.delivery._HANGING", 0.2)
-    played = Played(Hanging(), tmp_path / "s")
-    played.put(range(3))
-    played.end()
-    assert len(played.said) == 1
-    assert played.said[0].startswith("list: given up. It has not answered for ")
-    assert played.statistics.summary()["unfinished"] == 1
+    run = DeliveryRun(Hanging(), tmp_path / "s")
+    run.put(range(3))
+    run.end()
+    assert len(run.messages) == 1
+    assert run.messages[0].startswith("list: gave up: no response for ")
+    assert run.statistics.summary()["unfinished"] == 1
 
 
-def test_a_sink_that_cannot_be_closed_is_told_and_counted(tmp_path: Path) -> None:
+def test_a_sink_that_fails_to_close_is_reported_and_counted(tmp_path: Path) -> None:
     class Unclosed(ListSink):
         def close(self) -> None:
             raise SinkError("list: two segments wait in spool.", temporary=True)
 
-    played = Played(Unclosed(), tmp_path / "s")
-    played.put(range(3))
-    played.end()
-    assert played.said == ["list: two segments wait in spool."]
-    assert played.statistics.summary()["unfinished"] == 1
-    assert played.statistics["delivered"] == 3
+    run = DeliveryRun(Unclosed(), tmp_path / "s")
+    run.put(range(3))
+    run.end()
+    assert run.messages == ["list: two segments wait in spool."]
+    assert run.statistics.summary()["unfinished"] == 1
+    assert run.statistics["delivered"] == 3

@@ -1,4 +1,4 @@
-"""The pipeline with stand-ins at its ends: policies, stopping, failures, and memory over an hour's frames."""
+"""Pipeline with fake parts: policies, stopping, failures, and constant memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pspnet.stream.model import Model, ModelUnavailable
 from pspnet.stream.pipeline import Pipeline, PipelineSettings
 from pspnet.stream.sinks.base import SinkClosed
 from pspnet.stream.sources.base import Source, SourceError
-from pspnet.stream.spill import Spill
+from pspnet.stream.spill_folder import SpillFolder
 from pspnet.stream.statistics import Statistics
-from tests.stream.players import CountingSource, InstantModel, ListSink, wait_until
+from tests.stream.fakes import CountingSource, InstantModel, ListSink, wait_until
 
 
 class Stream:
@@ -28,14 +28,14 @@ class Stream:
         self, tmp_path: Path, source: Source, model: Model, *sinks: ListSink, latest: bool = False, grace: float = 5.0
     ) -> None:
         self.statistics = Statistics()
-        self.said: list[str] = []
+        self.messages: list[str] = []
         limits = DeliveryLimits(patience=2.0 if latest else None, grace=grace, first_pause=0.01, longest_pause=0.05)
         deliveries = []
         for sink in sinks:
-            spill = Spill(tmp_path / sink.name, 10**7, images=False) if sink.durable else None
-            deliveries.append(Delivery(sink, spill, self.statistics.sink(sink.name), self.said.append, limits))
+            spill = SpillFolder(tmp_path / sink.name, 10**7, images=False) if sink.durable else None
+            deliveries.append(Delivery(sink, spill, self.statistics.sink(sink.name), self.messages.append, limits))
         settings = PipelineSettings(latest, grace=grace, first_pause=0.01, longest_pause=0.05)
-        self.pipeline = Pipeline(source, model, deliveries, self.statistics, settings, self.said.append)
+        self.pipeline = Pipeline(source, model, deliveries, self.statistics, settings, self.messages.append)
         self.stop = threading.Event()
 
     def run(self) -> None:
@@ -55,7 +55,7 @@ def test_every_frame_of_a_file_reaches_every_sink_in_order(tmp_path: Path) -> No
     assert (counts["read"], counts["masks"], counts["late"], counts["failed"]) == (60, 60, 0, 0)
 
 
-def test_what_is_late_is_dropped_and_counted(tmp_path: Path) -> None:
+def test_late_frames_are_dropped_and_counted(tmp_path: Path) -> None:
     source = CountingSource(100, live=True, between=lambda _: time.sleep(0.002))
     sink = ListSink()
     stream = Stream(tmp_path, source, InstantModel(lambda _: time.sleep(0.02)), sink, latest=True)
@@ -69,7 +69,7 @@ def test_what_is_late_is_dropped_and_counted(tmp_path: Path) -> None:
     assert len(sink.numbers) == counts["masks"]
 
 
-def test_a_stop_delivers_everything_that_was_taken(tmp_path: Path) -> None:
+def test_a_stop_delivers_all_accepted_frames(tmp_path: Path) -> None:
     source = CountingSource(10**9)
     sink = ListSink(pause=0.001)
     stream = Stream(tmp_path, source, InstantModel(), sink)
@@ -84,7 +84,7 @@ def test_a_stop_delivers_everything_that_was_taken(tmp_path: Path) -> None:
     assert sink.closed
 
 
-def test_a_frame_without_a_mask_is_told_and_the_stream_goes_on(tmp_path: Path) -> None:
+def test_a_failed_frame_is_reported_and_the_stream_continues(tmp_path: Path) -> None:
     def refuse(value: int) -> None:
         if value % 2:
             raise PspnetError(f"odd {value}.")
@@ -94,31 +94,31 @@ def test_a_frame_without_a_mask_is_told_and_the_stream_goes_on(tmp_path: Path) -
     stream.run()
     assert sink.numbers == list(range(0, 20, 2))
     assert stream.statistics["failed"] == 10
-    assert stream.said[0] == "frame 1 has no mask: odd 1."
-    assert stream.said[-1] == "frame 9 has no mask: odd 9. Further ones are only counted."
-    assert len(stream.said) == 5
+    assert stream.messages[0] == "frame 1 has no mask: odd 1."
+    assert stream.messages[-1] == "frame 9 has no mask: odd 9. More failures are only counted."
+    assert len(stream.messages) == 5
 
 
-def test_a_model_that_is_away_is_asked_again_and_no_frame_of_a_file_is_lost(tmp_path: Path) -> None:
+def test_an_unavailable_model_is_retried_and_no_frame_of_a_file_is_lost(tmp_path: Path) -> None:
     failures = iter([True] * 3)
 
-    def away(value: int) -> None:
+    def unavailable(value: int) -> None:
         if value == 5 and next(failures, False):
             raise ModelUnavailable("gone.")
 
     sink = ListSink()
-    stream = Stream(tmp_path, CountingSource(10), InstantModel(away), sink)
+    stream = Stream(tmp_path, CountingSource(10), InstantModel(unavailable), sink)
     stream.run()
     assert sink.numbers == list(range(10))
-    assert stream.said[0] == "gone. Trying again, later each time."
-    assert stream.said[1].startswith("The model answers again after")
+    assert stream.messages[0] == "gone. Retrying with exponential backoff."
+    assert stream.messages[1].startswith("The model recovered after")
     assert stream.statistics["failed"] == 0
 
 
-def test_live_frames_are_dropped_while_the_model_is_away(tmp_path: Path) -> None:
+def test_live_frames_are_dropped_while_the_model_is_unavailable(tmp_path: Path) -> None:
     back = threading.Event()
 
-    def away(_value: int) -> None:
+    def unavailable(_value: int) -> None:
         if not back.is_set():
             raise ModelUnavailable("gone.")
 
@@ -128,7 +128,7 @@ def test_live_frames_are_dropped_while_the_model_is_away(tmp_path: Path) -> None
             back.set()
 
     sink = ListSink()
-    stream = Stream(tmp_path, CountingSource(60, True, between), InstantModel(away), sink, latest=True)
+    stream = Stream(tmp_path, CountingSource(60, True, between), InstantModel(unavailable), sink, latest=True)
     stream.run()
     counts = stream.statistics
     assert sink.numbers[0] > 5
@@ -137,13 +137,13 @@ def test_live_frames_are_dropped_while_the_model_is_away(tmp_path: Path) -> None
     assert counts["masks"] + counts["late"] + counts["failed"] == 60
 
 
-def test_a_model_that_never_answers_ends_the_stream_and_no_frame_is_left_uncounted(tmp_path: Path) -> None:
-    def away(value: int) -> None:
+def test_a_model_that_stays_unavailable_ends_the_stream_and_all_frames_are_counted(tmp_path: Path) -> None:
+    def unavailable(value: int) -> None:
         if value >= 3:
             raise ModelUnavailable("gone.")
 
     sink = ListSink()
-    stream = Stream(tmp_path, CountingSource(10**9), InstantModel(away), sink)
+    stream = Stream(tmp_path, CountingSource(10**9), InstantModel(unavailable), sink)
     stream.pipeline._settings = dataclasses.replace(stream.pipeline._settings, give_up=0.05)
     with pytest.raises(ModelUnavailable):
         stream.run()
@@ -151,17 +151,17 @@ def test_a_model_that_never_answers_ends_the_stream_and_no_frame_is_left_uncount
     assert stream.statistics["failed"] == stream.statistics["read"] - 3 > 0
 
 
-def test_a_stop_does_not_wait_for_a_model_that_stays_away(tmp_path: Path) -> None:
-    def away(_value: int) -> None:
+def test_a_stop_does_not_wait_for_an_unavailable_model(tmp_path: Path) -> None:
+    def unavailable(_value: int) -> None:
         raise ModelUnavailable("gone.")
 
-    stream = Stream(tmp_path, CountingSource(3), InstantModel(away), ListSink(), latest=True)
+    stream = Stream(tmp_path, CountingSource(3), InstantModel(unavailable), ListSink(), latest=True)
     stream.stop.set()
     stream.run()
     assert stream.statistics["failed"] + stream.statistics["late"] == stream.statistics["read"]
 
 
-def test_a_source_that_breaks_off_is_raised_after_everything_is_delivered(tmp_path: Path) -> None:
+def test_a_source_error_is_raised_after_all_deliveries(tmp_path: Path) -> None:
     def breaks(index: int) -> None:
         if index == 7:
             raise SourceError("the camera is gone.")
@@ -174,7 +174,7 @@ def test_a_source_that_breaks_off_is_raised_after_everything_is_delivered(tmp_pa
     assert sink.closed
 
 
-def test_a_defect_of_the_model_ends_the_stream_and_is_raised(tmp_path: Path) -> None:
+def test_an_unexpected_exception_of_the_model_ends_the_stream_and_is_raised(tmp_path: Path) -> None:
     def broken(value: int) -> None:
         if value == 4:
             raise ZeroDivisionError("oops")
@@ -186,15 +186,15 @@ def test_a_defect_of_the_model_ends_the_stream_and_is_raised(tmp_path: Path) -> 
     assert sink.numbers == [0, 1, 2, 3]
 
 
-def test_a_stream_ends_when_nobody_takes_anything_any_more(tmp_path: Path) -> None:
-    sink = ListSink(faults=[None, SinkClosed("its window was closed.")])
+def test_a_stream_ends_after_its_last_sink_closed(tmp_path: Path) -> None:
+    sink = ListSink(faults=[None, SinkClosed("the window was closed.")])
     stream = Stream(tmp_path, CountingSource(10**9), InstantModel(), sink)
     stream.run()
     assert sink.numbers == [0]
-    assert stream.said == ["list: its window was closed."]
+    assert stream.messages == ["list: the window was closed."]
 
 
-def test_one_failing_sink_does_not_hold_up_the_other(tmp_path: Path) -> None:
+def test_a_hanging_sink_does_not_block_the_other(tmp_path: Path) -> None:
     class Hanging(ListSink):
         released = threading.Event()
 
@@ -214,7 +214,7 @@ def test_one_failing_sink_does_not_hold_up_the_other(tmp_path: Path) -> None:
     assert hanging.numbers == good.numbers
 
 
-def test_a_stop_does_not_wait_for_a_sink_that_hangs_and_its_items_are_on_disk(tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_a_hanging_sink_and_spills_its_items(tmp_path: Path) -> None:
     class Hanging(ListSink):
         def write(self, item: MaskedFrame) -> None:
             time.sleep(3600)
@@ -232,7 +232,7 @@ def test_a_stop_does_not_wait_for_a_sink_that_hangs_and_its_items_are_on_disk(tm
     assert not runner.is_alive()
     kept = len(list((tmp_path / "hanging").glob("item-*.zip")))
     assert kept == stream.statistics["masks"] == stream.statistics["read"]
-    assert stream.said[-1].startswith(f"hanging: {kept} items were not delivered; they are in")
+    assert stream.messages[-1].startswith(f"hanging: {kept} items were not delivered; they are in")
 
 
 def resident_bytes() -> int:
@@ -240,8 +240,8 @@ def resident_bytes() -> int:
     return int(fields[1]) * 4096
 
 
-def test_memory_stays_flat_over_an_hour_of_frames(tmp_path: Path) -> None:
-    """36,000 frames are an hour at 10 a second. The first sixth warms up caches and the allocator."""
+def test_memory_is_constant_over_an_hour_of_frames(tmp_path: Path) -> None:
+    """36,000 frames are an hour at 10 frames per second. The first sixth warms up caches and the allocator."""
     readings: list[int] = []
 
     def read(index: int) -> None:

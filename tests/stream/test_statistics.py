@@ -1,4 +1,4 @@
-"""Counts and percentiles in bounded memory."""
+"""Counts and percentiles of a stream."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 from pspnet.stream.statistics import LatencyDigest, Statistics, final_report
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.95, 0.99, 1.0])
-def test_percentiles_are_within_one_per_cent(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.95, 0.99, 1.0])
+def test_percentiles_are_within_one_per_cent(fraction: float) -> None:
     values = np.random.default_rng(0).lognormal(mean=-3, sigma=1.2, size=20_000)
     digest = LatencyDigest()
     for value in values:
         digest.add(float(value))
-    expected = float(np.quantile(values, share, method="inverted_cdf"))
-    assert digest.percentile(share) == pytest.approx(expected, rel=0.0101)
+    expected = float(np.quantile(values, fraction, method="inverted_cdf"))
+    assert digest.percentile(fraction) == pytest.approx(expected, rel=0.0101)
     assert digest.count == 20_000
     assert digest.longest == values.max()
 
 
-def test_a_digest_keeps_its_size_and_takes_any_value() -> None:
+def test_a_digest_has_constant_size_and_accepts_any_value() -> None:
     digest = LatencyDigest()
     size = digest._bins.nbytes
     for value in (0.0, -0.0, 1e-9, 1e9):
@@ -53,7 +53,7 @@ def test_summary_counts_everything_once() -> None:
     assert "s: 4 delivered, 1 retries, capture to delivery p50/p95/p99" in text
 
 
-def test_status_line_tells_what_needs_attention() -> None:
+def test_status_line_shows_nonzero_problem_counts() -> None:
     statistics = Statistics()
     sink = statistics.sink("s3")
     sink.delivered(time.time() - 0.5)

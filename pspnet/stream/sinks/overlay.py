@@ -1,9 +1,8 @@
-"""A video of the frames under their masks' colours, H.264 in Matroska or MP4.
+"""Sink that writes an overlay video, H.264 in Matroska or MP4.
 
-Each frame keeps its time stamp, so where frames were dropped the picture stands still and the video lasts as long as
-the stream. Where times begin again, because frames of an earlier run were before, the new ones follow the last one. The
-file is written in pieces, of a second in Matroska, of up to 50 frames in MP4: it can be played up to the last one
-however the process ended.
+Frames keep their time stamps, so the video freezes while frames were dropped and lasts as long as the stream. If time
+stamps restart after frames of an earlier run, the new frames follow the last one. The file is written in fragments, of
+one second in Matroska and up to 50 frames in MP4, so it can be played up to the last one after a crash.
 """
 
 from __future__ import annotations
@@ -17,46 +16,43 @@ import cv2
 import numpy as np
 
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.packages import require_package
 from pspnet.stream.sinks.base import SinkContext, SinkError
-from pspnet.stream.sinks.colours import painted
+from pspnet.stream.sinks.rendering import render
+from pspnet.system.optional_packages import require_packages
 
 _TIME_BASE = Fraction(1, 1000)
 _FALLBACK_RATE = 30
-_BACKWARDS = 1000  # in _TIME_BASE; a time stamp that is further before the last one is of another run
+_BACKWARDS = 1000  # in _TIME_BASE; a larger step back in time means another run
 _SHORTEST_SIDE = 16  # px; encoders refuse smaller ones
 
 
 class OverlayVideoSink:
-    """Writes FILE.mkv or FILE.mp4. A file that exists is never overwritten: FILE-2.mkv is written beside it."""
+    """Writer of FILE.mkv or FILE.mp4. An existing file is never overwritten: FILE-2.mkv is written instead."""
 
-    durable = True
-    wants_images = True
+    durable, wants_images = True, True
 
     def __init__(self, path: Path, context: SinkContext) -> None:
-        """The file is made with the first frame. Raises ConfigError without PyAV, SinkError for an unusable folder."""
-        require_package("av", "writing video")
+        """The first frame creates the file. Raises ConfigError without PyAV, SinkError for an unusable folder."""
+        require_packages("av", purpose="writing video", extra="stream")
         self.name = str(path)
         self._context = context
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SinkError(
-                f"{path}: its folder cannot be made ({error.strerror or error}).", temporary=False
-            ) from error
+            raise SinkError(f"{path}: its folder cannot be created ({error.strerror or error}).", False) from error
         self.path = _free(path)
         if self.path != path:
-            context.report(f"{path} exists; the video goes to {self.path}.")
+            context.report(f"{path} exists; writing the video to {self.path}.")
         self._container: Any = None
         self._stream: Any = None
         self._last = -1
         self._shift = 0  # added to time stamps
 
     def write(self, item: MaskedFrame) -> None:
-        """As Sink. A frame of another size than the first is scaled to it."""
+        """See Sink. Frames of other sizes are resized to that of the first one."""
         import av
 
-        picture = _even(painted(item, self._context))
+        picture = _even(render(item, self._context))
         try:
             if self._container is None:
                 self._open(picture.shape[0], picture.shape[1])
@@ -64,7 +60,7 @@ class OverlayVideoSink:
             if picture.shape[1::-1] != size:
                 picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = self._moment(item.frame.timestamp)
+            frame.pts = self._presentation_time(item.frame.timestamp)
             frame.time_base = _TIME_BASE
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
@@ -72,14 +68,14 @@ class OverlayVideoSink:
         except (av.error.FFmpegError, OSError) as error:
             raise self._failure(error) from error
 
-    def _moment(self, timestamp: float) -> int:
-        """When to show a frame, in _TIME_BASE: later than the last one."""
-        moment = round(timestamp / _TIME_BASE) + self._shift
-        if moment < self._last - _BACKWARDS:
-            follows = self._last + round(1 / (self._context.rate or _FALLBACK_RATE) / _TIME_BASE)
-            self._shift += follows - moment
-            moment = follows
-        return max(self._last + 1, moment)
+    def _presentation_time(self, timestamp: float) -> int:
+        """Return the presentation time of a frame in _TIME_BASE, after that of the last one."""
+        time = round(timestamp / _TIME_BASE) + self._shift
+        if time < self._last - _BACKWARDS:
+            next_time = self._last + round(1 / (self._context.rate or _FALLBACK_RATE) / _TIME_BASE)
+            self._shift += next_time - time
+            time = next_time
+        return max(self._last + 1, time)
 
     def _open(self, height: int, width: int) -> None:
         import av
@@ -94,16 +90,16 @@ class OverlayVideoSink:
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = self._stream.codec_context.time_base = _TIME_BASE
-        # No frame waits for later ones, and a key frame comes every few seconds, so that little is lost at a crash.
+        # No lookahead, and a key frame every few seconds, so that a crash loses little.
         self._stream.options = {"preset": "veryfast", "crf": "21", "tune": "zerolatency"}
         self._stream.codec_context.gop_size = 50
         self._stream.codec_context.thread_count = 1  # the model needs the cores
 
     def flush(self) -> None:
-        """As Sink. The encoder holds nothing back."""
+        """See Sink. The encoder buffers nothing."""
 
     def close(self) -> None:
-        """Finish the file. Raises SinkError where its end cannot be written."""
+        """Finish the file. Raises SinkError if its end cannot be written."""
         import av
 
         container, self._container = self._container, None
@@ -118,7 +114,7 @@ class OverlayVideoSink:
 
     def _failure(self, error: BaseException) -> SinkError:
         reason = getattr(error, "strerror", None) or str(error)
-        # A full disk may have room again; the file itself is damaged by anything else.
+        # A full disk can recover; any other error damages the file.
         return SinkError(
             f"{self.path}: the video cannot be written ({' '.join(str(reason).split())}).",
             temporary=getattr(error, "errno", None) == errno.ENOSPC,
@@ -134,7 +130,7 @@ def _free(path: Path) -> Path:
 
 
 def _even(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) with even sides of some length, as H.264's halved colours ask for; the last row and column repeated."""
+    """Pad (H, W, 3) to even sides of a minimum length, as H.264 requires; the last row and column are repeated."""
     height, width = picture.shape[:2]
     rows = max(_SHORTEST_SIDE, height + height % 2) - height
     columns = max(_SHORTEST_SIDE, width + width % 2) - width

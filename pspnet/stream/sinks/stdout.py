@@ -1,10 +1,10 @@
-"""Masks to standard output, for another program to read.
+"""Sink that writes masks to standard output, for another program.
 
-`-`: for each frame one line of JSON, then as many bytes of PNG as it names in `bytes`:
+`-`: for each frame one line of JSON, then a PNG file of `bytes` bytes:
 
     {"index": 12, "captured": 1763.5, "timestamp": 1.2, "height": 360, "width": 480, "labels": {}, "bytes": 1834}
 
-`png:-`: the PNG files alone, one behind the other, as `ffmpeg -f image2pipe -c:v png -i -` reads them.
+`png:-`: concatenated PNG files, as read by `ffmpeg -f image2pipe -c:v png -i -`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from pspnet.stream.sinks.base import SinkClosed, SinkContext, SinkError
 
 
 class StdoutSink:
-    """8-bit PNG masks whose values are the class ids. Nothing else is written to standard output meanwhile."""
+    """Writer of 8-bit PNG masks whose values are the class ids. Nothing else may be written to standard output."""
 
     name = "stdout"
-    durable = True
-    wants_images = False
+    durable, wants_images = True, False
 
     def __init__(self, context: SinkContext, bare: bool) -> None:
-        """bare: PNG files alone. Raises SinkError where standard output is a terminal."""
+        """bare: PNG files without JSON. Raises SinkError if standard output is a terminal."""
         if sys.stdout.isatty():
-            raise SinkError("-: standard output is a terminal; send it to a file or another program.", temporary=False)
+            raise SinkError("-: standard output is a terminal; redirect it to a file or a program.", temporary=False)
         self._bare = bare
         self._palette = context.palette if bare else None
         self._file = sys.stdout.fileno()
 
     def write(self, item: MaskedFrame) -> None:
-        """As Sink."""
+        """See Sink."""
         content = encode_mask(item.mask, self._palette)
         if not self._bare:
             frame = item.frame
@@ -53,12 +52,12 @@ class StdoutSink:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
         except BrokenPipeError as error:
-            raise SinkClosed("its reader has gone.") from error
+            raise SinkClosed("the reader closed the pipe.") from error
         except OSError as error:
             raise SinkError(f"cannot be written ({error.strerror or error}).", temporary=False) from error
 
     def flush(self) -> None:
-        """As Sink; nothing is held back."""
+        """See Sink. Nothing is buffered."""
 
     def close(self) -> None:
-        """As Sink."""
+        """See Sink."""

@@ -1,4 +1,4 @@
-"""A sink that sends every mask to an HTTP server."""
+"""Sink that sends every mask to an HTTP server."""
 
 from __future__ import annotations
 
@@ -23,45 +23,43 @@ from pspnet.stream.sinks.mask_files import png_file
 
 FORMATS = ("png", "json")
 MAX_WAIT = 60.0
-"""Seconds for which a server's Retry-After is waited at most before it is tried again."""
+"""Maximum seconds of a server's Retry-After."""
 
-_PASSING = (408, 425, 429)
-_READ = 65_536  # of an answer, so that its connection can be used again
+_TEMPORARY = (408, 425, 429)
+_READ = 65_536  # bytes read of a response, so that its connection can be reused
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class WebhookSink:
-    """POST http(s)://... for every mask: its PNG file, or JSON with the classes' pixel counts.
+    """HTTP POST of every mask: its PNG file, or JSON with the pixel counts of the classes.
 
-    Headers of every request: X-Pspnet-Frame, X-Pspnet-Captured, X-Pspnet-Timestamp; a server that got an item twice,
-    because its answer was lost, tells it by them. Any answer of 2xx means that the item was taken. Redirects are not
-    followed: they would send masks and secrets to where nobody meant them to go.
+    Every request has the headers X-Pspnet-Frame, X-Pspnet-Captured and X-Pspnet-Timestamp, which identify an item that
+    is sent twice because a response was lost. Status 2xx accepts the item. Redirects are not followed, since they could
+    leak masks and secrets to another server.
 
     Settings of the context:
         webhook_send: png or json (default: png).
-        webhook_timeout: seconds for the connection and for each part of the answer (default: 10).
+        webhook_timeout: timeout in seconds of connecting and of each read (default: 10).
         webhook_headers: NAME: VALUE, separated by semicolons; ${VARIABLE} in a value is read from the environment, so
-            that a secret stands neither in a command line nor in a list of processes.
+            that a secret is visible neither on a command line nor in a process list.
     """
 
     durable, wants_images = True, False
 
     def __init__(self, url: str, context: SinkContext) -> None:
-        """Connects with the first item. Raises ConfigError for an address or setting that cannot be used."""
+        """The connection is opened with the first item. Raises ConfigError for an invalid URL or setting."""
         parts, settings = urlsplit(url), context.settings
         try:
             self._port = parts.port
         except ValueError as error:
-            raise ConfigError(f"{without_secrets(url)}: has a port that is none.") from error
+            raise ConfigError(f"{without_secrets(url)}: invalid port; expected 0 to 65535.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{without_secrets(url)}: is no address; expected http://HOST/PATH or https://HOST/PATH.")
+            raise ConfigError(f"{without_secrets(url)}: not a URL; expected http://HOST/PATH or https://HOST/PATH.")
         if parts.username or parts.password:
-            raise ConfigError(
-                "The webhook's address holds a password; use webhook_headers=Authorization: ${TOKEN} instead."
-            )
+            raise ConfigError("The webhook URL has a password; use webhook_headers=Authorization: ${TOKEN} instead.")
         self._host, self._secure = parts.hostname, parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        # A query may hold a key, but tells one sink from another.
+        # A query may contain a key, so the name has its hash, which distinguishes sinks.
         query = f" [query {hashlib.sha256(parts.query.encode()).hexdigest()[:8]}]" if parts.query else ""
         self.name = f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
         self._context = context
@@ -74,10 +72,10 @@ class WebhookSink:
         self._not_before = 0.0
 
     def write(self, item: MaskedFrame) -> None:
-        """Send a mask. Raises SinkError: temporary for no connection, 5xx, 408, 425 and 429; lasting for the others."""
+        """Send a mask. Raises SinkError, temporary for connection errors and status 5xx, 408, 425 and 429."""
         wait = self._not_before - time.monotonic()
         if wait > 0:
-            raise SinkError(f"{self.name}: the server asked for {wait:.0f} s more without requests.", temporary=True)
+            raise SinkError(f"{self.name}: rate limited by Retry-After for another {wait:.0f} s.", temporary=True)
         head = head_of(item)
         headers = {
             **self._headers,
@@ -91,14 +89,14 @@ class WebhookSink:
         status, retry_after = self._post(body, headers)
         if 200 <= status < 300:
             return
-        temporary = status >= 500 or status in _PASSING
+        temporary = status >= 500 or status in _TEMPORARY
         if temporary and retry_after is not None:
             self._not_before = time.monotonic() + min(MAX_WAIT, retry_after)
-        why = "; it redirects, which is not followed: give the address it leads to" if 300 <= status < 400 else ""
-        raise SinkError(f"{self.name}: the server answered {status} to frame {head.frame}{why}.", temporary)
+        hint = "; redirects are not followed, use the target URL" if 300 <= status < 400 else ""
+        raise SinkError(f"{self.name}: the server returned {status} for frame {head.frame}{hint}.", temporary)
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
-        """Status, and the seconds of Retry-After. A kept connection that the server has closed is opened once more."""
+        """Return status and seconds of Retry-After. A reused connection that the server closed is reopened once."""
         for fresh in (self._connection is None, True):
             try:
                 return self._exchange(body, headers)
@@ -106,24 +104,24 @@ class WebhookSink:
                 self.close()
                 closed = isinstance(error, (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError))
                 if fresh or not closed:
-                    lasting = isinstance(error, ssl.SSLCertVerificationError)
+                    permanent = isinstance(error, ssl.SSLCertVerificationError)
                     reason = " ".join(str(error).split()) or type(error).__name__
-                    raise SinkError(f"{self.name}: cannot be reached ({reason}).", temporary=not lasting) from error
-        raise AssertionError("a fresh connection either answers or fails")
+                    raise SinkError(f"{self.name}: cannot be reached ({reason}).", temporary=not permanent) from error
+        raise AssertionError("a new connection either returns or raises")
 
     def _exchange(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
         if self._connection is None:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
             self._connection = kind(self._host, self._port, timeout=self._timeout)
         self._connection.request("POST", self._path, body, headers)
-        answer = self._connection.getresponse()
-        status, wait = answer.status, read_retry_after(answer.getheader("Retry-After"))
-        if len(answer.read(_READ)) == _READ:
-            self.close()  # the rest of a long answer is nobody's
+        response = self._connection.getresponse()
+        status, wait = response.status, read_retry_after(response.getheader("Retry-After"))
+        if len(response.read(_READ)) == _READ:
+            self.close()  # discards the rest of a long response
         return status, wait
 
     def flush(self) -> None:
-        """Every item was answered when write() returned."""
+        """See Sink. write() returns after the response."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -133,16 +131,16 @@ class WebhookSink:
 
 
 def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
-    """A mask as JSON: frame, times, labels, size, and of every class in it the id, name, pixels and share."""
+    """Encode a mask as JSON: frame, times, labels, size, and id, name, pixels and fraction of every class in it."""
     head, counts = head_of(item), np.bincount(item.mask.ravel(), minlength=256)
     classes = [
         {
-            "id": int(one),
-            "name": class_names[one] if one < len(class_names) else f"class_{one}",
-            "pixels": int(counts[one]),
-            "share": round(float(counts[one]) / item.mask.size, 6),
+            "id": int(class_id),
+            "name": class_names[class_id] if class_id < len(class_names) else f"class_{class_id}",
+            "pixels": int(counts[class_id]),
+            "share": round(float(counts[class_id]) / item.mask.size, 6),
         }
-        for one in np.flatnonzero(counts)
+        for class_id in np.flatnonzero(counts)
     ]
     height, width = item.mask.shape
     about = {"frame": head.frame, "captured": head.captured, "timestamp": head.timestamp, "labels": head.labels}
@@ -150,24 +148,24 @@ def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
 
 
 def read_headers(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """`NAME: VALUE; NAME: VALUE` with ${VARIABLE}s replaced. Raises ConfigError, which never shows a value."""
+    """Parse `NAME: VALUE; NAME: VALUE` and expand ${VARIABLE}. Raises ConfigError, which never contains a value."""
     headers = {}
-    for part in filter(None, (one.strip() for one in text.split(";"))):
+    for part in filter(None, (part.strip() for part in text.split(";"))):
         name, colon, value = part.partition(":")
         if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()):
-            raise ConfigError("webhook_headers: a part is no header; expected NAME: VALUE, separated by semicolons.")
-        missing = [one for one in _VARIABLE.findall(value) if one not in environment]
+            raise ConfigError("webhook_headers: invalid header; expected NAME: VALUE, separated by semicolons.")
+        missing = [variable for variable in _VARIABLE.findall(value) if variable not in environment]
         if missing:
             raise ConfigError(f"webhook_headers: the environment variable {missing[0]} is not set.")
         value = _VARIABLE.sub(lambda found: environment[found[1]], value).strip()
         if not value.isascii() or not value.isprintable():
-            raise ConfigError(f"webhook_headers: the value of {name.strip()} holds characters that no header may have.")
+            raise ConfigError(f"webhook_headers: the value of {name.strip()} has characters not allowed in a header.")
         headers[name.strip()] = value
     return headers
 
 
 def read_retry_after(text: str | None) -> float | None:
-    """The seconds of a Retry-After header, which holds them or a date; None without one that can be read."""
+    """Return the seconds of a Retry-After header (seconds or a date); None if it is missing or invalid."""
     if text is None:
         return None
     if text.strip().isdecimal():

@@ -1,4 +1,4 @@
-"""A window with the frames under their masks' colours, through Tk."""
+"""Sink that shows overlays in a Tk window."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkClosed, SinkContext, SinkError
-from pspnet.stream.sinks.colours import painted
+from pspnet.stream.sinks.rendering import render
 
 
 class WindowSink:
-    """Shows the newest item. Closing the window, q or Escape ends it."""
+    """Window with the newest item. Closing the window, q or Escape ends the sink."""
 
     name = "window"
-    durable = False
-    wants_images = True
+    durable, wants_images = False, True
 
     def __init__(self, context: SinkContext) -> None:
-        """The window opens with the first frame, in the sink's thread. Raises ConfigError where there can be none."""
+        """The window opens with the first frame, in the sink's thread. Raises ConfigError without Tk or a display."""
         if find_spec("tkinter") is None:
-            raise ConfigError("window: this Python has no tkinter (python3-tk on Debian); `--to web` needs none.")
+            raise ConfigError("window: tkinter is not installed (python3-tk on Debian); `--to web` works without it.")
         if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
-            raise ConfigError("window: there is no display (DISPLAY is not set); use `--to web` and a browser.")
+            raise ConfigError("window: no display (DISPLAY is not set); use `--to web` and a browser.")
         self._context = context
         self._root: Any = None
         self._label: Any = None
@@ -33,18 +32,18 @@ class WindowSink:
         self._closed = False
 
     def write(self, item: MaskedFrame) -> None:
-        """As Sink."""
+        """See Sink."""
         import tkinter
 
-        picture = painted(item, self._context)
+        picture = render(item, self._context)
         height, width = picture.shape[:2]
         try:
             if self._root is None:
                 self._open()
             if self._closed:
-                raise SinkClosed("its window was closed.")
+                raise SinkClosed("the window was closed.")
             content = b"P6 %d %d 255 " % (width, height) + picture.tobytes()
-            # Kept here: Tk itself holds no reference to what it shows.
+            # Tk holds no reference to the image that it shows.
             self._picture = tkinter.PhotoImage(master=self._root, data=content, format="PPM")
             self._label.configure(image=self._picture)
             self._root.update()
@@ -66,10 +65,10 @@ class WindowSink:
         self._closed = True
 
     def flush(self) -> None:
-        """As Sink."""
+        """See Sink."""
 
     def close(self) -> None:
-        """As Sink."""
+        """See Sink."""
         if self._root is not None:
             self._label = self._picture = None
             root, self._root = self._root, None

@@ -1,12 +1,13 @@
-"""kvs://STREAM: frames of a Kinesis video stream, with the producer's times, across lost connections.
+"""Source of a Kinesis video stream (kvs://STREAM), with the producer's times and reconnection.
 
     client = MediaClient            GetMedia through boto3 (kinesis_client.py)
-      -> Body.pieces()              bytes as they come
+      -> Body.pieces()              bytes as they arrive
       -> MatroskaReader.feed()      blocks and tags (matroska.py)
       -> FragmentDecoder.decode()   frames (fragments.py)
 
-A fragment's number and times stand in tags before its frames, the continuation token behind them. So a token means that
-the whole fragment was read; a connection that is lost within one asks for it again and passes over the frames it had.
+The tags with a fragment's number and times precede its frames, the continuation token follows them. So a token means
+that the whole fragment was read. After a connection is lost within a fragment, the fragment is requested again and the
+frames that were already returned are skipped.
 """
 
 from __future__ import annotations
@@ -36,49 +37,49 @@ from pspnet.stream.sources.matroska import Begin, Block, Damage, Event, Matroska
 
 _TAG = "AWS_KINESISVIDEO_"
 _LABELS = {"FRAGMENT_NUMBER": "fragment", "PRODUCER_TIMESTAMP": "producer_time", "SERVER_TIMESTAMP": "server_time"}
-# GetMedia may be called five times a second for a stream, by all of its readers together.
+# The rate limit of GetMedia is five calls per second and stream, shared by all readers.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 
 
 @dataclass
 class _Position:
-    """How far the stream was read."""
+    """Read position in the stream."""
 
-    # Numbers of the last fragments that were read whole. What comes again is one of them; that numbers grow is not
-    # relied on: a single damaged one would then shut out all that follow.
+    # Numbers of the last complete fragments, which identify repeated ones. Increasing numbers are not assumed, since a
+    # single damaged number would then exclude all later fragments.
     done: deque[str] = field(default_factory=lambda: deque(maxlen=64))
     token: str | None = None
-    producer_time: float | None = None  # of the fragment that was begun last
-    begun: str | None = None  # its number
-    given: int = 0  # frames of it that were handed on
-    gone: int = 0  # how often what was asked for was not there any more
+    producer_time: float | None = None  # of the fragment that was started last
+    started: str | None = None  # its number
+    returned: int = 0  # its frames that were returned
+    expired: int = 0  # requests in a row whose start no longer existed
 
     def selector(self, start: dict[str, Any]) -> dict[str, Any]:
-        """Where the next connection begins."""
-        if self.gone > 1:
+        """Return the StartSelector of the next connection."""
+        if self.expired > 1:
             return {"StartSelectorType": "NOW"}
-        if self.token is not None and not self.gone:
+        if self.token is not None and not self.expired:
             return {"StartSelectorType": "CONTINUATION_TOKEN", "ContinuationToken": self.token}
         if self.producer_time is not None:
             return at_time(self.producer_time)
-        return {"StartSelectorType": "NOW"} if self.gone else start
+        return {"StartSelectorType": "NOW"} if self.expired else start
 
 
 @dataclass
 class _Fragment:
-    """The fragment that is being read."""
+    """State of the fragment that is being read."""
 
     tags: dict[str, str] = field(default_factory=dict)
     decoder: FragmentDecoder | None = None
     number: str | None = None
-    seen: int = 0  # frames decoded
-    had: int = 0  # frames of it that an earlier connection gave
-    base: float | None = None  # its clock at its beginning, which is the producer's time
-    passed_over: bool = False  # it was read before, or is broken
+    decoded: int = 0  # frames
+    skip: int = 0  # frames that an earlier connection returned
+    base: float | None = None  # clock at the start of the fragment, which corresponds to the producer's time
+    skipped: bool = False  # was read before, or is broken
 
 
 class KinesisSource:
-    """A Kinesis video stream as a live source; see the module."""
+    """Live source of a Kinesis video stream; see the module."""
 
     live = True
     rate: float | None = None
@@ -91,7 +92,7 @@ class KinesisSource:
         stall: float = STALL_SECONDS,
         first_pause: float = FIRST_PAUSE,
     ) -> None:
-        """`text` is the stream's name or ARN, `session` a boto3 session. Raises SourceError."""
+        """text: name or ARN of the stream. session: a boto3 session. Raises SourceError."""
         self._start = start_selector(options.start)
         self._client = MediaClient(text, options, session, stall)
         self._options = options
@@ -100,40 +101,40 @@ class KinesisSource:
         self._position = _Position()
         self._fragment = _Fragment()
         self._index = 0
-        self._began: float | None = None
-        self._heard = time.monotonic()
+        self._first_captured: float | None = None
+        self._last_activity = time.monotonic()
 
     def close(self) -> None:
-        """Called from another thread: frames() ends within a second."""
+        """End frames() within a second; called from another thread."""
         self._closed.set()
 
     def frames(self) -> Iterator[Frame]:
-        """Frames until close(). Raises SourceError for what another connection cannot mend."""
-        pause, self._heard = self._first_pause, time.monotonic()
+        """Yield frames until close(). Raises SourceError for permanent errors."""
+        pause, self._last_activity = self._first_pause, time.monotonic()
         while not self._closed.is_set():
-            before = self._heard
+            before = self._last_activity
             try:
                 yield from self._connection()
                 reason = "AWS ended the connection"
             except LostError as error:
                 reason = str(error)
-                self._position.gone += error.gone
+                self._position.expired += error.expired
             if self._closed.is_set():
                 return
-            silent = time.monotonic() - self._heard
+            silent = time.monotonic() - self._last_activity
             if silent > self._options.give_up:
                 raise SourceError(
-                    f"{self._client.name}: nothing came for {silent:.0f} seconds; last reason: {reason}. Check that "
-                    "the producer sends; the stream's page in the console plays what it does."
+                    f"{self._client.name}: no data for {silent:.0f} seconds; last reason: {reason}. Check that the "
+                    "producer is sending; the stream's page in the AWS console plays it."
                 )
-            pause = self._first_pause if self._heard > before else min(2 * pause, LONGEST_PAUSE)
-            self._options.report(f"{self._client.name}: {reason}; connecting again in {pause:g} s.")
+            pause = self._first_pause if self._last_activity > before else min(2 * pause, LONGEST_PAUSE)
+            self._options.report(f"{self._client.name}: {reason}; reconnecting in {pause:g} s.")
             self._options.count("reconnected")
             self._closed.wait(pause)
 
     def _connection(self) -> Iterator[Frame]:
         reader = MatroskaReader()
-        self._fragment = _Fragment(passed_over=True)
+        self._fragment = _Fragment(skipped=True)
         for piece in Body(self._client, self._position.selector(self._start), self._closed).pieces():
             for event in reader.feed(piece):
                 yield from self._event(event)
@@ -142,7 +143,7 @@ class KinesisSource:
 
     def _event(self, event: Event) -> Iterator[Frame]:
         if isinstance(event, Begin):
-            # A fragment without a token behind it, such as a stand-in may send, is whole where the next begins.
+            # A fragment without a token, as some emulators send, is complete when the next one starts.
             yield from self._finish()
             self._fragment = _Fragment()
         elif isinstance(event, Track):
@@ -158,8 +159,8 @@ class KinesisSource:
         try:
             self._fragment.decoder = FragmentDecoder(track)
         except SourceError as error:
-            # After frames that could be decoded, it is not the stream that is foreign, but this fragment damaged.
-            if self._began is None:
+            # After the first decoded frame, an unsupported track means that this fragment is damaged.
+            if self._first_captured is None:
                 raise
             self._broken(str(error).rstrip("."))
 
@@ -170,25 +171,25 @@ class KinesisSource:
             self._begin(tags)
         if "CONTINUATION_TOKEN" in tags:
             yield from self._finish()
-            self._position.token, self._position.gone = tags["CONTINUATION_TOKEN"], 0
+            self._position.token, self._position.expired = tags["CONTINUATION_TOKEN"], 0
         if "ERROR_ID" in tags or "ERROR_CODE" in tags:
             raise stream_error(self._client.name, tags.get("ERROR_ID", ""), tags.get("ERROR_CODE", ""))
 
     def _begin(self, tags: dict[str, str]) -> None:
         fragment, position = self._fragment, self._position
-        self._heard = time.monotonic()
+        self._last_activity = time.monotonic()
         fragment.number = tags["FRAGMENT_NUMBER"]
-        fragment.passed_over = fragment.passed_over or fragment.number in position.done
-        if fragment.number == position.begun:
-            fragment.had = position.given
-        elif not fragment.passed_over:
-            position.begun, position.given = fragment.number, 0
+        fragment.skipped = fragment.skipped or fragment.number in position.done
+        if fragment.number == position.started:
+            fragment.skip = position.returned
+        elif not fragment.skipped:
+            position.started, position.returned = fragment.number, 0
             position.producer_time = _seconds(fragment.tags.get("PRODUCER_TIMESTAMP"))
 
     def _finish(self) -> Iterator[Frame]:
-        """The last frames of the fragment; it will not be asked for again."""
+        """Yield the last frames of the fragment and mark it as complete."""
         fragment = self._fragment
-        if fragment.decoder is not None and not fragment.passed_over:
+        if fragment.decoder is not None and not fragment.skipped:
             try:
                 for seconds, image in fragment.decoder.flush():
                     yield from self._frame(seconds, image)
@@ -196,13 +197,13 @@ class KinesisSource:
                 self._broken(str(error))
         if fragment.number is not None:
             self._position.done.append(fragment.number)
-        fragment.passed_over = True
+        fragment.skipped = True
 
     def _decoded(self, block: Block) -> Iterator[Frame]:
         fragment = self._fragment
-        if fragment.passed_over or fragment.decoder is None or block.track != fragment.decoder.track:
+        if fragment.skipped or fragment.decoder is None or block.track != fragment.decoder.track:
             return
-        # Muxers other than the producer SDK's may write several clusters.
+        # Muxers other than that of the producer SDK may write several clusters.
         fragment.base = block.base if fragment.base is None else fragment.base
         try:
             for seconds, image in fragment.decoder.decode(block):
@@ -212,31 +213,31 @@ class KinesisSource:
 
     def _frame(self, seconds: float, image: np.ndarray) -> Iterator[Frame]:
         fragment = self._fragment
-        fragment.seen += 1
-        if fragment.seen <= fragment.had:
+        fragment.decoded += 1
+        if fragment.decoded <= fragment.skip:
             return
         if fragment.number is not None:
-            self._position.given = fragment.seen
+            self._position.returned = fragment.decoded
         produced = _seconds(fragment.tags.get("PRODUCER_TIMESTAMP"))
         captured = time.time() if produced is None else produced + seconds - (fragment.base or 0.0)
-        self._began = captured if self._began is None else self._began
+        self._first_captured = captured if self._first_captured is None else self._first_captured
         labels = {label: fragment.tags[name] for name, label in _LABELS.items() if name in fragment.tags}
-        index, self._index, self._heard = self._index, self._index + 1, time.monotonic()
-        yield Frame(index, image, captured, self._heard, captured - self._began, labels)
+        index, self._index, self._last_activity = self._index, self._index + 1, time.monotonic()
+        yield Frame(index, image, captured, self._last_activity, captured - self._first_captured, labels)
 
     def _broken(self, reason: str) -> None:
-        """Leave out the rest of the fragment: its frames depend on the one that is broken."""
-        if not self._fragment.passed_over:
+        """Skip the rest of the fragment: its frames depend on the broken one."""
+        if not self._fragment.skipped:
             number = self._fragment.tags.get("FRAGMENT_NUMBER")
             which = f"fragment {number}" if number else "a fragment"
-            self._options.report(f"{self._client.name}: the rest of {which} is left out: {reason}.")
+            self._options.report(f"{self._client.name}: skipped the rest of {which}: {reason}.")
             self._options.count("broken")
             self._index += 1
-        self._fragment.passed_over = True
+        self._fragment.skipped = True
 
 
 def _seconds(text: str | None) -> float | None:
-    """A tag's time in seconds since the epoch; None where it is no such time."""
+    """Parse a tag's time in seconds since the epoch; None if it is missing or invalid."""
     try:
         value = float(text or "nan")
     except ValueError:

@@ -1,9 +1,9 @@
-"""Matroska as it comes in over a connection: what GetMedia of Kinesis Video Streams sends, piece by piece.
+"""Incremental Matroska parser for the body of GetMedia of Kinesis Video Streams.
 
-GetMedia's body is one small Matroska file behind another, each a fragment: EBML header, segment of unknown size,
-tracks, tags, one cluster, tags. Demuxers made for files read ahead, and show neither the tags behind a cluster nor
-those of the second file. This reader shows every block and tag as soon as its last byte is there, holds one element at
-a time, and goes on with the next fragment behind damaged bytes. Source: RFC 8794 (EBML), RFC 9559 (Matroska).
+The body is a sequence of small Matroska files, one per fragment: EBML header, segment of unknown size, tracks, tags,
+one cluster, tags. Demuxers for files read ahead, and return neither the tags after a cluster nor those of the second
+file. This parser returns every block and tag after its last byte, buffers one element at a time, and resynchronises at
+the next fragment after damaged bytes. Source: RFC 8794 (EBML), RFC 9559 (Matroska).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 LONGEST_ELEMENT = 32 * 1024 * 1024
-"""Bytes of one element; a 4K key frame has a tenth of it. A greater size comes from damaged bytes."""
+"""Maximum size of an element in bytes, ten times a 4K key frame; larger sizes come from damaged bytes."""
 
 _EBML, _SEGMENT, _CLUSTER, _BLOCK_GROUP = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xA0
 _INFO, _TRACKS, _TAGS, _TIMESTAMP, _SIMPLE_BLOCK, _BLOCK = 0x1549A966, 0x1654AE6B, 0x1254C367, 0xE7, 0xA3, 0xA1
@@ -20,46 +20,46 @@ _TIMESTAMP_SCALE = 0x2AD7B1
 _TRACK_ENTRY, _TRACK_NUMBER, _TRACK_TYPE, _CODEC_ID, _CODEC_PRIVATE, _ENCODINGS = 0xAE, 0xD7, 0x83, 0x86, 0x63A2, 0x6D80
 _TAG, _SIMPLE_TAG, _TAG_NAME, _TAG_STRING = 0x7373, 0x67C8, 0x45A3, 0x4487
 
-# Their content is read as if it stood one level higher: then a size that is unknown, or wrong, makes no difference.
+# The children of these are parsed one level higher, so that unknown and wrong sizes do not matter.
 _OPENED = {_SEGMENT, _CLUSTER, _BLOCK_GROUP}
 _READ = {_INFO, _TRACKS, _TAGS, _TIMESTAMP, _SIMPLE_BLOCK, _BLOCK}
-# Seek head, cues, chapters, attachments, void, checksum; and what else a cluster and a block group may hold.
-_PASSED = {
+# Ignored: seek head, cues, chapters, attachments, void, checksum; and other children of clusters and block groups.
+_IGNORED = {
     _EBML, 0x114D9B74, 0x1C53BB6B, 0x1043A770, 0x1941A469, 0xEC, 0xBF, 0x5854, 0xA7, 0xAB, 0xAF,
     0x9B, 0xFB, 0xFA, 0xFD, 0x75A1, 0x75A2, 0xA4, 0xA2, 0x8E,
 }  # fmt: skip
 _MAGIC = b"\x1a\x45\xdf\xa3"
 _HEADER_LOOK = 64
-"""Bytes from an EBML header's start within which its document type stands."""
+"""Bytes from the start of an EBML header within which its document type is searched."""
 _VIDEO = 1
 
 
 @dataclass(frozen=True)
 class Begin:
-    """An EBML header: a fragment begins, nothing of the one before is left."""
+    """EBML header: start of a fragment, which resets the state."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """A video track. `private` is the codec's own header (for H.264 the avcC record)."""
+    """Video track. `private` is the codec's header (for H.264 the avcC record)."""
 
     number: int
     codec: str
     private: bytes
     encoded: bool
-    """Whether blocks are compressed or encrypted once more, which this reader does not undo."""
+    """Whether blocks are additionally compressed or encrypted, which is unsupported."""
 
 
 @dataclass(frozen=True)
 class Tags:
-    """The names and strings of a Tags element."""
+    """Names and strings of a Tags element."""
 
     values: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Block:
-    """One frame's bytes. `time` and `base` are seconds: the frame's and its cluster's, on the fragment's own clock."""
+    """Bytes of one frame. `time` and `base`: time of the frame and its cluster in seconds, on the fragment's clock."""
 
     track: int
     time: float
@@ -69,7 +69,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes that are no Matroska; everything up to the next EBML header is passed over."""
+    """Damaged bytes; everything up to the next EBML header is skipped."""
 
     reason: str
 
@@ -78,21 +78,21 @@ Event = Begin | Track | Tags | Block | Damage
 
 
 class DamagedError(ValueError):
-    """What was read is no Matroska."""
+    """The bytes are not valid Matroska."""
 
 
 class MatroskaReader:
-    """Turns bytes, in pieces of any size, into events. Never raises, whatever the bytes are."""
+    """Parser of bytes in pieces of any size into events. Never raises."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._searched = 0  # what of the buffer was searched for the next header in vain
-        self._lost = False  # passing over damaged bytes
+        self._searched = 0  # bytes of the buffer without a next header
+        self._lost = False  # skipping damaged bytes
         self._begun = False
         self._scale, self._base = 1_000_000, 0
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events that these bytes complete, in order."""
+        """Yield the events that these bytes complete, in order."""
         self._buffer += data
         while True:
             if self._lost and not self._find_header():
@@ -100,7 +100,7 @@ class MatroskaReader:
             try:
                 more, event = self._next()
             except DamagedError as error:
-                # Without its first byte a damaged header is not found again.
+                # Drop its first byte, so that a damaged header is not found again.
                 self._drop(1)
                 self._lost = True
                 yield Damage(str(error))
@@ -111,7 +111,7 @@ class MatroskaReader:
                 return
 
     def _find_header(self) -> bool:
-        """Cut the buffer to where the next EBML header begins; False if there is none yet."""
+        """Discard the buffer up to the next EBML header; return False if none was found yet."""
         at = self._header_at(self._searched)
         if at is None:
             del self._buffer[: max(0, len(self._buffer) - _HEADER_LOOK)]
@@ -122,10 +122,10 @@ class MatroskaReader:
         return True
 
     def _header_at(self, start: int, end: int | None = None) -> int | None:
-        """Where an EBML header begins between the two places; None if there is none, or not enough of it."""
+        """Return the offset of an EBML header in a range; None if there is none, or not enough of it."""
         at = self._buffer.find(_MAGIC, start, end)
         while at >= 0:
-            # Four bytes alone turn up in any long video; with the document type behind them they do not.
+            # The four magic bytes occur by chance in any long video; followed by the document type they do not.
             near = self._buffer[at : at + _HEADER_LOOK]
             if b"matroska" in near or b"webm" in near:
                 return at
@@ -133,7 +133,7 @@ class MatroskaReader:
         return None
 
     def _next(self) -> tuple[bool, Event | None]:
-        """One element: whether to go on, and its event. Raises DamagedError."""
+        """Parse one element; return whether to continue, and its event. Raises DamagedError."""
         head = element_head(self._buffer)
         if head is None:
             return False, None
@@ -143,11 +143,11 @@ class MatroskaReader:
         if kind in _OPENED:
             self._drop(start)
             return True, None
-        if kind not in _READ and kind not in _PASSED:
-            raise DamagedError(f"found {kind:#x}, which is no element of Matroska")
+        if kind not in _READ and kind not in _IGNORED:
+            raise DamagedError(f"found {kind:#x}, which is not a Matroska element")
         if size is None or size > LONGEST_ELEMENT:
             raise DamagedError(f"element {kind:#x} has {'an unknown size' if size is None else f'{size} bytes'}")
-        # An element never holds a whole EBML header: then its size is wrong, and what follows it must not be lost.
+        # An element never contains an EBML header: then its size is wrong, and the next fragment must not be lost.
         if self._header_at(max(start, self._searched - _HEADER_LOOK), start + size) is not None:
             raise DamagedError(f"element {kind:#x} runs into the next fragment")
         if len(self._buffer) < start + size:
@@ -183,19 +183,19 @@ class MatroskaReader:
         if track is None or start is None or len(content) < start + 3:
             raise DamagedError("a block ends within its header")
         if content[start + 2] & 0x06:
-            raise DamagedError("a block holds several frames, which no video track has")
+            raise DamagedError("a block holds several frames, which video tracks do not use")
         relative = int.from_bytes(content[start : start + 2], "big", signed=True)
         unit = self._scale / 1e9
         return Block(track, (self._base + relative) * unit, self._base * unit, content[start + 3 :])
 
 
 def element_head(data: bytes | bytearray, at: int = 0) -> tuple[int, int | None, int] | None:
-    """(ID, size or None for unknown, where the content starts); None while it is incomplete. Raises DamagedError."""
+    """Return (ID, size or None if unknown, offset of the content); None if it is incomplete. Raises DamagedError."""
     if at >= len(data):
         return None
     length = 9 - data[at].bit_length()
     if length > 4:
-        raise DamagedError(f"found the byte {data[at]:#04x} where an element begins")
+        raise DamagedError(f"found the byte {data[at]:#04x} at the start of an element")
     if at + length >= len(data):
         return None
     size_length = 9 - data[at + length].bit_length()
@@ -208,9 +208,9 @@ def element_head(data: bytes | bytearray, at: int = 0) -> tuple[int, int | None,
 
 
 def variable_number(data: bytes | bytearray, at: int) -> tuple[int | None, int | None]:
-    """An EBML variable-size integer (RFC 8794, section 4) and where it ends; (None, end) for the reserved "unknown".
+    """Return an EBML variable-size integer (RFC 8794, section 4) and its end; (None, end) for the reserved "unknown".
 
-    (None, None) where the data ends within it, or its first byte is zero.
+    (None, None) if the data ends within it, or its first byte is zero.
     """
     if at >= len(data) or data[at] == 0:
         return None, None
@@ -222,25 +222,25 @@ def variable_number(data: bytes | bytearray, at: int) -> tuple[int | None, int |
 
 
 def number(content: bytes) -> int:
-    """An unsigned integer element. Raises DamagedError for more than the 8 bytes that one may have."""
+    """Parse an unsigned integer element. Raises DamagedError for more than 8 bytes."""
     if len(content) > 8:
         raise DamagedError(f"found a number of {len(content)} bytes")
     return int.from_bytes(content, "big")
 
 
 def children(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The elements within a master element. Raises DamagedError where one does not fit into it."""
+    """Yield ID and content of the children of a master element. Raises DamagedError if one exceeds its parent."""
     at = 0
     while at < len(content):
         head = element_head(content, at)
         if head is None or head[1] is None or head[2] + head[1] > len(content):
-            raise DamagedError("an element does not fit into the one around it")
+            raise DamagedError("an element exceeds its parent")
         start, at = head[2], head[2] + head[1]
         yield head[0], content[start:at]
 
 
 def video_track(content: bytes) -> Track | None:
-    """The first video track of a Tracks element."""
+    """Return the first video track of a Tracks element."""
     for kind, entry in children(content):
         fields = dict(children(entry)) if kind == _TRACK_ENTRY else {}
         if fields and number(fields.get(_TRACK_TYPE, b"")) == _VIDEO:
@@ -251,7 +251,7 @@ def video_track(content: bytes) -> Track | None:
 
 
 def read_tags(content: bytes) -> dict[str, str]:
-    """Names and strings of all simple tags of a Tags element; nested and binary ones are left out."""
+    """Return names and strings of all simple tags of a Tags element, without nested and binary ones."""
     found: dict[str, str] = {}
     for kind, tag in children(content):
         for inner, simple in children(tag) if kind == _TAG else ():

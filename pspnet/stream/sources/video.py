@@ -1,4 +1,4 @@
-"""Frames of video files, cameras and addresses through PyAV, and of folders through Pillow.
+"""Sources of video files, cameras and URLs through PyAV, and of image folders.
 
 Legend: H, W image height and width.
 """
@@ -17,20 +17,20 @@ import numpy as np
 from pspnet.data.io.images import IMAGE_SUFFIXES, read_image
 from pspnet.errors import DataError
 from pspnet.masks.frames import Frame
-from pspnet.stream.packages import require_package
 from pspnet.stream.sources.base import Source, SourceError, SourceOptions
 from pspnet.system.backoff import Backoff
+from pspnet.system.optional_packages import require_packages
 
-_OPEN_SECONDS, _READ_SECONDS = 15.0, 5.0  # after which a connection counts as lost
-_FOLDER_RATE = 10.0  # frames a second that the time stamps of a folder are made of, unless --rate says more
+_OPEN_SECONDS, _READ_SECONDS = 15.0, 5.0  # timeouts of a connection
+_FOLDER_RATE = 10.0  # frames per second for the time stamps of a folder without --rate
 _LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "udp", "rtp", "srt", "tcp")
-_TOLD_BROKEN = 3
+_REPORTED_BROKEN = 3
 
 
 class _Decoder:
-    """The video of one opened container, frame by frame; broken ones are counted and left out.
+    """Decoder of successive containers of one source; broken frames are counted and skipped.
 
-    Numbers and times go on from those of the connection before.
+    Frame numbers and times continue across containers.
     """
 
     def __init__(self, source: str, options: SourceOptions, closed: threading.Event) -> None:
@@ -40,10 +40,7 @@ class _Decoder:
         self._last = 0.0  # the last time stamp
 
     def frames(self, container: Any, began: float) -> Iterator[Frame]:
-        """All frames of a container. began: the time stamp of its first one.
-
-        Ends where the container ends; raises av.error.FFmpegError where reading it fails.
-        """
+        """Yield all frames of a container. began: time stamp of its first frame. Raises av.error.FFmpegError."""
         stream = container.streams.video[0]
         first: float | None = None
         rate = float(stream.average_rate or 0) or _FOLDER_RATE
@@ -62,7 +59,7 @@ class _Decoder:
 
     @property
     def last(self) -> float:
-        """The time stamp of the last frame."""
+        """Time stamp of the last frame."""
         return self._last
 
     def _decode(self, packet: Any) -> Iterator[Any]:
@@ -75,33 +72,33 @@ class _Decoder:
             return
         for picture in pictures:
             if picture.is_corrupt:
-                self.broken("its decoder says that it is damaged")
+                self.broken("the decoder marked it as corrupt")
             else:
                 yield picture
 
-    def broke_off(self, error: BaseException) -> SourceError:
-        """What to raise for a file that cannot be read to its end."""
-        where = f"behind frame {self.index - 1}" if self.index else "before its first frame"
-        return SourceError(f"{self._source}: breaks off {where} ({_reason(error)}).")
+    def truncated(self, error: BaseException) -> SourceError:
+        """Return the error for a file that cannot be read to its end."""
+        where = f"after frame {self.index - 1}" if self.index else "before its first frame"
+        return SourceError(f"{self._source}: reading failed {where} ({_reason(error)}).")
 
     def broken(self, reason: str) -> None:
-        """Count a frame that cannot be decoded; the first few are told."""
+        """Count a frame that cannot be decoded; the first few are reported."""
         self._broken += 1
         self._options.count("broken")
-        if self._broken <= _TOLD_BROKEN:
-            more = " Further ones are only counted." if self._broken == _TOLD_BROKEN else ""
+        if self._broken <= _REPORTED_BROKEN:
+            more = " More broken frames are only counted." if self._broken == _REPORTED_BROKEN else ""
             self._options.report(f"{self._source}: frame {self.index} cannot be decoded ({reason}).{more}")
         self.index += 1
 
 
 class FileSource:
-    """A video file, every frame of it."""
+    """Source of all frames of a video file."""
 
     live = False
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        """Raises SourceError for what is no video."""
-        require_package("av", "reading video")
+        """Raises SourceError if the file is not a video, ConfigError without PyAV."""
+        require_packages("av", purpose="reading video", extra="stream")
         self._name = str(path)
         self._options = options
         self._closed = threading.Event()
@@ -109,37 +106,37 @@ class FileSource:
         self.rate: float | None = _rate(self._container)
 
     def frames(self) -> Iterator[Frame]:
-        """As Source. Raises SourceError behind the last frame of a file that breaks off."""
+        """See Source. Raises SourceError after the last readable frame of a truncated file."""
         import av
 
         decoder = _Decoder(self._name, self._options, self._closed)
         try:
             yield from decoder.frames(self._container, 0.0)
         except av.error.FFmpegError as error:
-            raise decoder.broke_off(error) from error
+            raise decoder.truncated(error) from error
         finally:
             self._container.close()
 
     def close(self) -> None:
-        """As Source."""
+        """See Source."""
         self._closed.set()
 
 
 class _ConnectedSource:
-    """What may be lost and come back: it is opened again, later each time."""
+    """Source with reconnection, with exponential backoff."""
 
     live = True
 
     def __init__(self, name: str, options: SourceOptions, connect: Callable[[], Any]) -> None:
-        require_package("av", "reading video")
+        require_packages("av", purpose="reading video", extra="stream")
         self._name, self._options, self._connect = name, options, connect
         self._closed = threading.Event()
-        # Now, so that a wrong address is said at once instead of being tried again.
+        # Connect here, so that a wrong URL is an immediate error instead of being retried.
         self._container: Any = connect()
         self.rate: float | None = _rate(self._container)
 
     def frames(self) -> Iterator[Frame]:
-        """As Source. Raises SourceError for a file that breaks off, and where a live source stays away."""
+        """See Source. Raises SourceError for a truncated file, and if a live source stays disconnected."""
         import av
 
         decoder = _Decoder(self._name, self._options, self._closed)
@@ -155,14 +152,14 @@ class _ConnectedSource:
                 began = 0.0 if decoder.index == 0 else max(decoder.last, time.monotonic() - origin)
                 for frame in decoder.frames(self._container, began):
                     if lost_since is not None:
-                        self._options.report(f"{self._name}: back after {time.monotonic() - lost_since:.1f} s.")
+                        self._options.report(f"{self._name}: reconnected after {time.monotonic() - lost_since:.1f} s.")
                         lost_since = None
                         backoff.reset()
                     yield frame
             except av.error.FFmpegError as error:
                 reason = _reason(error)
                 if not self.live and not self._closed.is_set():
-                    raise decoder.broke_off(error) from error
+                    raise decoder.truncated(error) from error
             except SourceError as error:
                 reason = str(error)
             finally:
@@ -171,10 +168,10 @@ class _ConnectedSource:
                 return
             if lost_since is None:
                 lost_since = time.monotonic()
-                self._options.report(f"{self._name}: lost ({reason}); opening it again, later each time.")
+                self._options.report(f"{self._name}: lost ({reason}); reconnecting with exponential backoff.")
             if time.monotonic() - lost_since > self._options.give_up:
                 raise SourceError(
-                    f"{self._name}: given up after {self._options.give_up:.0f} s without a frame (--give_up): {reason}"
+                    f"{self._name}: gave up after {self._options.give_up:.0f} s without a frame (--give_up): {reason}"
                 )
             self._closed.wait(backoff.next())
 
@@ -184,12 +181,12 @@ class _ConnectedSource:
             self._container = None
 
     def close(self) -> None:
-        """As Source. A read that waits for the network ends within its time limit."""
+        """See Source. A blocking read ends within its timeout."""
         self._closed.set()
 
 
 class UrlSource(_ConnectedSource):
-    """RTSP, RTMP, HTTP and what else FFmpeg opens. An HTTP address of known length is a file: no frame is dropped."""
+    """Source of RTSP, RTMP, HTTP and other FFmpeg URLs. HTTP with a known length is a file, otherwise live."""
 
     def __init__(self, url: str, options: SourceOptions) -> None:
         scheme = url.split("://", 1)[0].lower()
@@ -201,12 +198,12 @@ class UrlSource(_ConnectedSource):
 
 
 class CameraSource(_ConnectedSource):
-    """A camera of this machine, through Video4Linux: camera:N or /dev/videoN."""
+    """Source of a local Video4Linux camera: camera:N or /dev/videoN."""
 
     def __init__(self, text: str, options: SourceOptions) -> None:
         device = f"/dev/video{text.split(':', 1)[1] or 0}" if text.startswith("camera:") else text
         if not Path(device).exists():
-            raise SourceError(f"{text}: there is no {device}; found {', '.join(_cameras()) or 'no camera'}.")
+            raise SourceError(f"{text}: no device {device}; found {', '.join(_cameras()) or 'no camera'}.")
         settings = {}
         if options.rate is not None:
             settings["framerate"] = f"{options.rate:g}"
@@ -216,7 +213,7 @@ class CameraSource(_ConnectedSource):
 
 
 class FolderSource:
-    """The images directly in a folder, in the order of their names, numbers in them counting as numbers."""
+    """Source of the images of a folder, in natural order of their names."""
 
     live = False
 
@@ -225,13 +222,13 @@ class FolderSource:
         found = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         self._paths = sorted(found, key=_natural)
         if not self._paths:
-            raise SourceError(f"{path}: no image in this folder ({', '.join(IMAGE_SUFFIXES)}).")
+            raise SourceError(f"{path}: no images in this folder; expected {', '.join(IMAGE_SUFFIXES)}.")
         self._options = options
         self._closed = threading.Event()
         self.rate: float | None = options.rate
 
     def frames(self) -> Iterator[Frame]:
-        """As Source; `labels` has the file's name."""
+        """See Source; `labels` has the file name."""
         for index, path in enumerate(self._paths):
             if self._closed.is_set():
                 return
@@ -245,23 +242,23 @@ class FolderSource:
             yield Frame(index, np.ascontiguousarray(image), time.time(), time.monotonic(), stamp, {"file": path.name})
 
     def close(self) -> None:
-        """As Source."""
+        """See Source."""
         self._closed.set()
 
 
 class PacedSource:
-    """A file or folder played as if it were live: each frame comes when its time stamp, or `rate`, says so."""
+    """File or folder played as a live source, at its own time stamps or a fixed rate."""
 
     live = True
 
     def __init__(self, source: Source, rate: float | None) -> None:
-        """rate: frames a second; None for the source's own time stamps."""
+        """rate: frames per second; None for the source's own time stamps."""
         self._source, self._rate = source, rate
         self.rate = rate if rate is not None else source.rate
         self._closed = threading.Event()
 
     def frames(self) -> Iterator[Frame]:
-        """As Source. `captured` and `arrived` are the moment at which a frame was due."""
+        """See Source. `captured` and `arrived` are the times at which a frame was due."""
         origin: float | None = None
         offset = 0.0
         for frame in self._source.frames():
@@ -274,13 +271,13 @@ class PacedSource:
             yield Frame(frame.index, frame.image, due + offset, due, stamp, frame.labels)
 
     def close(self) -> None:
-        """As Source."""
+        """See Source."""
         self._closed.set()
         self._source.close()
 
 
 def _open(name: str, settings: dict[str, str], keywords: dict[str, Any]) -> Any:
-    """An av container with a video in it. Raises SourceError."""
+    """Open an av container with a video stream. Raises SourceError."""
     import av
 
     try:
@@ -289,8 +286,8 @@ def _open(name: str, settings: dict[str, str], keywords: dict[str, Any]) -> Any:
         raise SourceError(f"{_without_password(name)}: cannot be opened as video ({_reason(error)}).") from error
     if not container.streams.video:
         container.close()
-        raise SourceError(f"{_without_password(name)}: there is no video in it.")
-    # Slices, not frames: threads that each decode another frame hold back as many frames as there are threads.
+        raise SourceError(f"{_without_password(name)}: has no video stream.")
+    # Frame threads would delay the output by as many frames as there are threads.
     container.streams.video[0].thread_type = "SLICE"
     return container
 
@@ -301,9 +298,9 @@ def _rate(container: Any) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """FFmpeg's words, without the address, which may hold a password."""
-    said = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(said).split()).rstrip(".") or type(error).__name__
+    """Return FFmpeg's message without the URL, which may contain a password."""
+    message = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(message).split()).rstrip(".") or type(error).__name__
 
 
 def _without_password(url: str) -> str:

@@ -317,9 +317,9 @@ def test_errors_by_name_are_one_sentence(runtime: Server, jpeg: Path, monkeypatc
 def test_without_boto3_an_address_works_and_a_name_names_the_extra(
     server: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sagemaker_entry.aws.aws_packages.find_spec", lambda name: None)
+    monkeypatch.setattr("pspnet.system.optional_packages.find_spec", lambda name: None)
     EndpointPredictor(server.url)(jpeg)
-    with pytest.raises(PspnetError, match=r"boto3, which this Python does not have: pip install"):
+    with pytest.raises(PspnetError, match=r"boto3, which is not installed: pip install"):
         EndpointPredictor("cars")
 
 

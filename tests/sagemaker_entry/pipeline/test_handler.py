@@ -195,7 +195,7 @@ def test_of_messages_only_those_that_failed_come_again(bucket: Any, capsys: pyte
     assert "summaries/masks/good.png.jsonl" in keys(bucket)
     said = capsys.readouterr().out
     assert f"s3://{BUCKET}/masks/cut.png: " in said
-    assert "is no readable PNG file of a mask" in said
+    assert "not a readable PNG file of a mask" in said
     assert "message message-2: is no S3 event" in said
 
 
@@ -203,7 +203,7 @@ def test_of_a_plain_event_the_others_are_done_before_the_failure_is_raised(bucke
     put(bucket, "masks/cut.png", b"no picture")
     put(bucket, "masks/good.png", encode_mask(mask()))
     event = s3_event(s3_record(BUCKET, "masks/cut.png"), s3_record(BUCKET, "masks/good.png"))
-    with pytest.raises(RuntimeError, match=rf"^s3://{BUCKET}/masks/cut.png: .*is no mask segment"):
+    with pytest.raises(RuntimeError, match=rf"^s3://{BUCKET}/masks/cut.png: .*not a mask segment"):
         lambda_handler.handler(event)
     assert "summaries/masks/good.png.jsonl" in keys(bucket)
 

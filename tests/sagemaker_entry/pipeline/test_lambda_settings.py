@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pspnet.classes import CAMVID_CLASSES
-from pspnet.driving.corridor import Camera, View
+from pspnet.driving.view import Camera, View
 from pspnet.errors import ConfigError
 from sagemaker_entry.pipeline.lambda_settings import LARGEST_BYTES, read_settings
 
@@ -64,8 +64,8 @@ def test_a_target() -> None:
         ({"OUTPUT_PREFIX": "/"}, "PSPNET_OUTPUT_PREFIX: found '/'"),
         ({"DRIVABLE": "3,256"}, "PSPNET_DRIVABLE: found the class id 256"),
         ({"DRIVABLE": "3", "HORIZON": "x"}, "PSPNET_HORIZON: found 'x', expected a number"),
-        ({"DRIVABLE": "3", "HORIZON": "1.5"}, "horizon: found 1.5, expected a share"),
-        ({"DRIVABLE": "3", "VEHICLE_WIDTH": "2"}, "width: found 2, expected a share of the image's width"),
+        ({"DRIVABLE": "3", "HORIZON": "1.5"}, "horizon: found 1.5; expected a fraction"),
+        ({"DRIVABLE": "3", "VEHICLE_WIDTH": "2"}, "width: found 2; expected a fraction of the image's width"),
         ({"DRIVABLE": "3", "CAMERA_HEIGHT": "1"}, "PSPNET_CAMERA_HEIGHT: a camera needs"),
         (
             {"DRIVABLE": "3", "CAMERA_HEIGHT": "0", "CAMERA_PITCH": "0", "CAMERA_FOCAL": "1"},

@@ -1,4 +1,4 @@
-"""Masks in a folder and on S3: what arrives, what is tried again, and that nothing is replaced or lost."""
+"""Mask files in a folder and on S3: content, retries, and no overwritten or lost objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pspnet.errors import ConfigError, PspnetError
 from pspnet.masks.codec import MaskFileError
 from pspnet.masks.writer import SegmentSettings
 from pspnet.stream import read_masks
-from pspnet.stream.sinks.base import SinkContext, SinkError, open_sink
+from pspnet.stream.sinks.base import SinkContext, SinkError
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.mask_files import CONTENT_TYPE, FolderSink, S3Sink
 from tests.masks.mask_items import START, item, scene
 
@@ -24,7 +25,7 @@ CONTEXT = SinkContext(CAMVID_CLASSES, palette_for(CAMVID_CLASSES), source="kvs:/
 FRAMES = SegmentSettings(frames=4)
 
 
-def test_folder_keeps_segments(tmp_path: Path) -> None:
+def test_folder_stores_segments(tmp_path: Path) -> None:
     sink = open_sink(str(tmp_path / "new" / "masks"), CONTEXT)
     assert isinstance(sink, FolderSink)
     for index in range(10):
@@ -33,11 +34,11 @@ def test_folder_keeps_segments(tmp_path: Path) -> None:
     (path,) = (tmp_path / "new" / "masks").iterdir()
     assert path.suffix == ".pspm"
     records = list(read_masks(path))
-    assert all(np.array_equal(one.mask, scene(index)) for index, one in enumerate(records))
+    assert all(np.array_equal(record.mask, scene(index)) for index, record in enumerate(records))
     assert records[9].class_names == CAMVID_CLASSES
 
 
-def test_flush_ends_a_segment_and_the_next_item_begins_one(tmp_path: Path) -> None:
+def test_flush_finishes_a_segment_and_the_next_item_starts_one(tmp_path: Path) -> None:
     sink = FolderSink(tmp_path, CONTEXT)
     sink.write(item(0))
     sink.flush()
@@ -47,9 +48,9 @@ def test_flush_ends_a_segment_and_the_next_item_begins_one(tmp_path: Path) -> No
     assert len(list(tmp_path.glob("*.pspm"))) == 2
 
 
-def test_folder_of_files_in_the_classes_colours(tmp_path: Path) -> None:
+def test_folder_of_palette_png_files(tmp_path: Path) -> None:
     context = SinkContext(CAMVID_CLASSES, palette_for(CAMVID_CLASSES), settings={"mask_encoding": "files"})
-    for _ in range(2):  # the same item, after an answer that got lost
+    for _ in range(2):  # the same item, as after a lost response
         sink = FolderSink(tmp_path, context)
         sink.write(item(3, fragment="7"))
         sink.close()
@@ -65,14 +66,14 @@ def test_folder_of_files_in_the_classes_colours(tmp_path: Path) -> None:
     assert np.array_equal(first.mask, scene(4))
 
 
-def test_a_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
+def test_an_unusable_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SinkError, match="masks cannot be kept here") as caught:
+    with pytest.raises(SinkError, match="cannot store masks here") as caught:
         FolderSink(tmp_path / "file", CONTEXT)
     assert not caught.value.temporary
 
 
-def test_a_folder_that_went_is_a_temporary_error(tmp_path: Path) -> None:
+def test_a_removed_folder_is_a_temporary_error(tmp_path: Path) -> None:
     sink = FolderSink(tmp_path / "masks", CONTEXT, SegmentSettings("files"))
     (tmp_path / "masks").rmdir()
     (tmp_path / "masks").write_text("in the way")
@@ -107,7 +108,7 @@ def s3_sink(client: Any, tmp_path: Path, settings: SegmentSettings = FRAMES) -> 
     return S3Sink("s3://car/run 1/masks/", CONTEXT, settings, client, tmp_path / "spool")
 
 
-def test_s3_keeps_segments(client: Any, tmp_path: Path) -> None:
+def test_s3_stores_segments(client: Any, tmp_path: Path) -> None:
     sink = s3_sink(client, tmp_path)
     for index in range(10):
         sink.write(item(index))
@@ -121,30 +122,30 @@ def test_s3_keeps_segments(client: Any, tmp_path: Path) -> None:
     assert head["Metadata"]["captured-from"] == f"{START:.6f}"
     assert head["Metadata"]["captured-to"] == f"{START + 0.3:.6f}"
     records = list(read_masks("s3://car/run 1/masks", client=client))
-    assert [one.frame for one in records] == list(range(10))
-    assert all(np.array_equal(one.mask, scene(index)) for index, one in enumerate(records))
+    assert [record.frame for record in records] == list(range(10))
+    assert all(np.array_equal(record.mask, scene(index)) for index, record in enumerate(records))
     assert not (tmp_path / "spool").exists()
 
 
-def test_s3_is_read_in_parts(client: Any, tmp_path: Path) -> None:
+def test_s3_is_read_with_range_requests(client: Any, tmp_path: Path) -> None:
     sink = s3_sink(client, tmp_path, SegmentSettings(frames=1000, key_every=4))
     for index in range(300):
         sink.write(item(index))
     sink.flush()
     calls = []
     client.meta.events.register("before-call.s3", lambda model, params, **_: calls.append((model.name, params)))
-    (one,) = read_masks("s3://car/run 1/masks", frames=155, client=client)
-    assert np.array_equal(one.mask, scene(155))
+    (record,) = read_masks("s3://car/run 1/masks", frames=155, client=client)
+    assert np.array_equal(record.mask, scene(155))
     assert [name for name, _ in calls].count("ListObjectsV2") == 1
     ranges = [params["headers"]["Range"] for name, params in calls if name == "GetObject"]
     assert len(ranges) == 3
     first, last = ranges[-1].removeprefix("bytes=").split("-")
     assert int(last) - int(first) < 1000
-    (one,) = read_masks(f"s3://car/{keys(client)[0]}", frames=7, client=client)
-    assert one.frame == 7
+    (record,) = read_masks(f"s3://car/{keys(client)[0]}", frames=7, client=client)
+    assert record.frame == 7
 
 
-def test_s3_never_replaces_an_object(client: Any, tmp_path: Path) -> None:
+def test_s3_never_overwrites_an_object(client: Any, tmp_path: Path) -> None:
     for shift in (0, 1):
         sink = s3_sink(client, tmp_path)
         for index in range(3):
@@ -154,7 +155,7 @@ def test_s3_never_replaces_an_object(client: Any, tmp_path: Path) -> None:
         "00000-000000002.1.pspm",
         "00000-000000002.pspm",
     ]
-    # An object that is there already, since only the answer got lost, is not stored again.
+    # An object that exists because only the response was lost is not stored again.
     sink.write(item(0, scene(1)))
     sink.write(item(1, scene(2)))
     sink.write(item(2, scene(3)))
@@ -162,7 +163,7 @@ def test_s3_never_replaces_an_object(client: Any, tmp_path: Path) -> None:
     assert len(keys(client)) == 2
 
 
-def test_s3_takes_an_item_only_after_what_waits_is_sent(client: Any, tmp_path: Path) -> None:
+def test_s3_accepts_an_item_only_after_spooled_segments_are_uploaded(client: Any, tmp_path: Path) -> None:
     sink = s3_sink(client, tmp_path)
     failing = Failing(client, "SlowDown", 503)
     sink._client = failing
@@ -175,10 +176,10 @@ def test_s3_takes_an_item_only_after_what_waits_is_sent(client: Any, tmp_path: P
     failing.code = ""
     sink.write(item(4))
     sink.flush()
-    assert [one.frame for one in read_masks("s3://car/run 1/masks", client=client)] == list(range(5))
+    assert [record.frame for record in read_masks("s3://car/run 1/masks", client=client)] == list(range(5))
 
 
-def test_what_waits_survives_the_process(client: Any, tmp_path: Path) -> None:
+def test_spooled_segments_survive_the_process(client: Any, tmp_path: Path) -> None:
     sink = s3_sink(client, tmp_path)
     sink._client = Failing(client, "AccessDenied", 403)
     for index in range(3):
@@ -186,20 +187,20 @@ def test_what_waits_survives_the_process(client: Any, tmp_path: Path) -> None:
     with pytest.raises(SinkError, match="AccessDenied") as caught:
         sink.flush()
     assert not caught.value.temporary
-    with pytest.raises(SinkError, match="1 segments wait in"):
+    with pytest.raises(SinkError, match="1 segments were not uploaded; they are in"):
         sink.close()
     again = s3_sink(client, tmp_path)
     again.flush()
     again.close()
-    assert [one.frame for one in read_masks("s3://car/run 1/masks", client=client)] == [0, 1, 2]
+    assert [record.frame for record in read_masks("s3://car/run 1/masks", client=client)] == [0, 1, 2]
 
 
-def test_what_waits_for_one_place_never_goes_to_another(client: Any, tmp_path: Path) -> None:
+def test_spooled_segments_are_never_uploaded_to_another_destination(client: Any, tmp_path: Path) -> None:
     client.create_bucket(Bucket="car-1", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     refused = Failing(client, "AccessDenied", 403)
     sink = S3Sink("s3://car/1/x/", CONTEXT, FRAMES, refused, tmp_path / "spool")
     sink.write(item(0))
-    with pytest.raises(SinkError, match="1 segments wait in"):
+    with pytest.raises(SinkError, match="1 segments were not uploaded; they are in"):
         sink.close()
     for uri in ("s3://car/1-x", "s3://car-1/x"):
         other = S3Sink(uri, CONTEXT, FRAMES, client, tmp_path / "spool")
@@ -214,7 +215,7 @@ def test_what_waits_for_one_place_never_goes_to_another(client: Any, tmp_path: P
 
 
 class Failing:
-    """A client whose put_object fails in one way."""
+    """S3 client whose put_object fails with one error."""
 
     def __init__(self, client: Any, code: str, status: int) -> None:
         self._client, self.code, self._status = client, code, status
@@ -245,7 +246,7 @@ class Failing:
         ("InvalidRequest", 400, False),
     ],
 )
-def test_which_errors_of_s3_pass(client: Any, tmp_path: Path, code: str, status: int, temporary: bool) -> None:
+def test_s3_errors(client: Any, tmp_path: Path, code: str, status: int, temporary: bool) -> None:
     sink = s3_sink(client, tmp_path, SegmentSettings("files"))
     sink._client = Failing(client, code, status)
     with pytest.raises(SinkError, match=r"s3://car/run 1/masks/.*\.png: was not stored") as caught:
@@ -253,7 +254,7 @@ def test_which_errors_of_s3_pass(client: Any, tmp_path: Path, code: str, status:
     assert caught.value.temporary is temporary
 
 
-def test_s3_keeps_files(client: Any, tmp_path: Path) -> None:
+def test_s3_stores_png_files(client: Any, tmp_path: Path) -> None:
     sink = s3_sink(client, tmp_path, SegmentSettings("files"))
     sink.write(item(0))
     (key,) = keys(client)
@@ -263,7 +264,7 @@ def test_s3_keeps_files(client: Any, tmp_path: Path) -> None:
     assert np.array_equal(np.array(Image.open(io.BytesIO(stored["Body"].read()))), scene(0))
 
 
-def test_addresses_and_places_of_s3(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_uris_and_spool_folder(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     context = SinkContext(settings={"s3_spool": str(tmp_path / "here"), "segment_frames": "1"}, region="eu-west-1")
     sink = open_sink("s3://car", context)
@@ -273,8 +274,8 @@ def test_addresses_and_places_of_s3(client: Any, tmp_path: Path, monkeypatch: py
     sink.close()
     assert len(keys(client)) == 2
     assert "/" not in keys(client)[0]
-    assert [one.frame for one in read_masks("s3://car")] == [0, 1]
-    with pytest.raises(PspnetError, match="names no bucket"):
+    assert [record.frame for record in read_masks("s3://car")] == [0, 1]
+    with pytest.raises(PspnetError, match="has no bucket"):
         open_sink("s3:///x", context)
     with pytest.raises(ConfigError, match="profile"):
         S3Sink("s3://car/x", SinkContext(profile="nobody"))

@@ -1,4 +1,4 @@
-"""The overlay video: its frames, times and legend, read back from the file."""
+"""Overlay video: frames, times and legend, read back from the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 
 from pspnet.classes import CAMVID_CLASSES, IGNORE_INDEX, palette_for, voc_palette
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.sinks.base import SinkContext, SinkError, open_sink
-from pspnet.stream.sinks.colours import legend, overlay, painted
+from pspnet.stream.sinks.base import SinkContext, SinkError
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.overlay import OverlayVideoSink
-from tests.stream.films import read_video
-from tests.stream.players import frame
+from pspnet.stream.sinks.rendering import legend, overlay, render
+from tests.stream.fakes import frame
+from tests.stream.videos import read_video
 
 
 def item(index: int, stamp: float, height: int = 48, width: int = 64, class_id: int = 1) -> MaskedFrame:
@@ -27,7 +28,7 @@ def item(index: int, stamp: float, height: int = 48, width: int = 64, class_id: 
 
 
 @pytest.mark.parametrize("ending", ["mkv", "mp4"])
-def test_the_video_shows_frames_under_colours_at_their_times(tmp_path: Path, ending: str) -> None:
+def test_the_video_has_overlays_at_their_times(tmp_path: Path, ending: str) -> None:
     context = SinkContext(palette=voc_palette(), opacity=0.5)
     sink = open_sink(str(tmp_path / "new" / f"o.{ending}"), context)
     assert isinstance(sink, OverlayVideoSink)
@@ -43,7 +44,7 @@ def test_the_video_shows_frames_under_colours_at_their_times(tmp_path: Path, end
         np.testing.assert_allclose(picture[10, 54].astype(int), [114, 50, 50], atol=6)  # VOC's class 1 is 128, 0, 0
 
 
-def test_odd_and_changing_sizes_and_times_that_stand_still_are_taken(tmp_path: Path) -> None:
+def test_odd_and_changing_sizes_and_repeated_times_are_accepted(tmp_path: Path) -> None:
     sink = OverlayVideoSink(tmp_path / "o.mkv", SinkContext())
     for index, (height, width) in enumerate([(35, 51), (35, 51), (70, 90), (10, 8)]):
         sink.write(item(index, 0.2, height, width))
@@ -54,7 +55,7 @@ def test_odd_and_changing_sizes_and_times_that_stand_still_are_taken(tmp_path: P
     assert stamps == sorted(set(stamps))
 
 
-def test_frames_behind_those_of_an_earlier_run_keep_their_pace(tmp_path: Path) -> None:
+def test_frames_after_those_of_an_earlier_run_keep_their_intervals(tmp_path: Path) -> None:
     sink = OverlayVideoSink(tmp_path / "o.mkv", SinkContext(rate=10.0))
     for index, stamp in enumerate([3599.8, 3599.9, 0.0, 0.1, 0.4, 2.4, 2.3]):
         sink.write(item(index, stamp))
@@ -64,7 +65,7 @@ def test_frames_behind_those_of_an_earlier_run_keep_their_pace(tmp_path: Path) -
     assert steps == [0.1, 0.1, 0.1, 0.3, 2.0, 0.001]
 
 
-def test_an_mp4_can_be_played_without_its_end(tmp_path: Path) -> None:
+def test_a_truncated_mp4_can_be_played(tmp_path: Path) -> None:
     sink = OverlayVideoSink(tmp_path / "o.mp4", SinkContext())
     for index in range(120):
         sink.write(item(index, index / 10))
@@ -75,18 +76,18 @@ def test_an_mp4_can_be_played_without_its_end(tmp_path: Path) -> None:
     assert len(read_video(tmp_path / "o.mp4")) == 120
 
 
-def test_a_video_that_exists_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_existing_video_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "o.mkv").write_bytes(b"precious")
-    said: list[str] = []
-    sink = OverlayVideoSink(tmp_path / "o.mkv", SinkContext(report=said.append))
+    messages: list[str] = []
+    sink = OverlayVideoSink(tmp_path / "o.mkv", SinkContext(report=messages.append))
     sink.write(item(0, 0.0))
     sink.close()
     assert (tmp_path / "o.mkv").read_bytes() == b"precious"
     assert len(read_video(tmp_path / "o-2.mkv")) == 1
-    assert said == [f"{tmp_path / 'o.mkv'} exists; the video goes to {tmp_path / 'o-2.mkv'}."]
+    assert messages == [f"{tmp_path / 'o.mkv'} exists; writing the video to {tmp_path / 'o-2.mkv'}."]
 
 
-def test_a_file_that_cannot_be_written_is_an_error_that_stays(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_a_permanent_error(tmp_path: Path) -> None:
     sink = OverlayVideoSink(tmp_path / "o.mkv", SinkContext())
     (tmp_path / "o.mkv").mkdir()
     with pytest.raises(SinkError, match="the video cannot be written") as caught:
@@ -96,7 +97,7 @@ def test_a_file_that_cannot_be_written_is_an_error_that_stays(tmp_path: Path) ->
     assert full.temporary
 
 
-def test_ignored_pixels_stay_as_they_are() -> None:
+def test_ignored_pixels_are_unchanged() -> None:
     image = np.full((4, 4, 3), 90, dtype=np.uint8)
     mask = np.zeros((4, 4), dtype=np.uint8)
     mask[0] = IGNORE_INDEX
@@ -105,14 +106,14 @@ def test_ignored_pixels_stay_as_they_are() -> None:
     assert (picture[1:] == 45).all()
 
 
-def test_the_legend_has_every_class_in_its_colour_and_one_size() -> None:
+def test_the_legend_has_every_class_and_a_constant_size() -> None:
     palette = palette_for(CAMVID_CLASSES)
     context = SinkContext(class_names=CAMVID_CLASSES, palette=palette, legend=True)
     sheet = legend(np.zeros((360, 480), dtype=np.uint8), context)
     for class_id in range(len(CAMVID_CLASSES)):
         assert (sheet == palette[class_id]).all(axis=2).any()
     one = item(0, 0.0, 360, 480)
-    assert painted(one, context).shape == (360 + sheet.shape[0], 480, 3)
+    assert render(one, context).shape == (360 + sheet.shape[0], 480, 3)
     many = SinkContext(class_names=tuple(f"c{index}" for index in range(150)), legend=True)
     sheets = [legend(item(0, 0.0, 60, 300, class_id).mask, many) for class_id in (3, 149)]
     assert sheets[0].shape == sheets[1].shape

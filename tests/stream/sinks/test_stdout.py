@@ -1,4 +1,4 @@
-"""Masks through a pipe, read back by another program's means."""
+"""Masks written to a pipe and read back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from pspnet.stream.sinks import stdout
 from pspnet.stream.sinks.base import SinkClosed, SinkContext, SinkError
 from pspnet.stream.sinks.stdout import StdoutSink
-from tests.stream.players import masked
+from tests.stream.fakes import masked
 
 
 class Pipe:
-    """Stands in for sys.stdout."""
+    """Pipe that replaces sys.stdout."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
@@ -38,12 +38,12 @@ class Pipe:
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
     made = Pipe()
-    # In the module alone: pytest sets sys.stdout itself between a fixture and its test.
+    # Patched in the module only, since pytest sets sys.stdout itself between a fixture and its test.
     monkeypatch.setattr(stdout, "sys", SimpleNamespace(stdout=made))
     return made
 
 
-def test_each_mask_has_a_line_of_json_before_it(pipe: Pipe) -> None:
+def test_each_mask_follows_a_line_of_json(pipe: Pipe) -> None:
     sink = StdoutSink(SinkContext(), bare=False)
     for index in (3, 5):
         sink.write(masked(index))
@@ -57,7 +57,7 @@ def test_each_mask_has_a_line_of_json_before_it(pipe: Pipe) -> None:
     assert file.read() == b""
 
 
-def test_bare_masks_are_png_files_one_behind_the_other(pipe: Pipe) -> None:
+def test_bare_masks_are_concatenated_png_files(pipe: Pipe) -> None:
     import av
 
     sink = StdoutSink(SinkContext(), bare=True)
@@ -68,14 +68,14 @@ def test_bare_masks_are_png_files_one_behind_the_other(pipe: Pipe) -> None:
     assert len(found) == 3
 
 
-def test_a_reader_that_goes_ends_it(pipe: Pipe) -> None:
+def test_a_closed_pipe_closes_the_sink(pipe: Pipe) -> None:
     sink = StdoutSink(SinkContext(), bare=False)
     os.close(pipe.reader)
-    with pytest.raises(SinkClosed, match="its reader has gone"):
+    with pytest.raises(SinkClosed, match="the reader closed the pipe"):
         sink.write(masked(0))
 
 
-def test_a_terminal_gets_no_masks(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_raises(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe, "isatty", lambda: True)
-    with pytest.raises(SinkError, match="standard output is a terminal; send it to a file or another program"):
+    with pytest.raises(SinkError, match="standard output is a terminal; redirect it to a file or a program"):
         StdoutSink(SinkContext(), bare=False)

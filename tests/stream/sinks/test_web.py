@@ -1,4 +1,4 @@
-"""The page over HTTP, and in a real browser where there is one."""
+"""Web page over HTTP, and in a browser if one is installed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from PIL import Image
 from pspnet.classes import CAMVID_CLASSES, palette_for
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.sinks.base import SinkContext, SinkError, open_sink
+from pspnet.stream.sinks.base import SinkContext, SinkError
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.web import WebSink
-from tests.stream.players import frame, wait_until
+from tests.stream.fakes import frame, wait_until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -34,7 +35,7 @@ STATUS = {
 
 
 def item(level: int) -> MaskedFrame:
-    """A grey frame, its right half of class 1 (CamVid's building)."""
+    """Return a grey frame whose right half is of class 1 (CamVid's building)."""
     one = dataclasses.replace(frame(level), image=np.full((90, 120, 3), level, dtype=np.uint8))
     mask = np.zeros((90, 120), dtype=np.uint8)
     mask[:, 60:] = 1
@@ -66,7 +67,7 @@ def get(sink: WebSink, path: str, host: str | None = None) -> tuple[int, bytes, 
     return answer.status, content, answer.headers
 
 
-def test_the_page_names_source_and_classes_safely(sink: WebSink) -> None:
+def test_the_page_escapes_the_source_and_lists_the_classes(sink: WebSink) -> None:
     status, content, headers = get(sink, "/")
     text = content.decode()
     assert status == 200
@@ -79,15 +80,15 @@ def test_the_page_names_source_and_classes_safely(sink: WebSink) -> None:
     assert json.loads(get(sink, "/status.json")[1])["masks"] == 12
 
 
-def test_a_page_of_another_host_gets_nothing(sink: WebSink) -> None:
+def test_requests_with_another_host_header_are_rejected(sink: WebSink) -> None:
     sink.write(item(100))
     for path in ("/", "/frame.jpg", "/status.json", "/stream.mjpg"):
         status, content, _ = get(sink, path, host="evil.example")
-        assert (status, content) == (403, b"This page is for this machine alone.\n")
+        assert (status, content) == (403, b"This page is only available on this machine.\n")
     assert get(sink, "/status.json", host="localhost:1")[0] == 200
 
 
-def test_the_newest_frame_comes_painted(sink: WebSink) -> None:
+def test_the_newest_frame_is_rendered(sink: WebSink) -> None:
     sink.write(item(60))
     sink.write(item(100))
     status, content, _ = get(sink, "/frame.jpg")
@@ -98,7 +99,7 @@ def test_the_newest_frame_comes_painted(sink: WebSink) -> None:
     np.testing.assert_allclose(pixels[40, 100], [114, 50, 50], atol=8)  # building, 128 0 0
 
 
-def test_the_stream_sends_whole_frames_and_ends_with_the_sink(sink: WebSink) -> None:
+def test_the_mjpeg_stream_sends_complete_frames_and_ends_with_the_sink(sink: WebSink) -> None:
     connection = socket.create_connection(("127.0.0.1", int(sink.url.rsplit(":", 1)[1].rstrip("/"))), timeout=60)
     connection.sendall(b"GET /stream.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
     file = connection.makefile("rb")
@@ -122,13 +123,13 @@ def test_the_stream_sends_whole_frames_and_ends_with_the_sink(sink: WebSink) -> 
     connection.close()
 
 
-def test_nothing_is_painted_while_nobody_looks(sink: WebSink) -> None:
+def test_nothing_is_rendered_without_clients(sink: WebSink) -> None:
     for level in range(50):
         sink.write(item(level))
-    assert sink._server.shown._jpeg is None
+    assert sink._server.newest._jpeg is None
 
 
-def test_too_many_viewers_are_refused(sink: WebSink) -> None:
+def test_too_many_clients_are_rejected(sink: WebSink) -> None:
     sink.write(item(1))
     port = int(sink.url.rsplit(":", 1)[1].rstrip("/"))
     viewers = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(16)]
@@ -140,7 +141,7 @@ def test_too_many_viewers_are_refused(sink: WebSink) -> None:
         viewer.close()
 
     def free() -> bool:
-        # A server notices at the next frame that a client has gone.
+        # The server detects a disconnected client at the next frame.
         sink.write(item(int(time.monotonic() * 1000) % 256))
         if sink._server.clients.acquire(blocking=False):
             sink._server.clients.release()
@@ -150,23 +151,23 @@ def test_too_many_viewers_are_refused(sink: WebSink) -> None:
     wait_until(free)
 
 
-def test_wrong_and_taken_ports_are_said(sink: WebSink) -> None:
+def test_invalid_and_used_ports_raise(sink: WebSink) -> None:
     with pytest.raises(ConfigError, match=r"web:http: expected web or web:PORT"):
         open_sink("web:http", SinkContext())
     port = sink.url.rsplit(":", 1)[1].rstrip("/")
-    with pytest.raises(SinkError, match=rf"127\.0\.0\.1:{port} cannot be used .* give another port"):
+    with pytest.raises(SinkError, match=rf"cannot listen on 127\.0\.0\.1:{port} .* pass another port"):
         open_sink(f"web:{port}", SinkContext())
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine, so the page was NOT tried in a browser")
 def test_a_browser_shows_the_stream_and_its_numbers(sink: WebSink, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: the page was NOT tried")
-    complaints: list[str] = []
-    going = threading.Event()
+    errors: list[str] = []
+    stopped = threading.Event()
 
     def play() -> None:
         level = 0
-        while not going.wait(0.05):
+        while not stopped.wait(0.05):
             level = (level + 1) % 256
             sink.write(item(200 if level % 2 else 198))
 
@@ -176,25 +177,25 @@ def test_a_browser_shows_the_stream_and_its_numbers(sink: WebSink, tmp_path: Pat
         with playwright.sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS, timeout=120_000)
             page = browser.new_page(viewport={"width": 900, "height": 600})
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("console", lambda message: errors.append(message.text))
+            page.on("pageerror", lambda error: errors.append(str(error)))
             page.goto(sink.url, wait_until="commit", timeout=120_000)
-            # Asked from here: the page's policy forbids the driver to evaluate a condition in the page.
+            # Polled from here, since the content security policy forbids the driver to evaluate conditions.
             wait_until(lambda: page.inner_text("#p95") == "202 ms", 60)
             wait_until(lambda: page.evaluate("document.getElementById('stream').naturalWidth") == 120, 60)
             assert page.inner_text("#rate") == "9.9"
             assert page.inner_text("#late") == "3"
             assert page.inner_text("#state") == "live"
             picture = page.locator("#stream").screenshot()
-            going.set()
+            stopped.set()
             player.join(10)
             sink.close()
-            wait_until(lambda: page.inner_text("#state") == "the stream has ended", 60)
+            wait_until(lambda: page.inner_text("#state") == "stream ended", 60)
             browser.close()
     finally:
-        going.set()
+        stopped.set()
     with Image.open(io.BytesIO(picture)) as shown:
         pixels = np.asarray(shown.convert("RGB")).astype(int)
     np.testing.assert_allclose(pixels[100, 30], [164, 164, 164], atol=12)
     np.testing.assert_allclose(pixels[100, int(pixels.shape[1] * 0.9)], [164, 100, 100], atol=16)
-    assert [text for text in complaints if "ERR_CONNECTION" not in text and "ERR_INCOMPLETE" not in text] == []
+    assert [text for text in errors if "ERR_CONNECTION" not in text and "ERR_INCOMPLETE" not in text] == []

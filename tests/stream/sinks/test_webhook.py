@@ -1,4 +1,4 @@
-"""A webhook against a server on the loopback address: what is sent, and which answers are tried again."""
+"""Webhook against a local server: requests, retried responses and settings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 
 from pspnet.errors import ConfigError
-from pspnet.stream.sinks.base import SinkContext, SinkError, open_sink
+from pspnet.stream.sinks.base import SinkContext, SinkError
+from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.webhook import WebhookSink, read_headers, read_retry_after
 from tests.masks.mask_items import START, item, scene
 
 
 class Receiver:
-    """A server that keeps requests and answers as told: status, headers; None hangs up."""
+    """Server that records requests and returns queued responses (status, headers); None disconnects."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
@@ -74,7 +75,7 @@ def context(**settings: str) -> SinkContext:
     return SinkContext(("road", "car"), settings=settings)
 
 
-def test_a_png_file_for_every_mask_over_one_connection(receiver: Receiver) -> None:
+def test_png_files_over_one_connection(receiver: Receiver) -> None:
     sink = open_sink(f"{receiver.url}/masks?key=1", context())
     assert isinstance(sink, WebhookSink)
     assert sink.name == f"{receiver.url}/masks [query 5d5a2f99]"
@@ -90,7 +91,7 @@ def test_a_png_file_for_every_mask_over_one_connection(receiver: Receiver) -> No
     assert np.array_equal(np.array(Image.open(io.BytesIO(body))), scene(2))
 
 
-def test_json_with_the_classes(receiver: Receiver) -> None:
+def test_json_with_classes(receiver: Receiver) -> None:
     sink = WebhookSink(receiver.url, context(webhook_send="json"))
     sink.write(item(4, np.array([[0, 1, 1, 7]], dtype=np.uint8), fragment="9"))
     sink.close()
@@ -116,19 +117,19 @@ def test_json_with_the_classes(receiver: Receiver) -> None:
     ("status", "temporary"),
     [(500, True), (503, True), (429, True), (408, True), (400, False), (404, False), (302, False)],
 )
-def test_which_answers_are_tried_again(receiver: Receiver, status: int, temporary: bool) -> None:
+def test_temporary_and_permanent_responses(receiver: Receiver, status: int, temporary: bool) -> None:
     receiver.answers = [(status, {"Location": "http://127.0.0.1:1/elsewhere"})]
     sink = WebhookSink(receiver.url, context())
-    with pytest.raises(SinkError, match=f"the server answered {status} to frame 0") as caught:
+    with pytest.raises(SinkError, match=f"the server returned {status} for frame 0") as caught:
         sink.write(item(0))
     assert caught.value.temporary is temporary
-    assert ("is not followed" in str(caught.value)) is (status == 302)
+    assert ("are not followed" in str(caught.value)) is (status == 302)
     sink.write(item(0))
     sink.close()
     assert len(receiver.requests) == 2
 
 
-def test_retry_after_is_waited_for_without_a_request(receiver: Receiver) -> None:
+def test_no_request_is_sent_before_retry_after(receiver: Receiver) -> None:
     receiver.answers = [(429, {"Retry-After": "2"})]
     sink = WebhookSink(receiver.url, context())
     started = time.monotonic()
@@ -136,7 +137,7 @@ def test_retry_after_is_waited_for_without_a_request(receiver: Receiver) -> None
         with pytest.raises(SinkError) as caught:
             sink.write(item(0))
         assert caught.value.temporary
-    asked = len(receiver.requests)
+    sent = len(receiver.requests)
     while time.monotonic() < started + 60:
         try:
             sink.write(item(0))
@@ -145,12 +146,12 @@ def test_retry_after_is_waited_for_without_a_request(receiver: Receiver) -> None
             continue
         break
     assert time.monotonic() - started >= 2
-    assert asked == 1
+    assert sent == 1
     assert len(receiver.requests) == 2
     sink.close()
 
 
-def test_a_connection_that_the_server_closed_is_opened_again(receiver: Receiver) -> None:
+def test_a_connection_closed_by_the_server_is_reopened(receiver: Receiver) -> None:
     receiver.answers = [(200, {}), None]
     sink = WebhookSink(receiver.url, context())
     sink.write(item(0))
@@ -159,7 +160,7 @@ def test_a_connection_that_the_server_closed_is_opened_again(receiver: Receiver)
     assert [headers["X-Pspnet-Frame"] for _, headers, _ in receiver.requests] == ["0", "1"]
 
 
-def test_no_server_is_a_temporary_error() -> None:
+def test_an_unreachable_server_is_a_temporary_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,7 +171,7 @@ def test_no_server_is_a_temporary_error() -> None:
     sink.close()
 
 
-def test_a_server_that_says_nothing_is_given_up_after_the_timeout() -> None:
+def test_a_silent_server_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sink = WebhookSink(f"http://127.0.0.1:{silent.getsockname()[1]}/x", context(webhook_timeout="0.2"))
         with pytest.raises(SinkError, match="timed out") as caught:
@@ -192,13 +193,13 @@ def test_secrets_come_from_the_environment(receiver: Receiver, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Authorization", "a part is no header"),
-        ("A B: c", "a part is no header"),
+        ("Authorization", "invalid header; expected NAME: VALUE"),
+        ("A B: c", "invalid header; expected NAME: VALUE"),
         ("A: ${MISSING}", "the environment variable MISSING is not set"),
-        ("A: ${SPLIT}", "the value of A holds characters"),
+        ("A: ${SPLIT}", "the value of A has characters not allowed"),
     ],
 )
-def test_headers_that_cannot_be(text: str, message: str) -> None:
+def test_invalid_headers_raise(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_headers(text, {"SPLIT": "one\r\nX: secret"})
     assert "secret" not in str(caught.value)
@@ -207,30 +208,30 @@ def test_headers_that_cannot_be(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("url", "settings", "message"),
     [
-        ("http://", {}, "is no address"),
-        ("http://host:port/", {}, "has a port that is none"),
-        ("ftp://host/", {}, "is no address"),
-        ("http://me:secret@host:port/x", {}, r"http://\*\*\*@host:port/x: has a port that is none"),
-        ("http:///x?key=secret", {}, "http:///x: is no address"),
-        ("http://me:pw@host/", {}, "holds a password"),
+        ("http://", {}, "not a URL"),
+        ("http://host:port/", {}, "invalid port"),
+        ("ftp://host/", {}, "not a URL"),
+        ("http://me:secret@host:port/x", {}, r"http://\*\*\*@host:port/x: invalid port"),
+        ("http:///x?key=secret", {}, "http:///x: not a URL"),
+        ("http://me:pw@host/", {}, "has a password"),
         ("http://host/", {"webhook_send": "xml"}, "webhook_send: found 'xml'; expected png or json"),
         ("http://host/", {"webhook_timeout": "0"}, "webhook_timeout: found '0'"),
     ],
 )
-def test_addresses_and_settings_that_cannot_be(url: str, settings: dict[str, str], message: str) -> None:
+def test_invalid_urls_and_settings_raise(url: str, settings: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         WebhookSink(url, context(**settings))
     assert "secret" not in str(caught.value)
 
 
-def test_two_queries_make_two_names_that_tell_neither() -> None:
+def test_names_distinguish_queries_without_showing_them() -> None:
     names = [WebhookSink(f"http://host/p{query}", context()).name for query in ("?cam=1", "?cam=2", "")]
     assert len(set(names)) == 3
     assert names[2] == "http://host/p"
     assert not any("cam" in name for name in names)
 
 
-def test_retry_after_in_seconds_or_as_a_date() -> None:
+def test_retry_after_in_seconds_and_as_a_date() -> None:
     assert read_retry_after("7") == 7
     assert read_retry_after(None) is None
     assert read_retry_after("soon") is None

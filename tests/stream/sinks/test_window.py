@@ -1,4 +1,4 @@
-"""The window: why there is none, and, under a virtual display where there is one, what it shows."""
+"""Window: missing requirements, and its content under a virtual display if available."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from pspnet.errors import ConfigError
 from pspnet.stream.sinks import window
-from pspnet.stream.sinks.base import SinkContext, open_sink
+from pspnet.stream.sinks.base import SinkContext
+from pspnet.stream.sinks.factory import open_sink
 
 ROOT = Path(__file__).resolve().parents[3]
 XVFB = shutil.which("xvfb-run")
@@ -44,26 +45,26 @@ sink.close()
 """
 
 
-def test_without_a_display_the_browser_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_display_suggests_the_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(window, "find_spec", lambda _: object())
     monkeypatch.delenv("DISPLAY", raising=False)
-    with pytest.raises(ConfigError, match=r"window: there is no display .* use `--to web` and a browser\."):
+    with pytest.raises(ConfigError, match=r"window: no display .* use `--to web` and a browser\."):
         open_sink("window", SinkContext())
 
 
-def test_without_tk_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_tk_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"window: this Python has no tkinter \(python3-tk on Debian\)"):
+    with pytest.raises(ConfigError, match=r"window: tkinter is not installed \(python3-tk on Debian\)"):
         open_sink("window", SinkContext())
 
 
 @pytest.mark.skipif(XVFB is None, reason="no xvfb-run on this machine, so the window was NOT tried")
-def test_a_window_shows_frames_under_colours_and_ends_when_it_is_closed() -> None:
+def test_the_window_shows_overlays_and_ends_when_it_is_closed() -> None:
     pytest.importorskip("tkinter")
     result = subprocess.run(
         [str(XVFB), "-a", sys.executable, "-c", SHOW],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "its window was closed.\n"
+    assert result.stdout == "the window was closed.\n"

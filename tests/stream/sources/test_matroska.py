@@ -1,4 +1,4 @@
-"""Matroska in pieces: the same events however the bytes come; damaged ones cost the rest of their fragment."""
+"""Incremental Matroska parser: pieces of any size, and damaged fragments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pspnet.stream.sources.matroska import Begin, Block, Damage, Event, MatroskaReader, Tags, Track
-from tests.stream.sources.kinesis_stand_in import CLUSTER, FIRST_NUMBER, element, fragment, tags_element
+from tests.stream.sources.fake_kinesis import CLUSTER, FIRST_NUMBER, element, fragment, tags_element
 
 STREAM, THIRD = fragment(0) + fragment(1), fragment(2)
 HEAD = STREAM.partition(CLUSTER)[0]
@@ -27,7 +27,7 @@ def fragment_numbers(found: list[Event]) -> list[int]:
     return [int(text) - FIRST_NUMBER for text in texts if text.isdigit()]
 
 
-def test_a_stream_is_read_fragment_by_fragment() -> None:
+def test_events_of_a_stream() -> None:
     found = events(STREAM)
     assert sum(isinstance(event, Begin) for event in found) == 2
     tracks = [event for event in found if isinstance(event, Track)]
@@ -46,11 +46,11 @@ def test_a_stream_is_read_fragment_by_fragment() -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 64, 1000])
-def test_the_size_of_the_pieces_makes_no_difference(piece: int) -> None:
+def test_events_are_independent_of_the_piece_size(piece: int) -> None:
     assert events(STREAM, piece) == events(STREAM)
 
 
-def test_a_block_is_there_with_its_last_byte() -> None:
+def test_a_block_is_returned_with_its_last_byte() -> None:
     whole = events(fragment(0))
     data = fragment(0)
     last_block = next(event for event in reversed(whole) if isinstance(event, Block))
@@ -59,7 +59,7 @@ def test_a_block_is_there_with_its_last_byte() -> None:
     assert events(data[: end - 1])[-1] != last_block
 
 
-def test_damage_costs_the_rest_of_its_fragment_alone() -> None:
+def test_damage_skips_only_the_rest_of_its_fragment() -> None:
     data = fragment(0)
     cluster = data.index(CLUSTER)
     found = events(data[: cluster + 12] + b"\x00" * 40 + data[cluster + 52 :] + fragment(1), 100)
@@ -70,7 +70,7 @@ def test_damage_costs_the_rest_of_its_fragment_alone() -> None:
     assert fragment_numbers(found) == [0, 1]
 
 
-def test_a_size_that_reaches_into_the_next_fragment_is_seen() -> None:
+def test_a_size_that_exceeds_the_fragment_is_detected() -> None:
     data = fragment(0)
     at = data.index(element("1254C367", b"")[:4], data.index(CLUSTER))
     wrong = data[: at + 4] + (5_000_000 | 1 << 56).to_bytes(8, "big") + data[at + 12 :]
@@ -81,19 +81,19 @@ def test_a_size_that_reaches_into_the_next_fragment_is_seen() -> None:
     assert fragment_numbers(found) == [0, 1]
 
 
-def test_a_stream_that_begins_within_a_fragment_is_read_from_the_next() -> None:
+def test_a_stream_that_starts_within_a_fragment_is_read_from_the_next() -> None:
     found = events(fragment(0)[200:] + fragment(1), 50)
     assert isinstance(found[0], Damage)
     assert fragment_numbers(found) == [1]
 
 
-def test_damaged_headers_are_passed_over_however_many() -> None:
+def test_damaged_headers_are_skipped() -> None:
     header = b"\x1a\x45\xdf\xa3\x00matroska"
     found = events(header * 20 + fragment(1), 9)
     assert fragment_numbers(found) == [1]
 
 
-def test_a_huge_size_takes_no_memory() -> None:
+def test_a_huge_size_allocates_no_memory() -> None:
     reader = MatroskaReader()
     found = list(reader.feed(fragment(0) + b"\xa3" + (1 << 40 | 1 << 56).to_bytes(8, "big")))
     for _ in range(50):
@@ -103,13 +103,13 @@ def test_a_huge_size_takes_no_memory() -> None:
     assert len(reader._buffer) < 1000
 
 
-def test_frames_in_one_block_are_refused() -> None:
+def test_laced_blocks_are_damage() -> None:
     head = fragment(0).partition(CLUSTER)[0]
     found = events(head + element("1F43B675", element("A3", b"\x81\x00\x00\x02data")))
-    assert found[-1] == Damage("a block holds several frames, which no video track has")
+    assert found[-1] == Damage("a block holds several frames, which video tracks do not use")
 
 
-def test_times_count_in_the_unit_that_the_segment_names() -> None:
+def test_times_use_the_timestamp_scale() -> None:
     head = element("1A45DFA3", element("4282", b"matroska")) + element(
         "1549A966", element("2AD7B1", (10**7).to_bytes(4, "big"))
     )
@@ -117,20 +117,20 @@ def test_times_count_in_the_unit_that_the_segment_names() -> None:
     assert found[-1] == Block(1, 0.98, 1.0, b"data")
 
 
-def test_a_stream_that_is_no_matroska_gives_one_sentence() -> None:
+def test_other_data_gives_one_damage_event() -> None:
     assert events(b'{"Message": "no"}' * 100, 10) == [Damage("the stream does not begin with an EBML header")]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=2000), st.integers(1, 300))
-def test_no_bytes_raise(data: bytes, piece: int) -> None:
+def test_arbitrary_bytes_never_raise(data: bytes, piece: int) -> None:
     events(tags_element({}) + data, piece)
     events(HEAD + data, piece)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32))
-def test_changed_bytes_never_cost_more_than_their_fragment(seed: int) -> None:
+def test_changed_bytes_never_affect_the_next_fragment(seed: int) -> None:
     chance = random.Random(seed)
     data = bytearray(HEAD + STREAM)
     for _ in range(chance.randint(1, 20)):

@@ -1,4 +1,4 @@
-"""From the decoder to the model: the latest frame alone, or every frame in a short queue."""
+"""Bounded queue between decoder and model: the latest frame only, or every frame."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pspnet.masks.frames import Frame
 
 
-class Handover:
-    """A queue between two threads that never holds more than `depth` frames.
+class FrameQueue:
+    """Thread-safe queue of at most `depth` frames.
 
-    With `latest`, a new frame takes the place of one that still waits: that one is late, and `dropped` is called.
-    Without, it waits for room.
+    With `latest`, a new frame replaces a queued one, and `dropped` is called for the replaced frame. Without, `put`
+    blocks while the queue is full.
     """
 
     def __init__(self, depth: int, latest: bool, dropped: Callable[[], None]) -> None:
@@ -25,7 +25,7 @@ class Handover:
         self._dropped = dropped
 
     def put(self, frame: Frame) -> bool:
-        """Hand over a frame. False once the handover is closed: then it was not taken."""
+        """Add a frame. Return False if the queue is closed and the frame was not added."""
         with self._changed:
             if self._latest:
                 if self._frames and not self._closed:
@@ -39,8 +39,8 @@ class Handover:
             self._changed.notify_all()
             return True
 
-    def take(self) -> Frame | None:
-        """The next frame, waiting for it; None once the handover is closed and empty."""
+    def get(self) -> Frame | None:
+        """Wait for the next frame and remove it; None if the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self._frames))
             if not self._frames:
@@ -50,7 +50,7 @@ class Handover:
             return frame
 
     def newest(self, frame: Frame) -> Frame:
-        """The frame to work on if `frame` was held up: with `latest` the one that came since, if one did."""
+        """Return the frame to process after a delay of `frame`: with `latest` a newer queued frame, if any."""
         with self._changed:
             if not self._latest or not self._frames:
                 return frame
@@ -58,7 +58,7 @@ class Handover:
             return self._frames.popleft()
 
     def close(self) -> None:
-        """Take no more. What was taken is still handed out."""
+        """Reject more frames; queued frames can still be removed."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

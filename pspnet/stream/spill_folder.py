@@ -1,7 +1,7 @@
-"""Items that a sink does not take now, on disk, one file each, in their order.
+"""Persistent queue of items that a sink did not accept, one file per item.
 
-A file appears whole or not at all, so what was spilled survives the end of the process, by a signal too. It is not
-forced onto the disk, so the last seconds may be lost with the machine's power.
+Files are written atomically, so spilled items survive the process, even if it is killed. They are not synced to disk,
+so a power failure may lose the last seconds.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pspnet.masks.frames import Frame, MaskedFrame
 from pspnet.masks.png import encode_mask
 from pspnet.system.atomic_files import atomic_write
 
-# Far from 0, so that items that were older but still in memory can be put before the first one.
+# Far from 0, so that older items that are still in memory can be inserted before the first one.
 _FIRST_NUMBER = 10**9
 _NAME = re.compile(r"item-(\d{12})\.zip")
 
 
 class DamagedItem(Exception):
-    """A file of the spill folder that cannot be read; it was renamed to `path`."""
+    """Unreadable file of a spill folder; it was renamed to `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,20 +39,20 @@ class DamagedItem(Exception):
 
 
 class FolderInUse(ConfigError):
-    """A spill folder that another stream has."""
+    """Spill folder locked by another stream."""
 
 
-class Spill:
-    """A queue of items in a folder. Used under its owner's lock; one process at a time has a folder.
+class SpillFolder:
+    """Queue of items in a folder, locked by one process at a time. Not thread-safe.
 
-    limit: bytes that the files may have together. images: whether frames are kept beside the masks.
+    limit: maximum total bytes of the files. images: whether frames are stored together with the masks.
     """
 
     def __init__(self, folder: Path, limit: int, images: bool) -> None:
-        """Finds what an earlier run left. Raises FolderInUse where another process has the folder, and OSError."""
+        """Find the items of an earlier run. Raises FolderInUse if another process holds the lock, and OSError."""
         self.folder, self.limit, self._images = folder, limit, images
         self._lock: IO[str] | None = None
-        self._head, self._tail = _FIRST_NUMBER, _FIRST_NUMBER  # numbers of the first item and behind the last
+        self._head, self._tail = _FIRST_NUMBER, _FIRST_NUMBER  # numbers of the first item and after the last
         self._count = 0
         self.size = 0
         if folder.is_dir():
@@ -62,9 +62,9 @@ class Spill:
         return self._count
 
     def claim(self) -> int:
-        """Take the folder, which is made if need be; the number of items that are in it, from other runs.
+        """Create and lock the folder; return the number of items of other runs, 0 if it was locked already.
 
-        0 where it is taken already. Raises FolderInUse where another process has it, and OSError.
+        Raises FolderInUse if another process holds the lock, and OSError.
         """
         if self._lock is not None:
             return 0
@@ -74,9 +74,7 @@ class Spill:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.close()
-            raise FolderInUse(
-                f"--spill: {self.folder} is in use by another stream; give this one another folder."
-            ) from error
+            raise FolderInUse(f"--spill: {self.folder} is in use by another stream; pass another folder.") from error
         try:
             self._read_folder()
         except OSError:
@@ -97,10 +95,7 @@ class Spill:
             self._head, self._tail, self._count = min(numbers), max(numbers) + 1, len(numbers)
 
     def append(self, item: MaskedFrame) -> bool:
-        """Keep an item behind all others. False where the limit is reached.
-
-        Raises OSError where the disk is full, and FolderInUse as claim().
-        """
+        """Append an item. Return False if the limit is reached. Raises OSError, and FolderInUse as claim()."""
         self.claim()
         if self.size >= self.limit:
             return False
@@ -109,7 +104,7 @@ class Spill:
         return True
 
     def prepend(self, items: list[MaskedFrame]) -> None:
-        """Put items before all others, whatever the limit. Raises as append()."""
+        """Insert items before all others, ignoring the limit. Raises as append()."""
         self.claim()
         for item in reversed(items):
             self._write(self._head - 1, item)
@@ -123,31 +118,31 @@ class Spill:
         self.size += len(content)
 
     def first(self) -> MaskedFrame | None:
-        """The oldest item; it stays. Raises DamagedItem where its file cannot be read, and OSError."""
+        """Return the oldest item without removing it. Raises DamagedItem if its file cannot be read, and OSError."""
         while self._count and self._head < self._tail:
             path = self._path(self._head)
             try:
                 return _unpack(path.read_bytes())
             except FileNotFoundError:
-                self._head += 1  # numbers of items that were damaged or removed by hand
+                self._head += 1  # the item was damaged or removed by hand
             except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
                 damaged = path.with_suffix(".damaged")
                 size = path.stat().st_size
                 path.rename(damaged)
-                self._gone(size)
+                self._drop_first(size)
                 raise DamagedItem(damaged) from error
         self._count, self.size, self._head = 0, 0, self._tail
         return None
 
     def remove_first(self) -> None:
-        """The oldest item has been delivered."""
+        """Remove the oldest item."""
         path = self._path(self._head)
         with contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
             path.unlink()
-            self._gone(size)
+            self._drop_first(size)
 
-    def _gone(self, size: int) -> None:
+    def _drop_first(self, size: int) -> None:
         self._head += 1
         self._count -= 1
         self.size -= size
@@ -156,7 +151,7 @@ class Spill:
         return self.folder / f"item-{number:012d}.zip"
 
     def close(self) -> None:
-        """Give the folder free, and remove it if nothing is left in it."""
+        """Unlock the folder, and remove it if it is empty."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -167,7 +162,7 @@ class Spill:
 
 
 def folder_name(sink: str) -> str:
-    """A folder's name for a sink's: readable, and different for different sinks."""
+    """Return a readable and unique folder name for a sink's name."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", sink).strip("-")[:60] or "sink"
     return f"{readable}-{hashlib.sha256(sink.encode()).hexdigest()[:8]}"
 
@@ -200,7 +195,7 @@ def _unpack(content: bytes) -> MaskedFrame:
             image = _picture(archive.read("frame.png"))
         else:
             image = np.broadcast_to(np.uint8(0), (*about["size"], 3))
-    # The clock that `arrived` and `inferred` are read from may be another process's by now.
+    # Monotonic times are invalid in another process, so `arrived` and `inferred` are not stored.
     frame = Frame(int(about["index"]), image, float(about["captured"]), 0.0, float(about["timestamp"]), about["labels"])
     return MaskedFrame(frame, mask, 0.0)
 

@@ -1,4 +1,4 @@
-"""Items on disk: their order, their bounds, and what survives."""
+"""Spill folder: order, limit, recovery and locking."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
-from pspnet.stream.spill import DamagedItem, FolderInUse, Spill, folder_name
-from tests.stream.players import masked
+from pspnet.stream.spill_folder import DamagedItem, FolderInUse, SpillFolder, folder_name
+from tests.stream.fakes import masked
 
 
-def drain(spill: Spill) -> list[int]:
+def drain(spill: SpillFolder) -> list[int]:
     numbers = []
     while (item := spill.first()) is not None:
         numbers.append(item.frame.index)
@@ -22,8 +22,8 @@ def drain(spill: Spill) -> list[int]:
     return numbers
 
 
-def test_items_come_back_whole_and_in_order(tmp_path: Path) -> None:
-    spill = Spill(tmp_path / "s", 10**6, images=True)
+def test_round_trip_of_items_in_order(tmp_path: Path) -> None:
+    spill = SpillFolder(tmp_path / "s", 10**6, images=True)
     item = masked(7)
     noise = np.random.default_rng(0).integers(0, 256, (5, 9, 3)).astype(np.uint8)
     item = MaskedFrame(dataclasses.replace(item.frame, image=noise), noise[..., 1].copy(), 1.0)
@@ -45,19 +45,19 @@ def test_items_come_back_whole_and_in_order(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
-    Spill(tmp_path / "s", 10**6, images=False).close()
+def test_the_folder_is_created_on_first_use(tmp_path: Path) -> None:
+    SpillFolder(tmp_path / "s", 10**6, images=False).close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_run_finds_what_is_left_in_order(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 10**6, images=False)
+def test_another_run_finds_the_remaining_items_in_order(tmp_path: Path) -> None:
+    spill = SpillFolder(tmp_path, 10**6, images=False)
     for number in range(12):
         spill.append(masked(number))
     spill.prepend([masked(100)])
     size = spill.size
     spill.close()
-    again = Spill(tmp_path, 10**6, images=False)
+    again = SpillFolder(tmp_path, 10**6, images=False)
     assert len(again) == 13
     assert again.size == size
     item = again.first()
@@ -68,8 +68,8 @@ def test_another_run_finds_what_is_left_in_order(tmp_path: Path) -> None:
     assert drain(again) == [100, *range(13)]
 
 
-def test_the_limit_holds_for_appended_items(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 1500, images=False)
+def test_the_limit_applies_to_appended_items(tmp_path: Path) -> None:
+    spill = SpillFolder(tmp_path, 1500, images=False)
     kept = [spill.append(masked(number)) for number in range(20)]
     assert 1 < sum(kept) < 20
     assert kept == sorted(kept, reverse=True)
@@ -77,8 +77,8 @@ def test_the_limit_holds_for_appended_items(tmp_path: Path) -> None:
     assert drain(spill) == list(range(sum(kept)))
 
 
-def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 10**6, images=False)
+def test_a_damaged_item_is_renamed_and_raises(tmp_path: Path) -> None:
+    spill = SpillFolder(tmp_path, 10**6, images=False)
     for number in range(3):
         spill.append(masked(number))
     path = sorted(tmp_path.glob("item-*.zip"))[1]
@@ -91,23 +91,23 @@ def test_a_damaged_item_is_kept_and_told(tmp_path: Path) -> None:
     assert len(spill) == 0
 
 
-def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
-    spill = Spill(tmp_path, 10**6, images=False)
+def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
+    spill = SpillFolder(tmp_path, 10**6, images=False)
     spill.append(masked(0))
-    with pytest.raises(ConfigError, match=r"is in use by another stream; give this one another folder\."):
-        Spill(tmp_path, 10**6, images=False)
+    with pytest.raises(ConfigError, match=r"is in use by another stream; pass another folder\."):
+        SpillFolder(tmp_path, 10**6, images=False)
     spill.close()
-    assert len(Spill(tmp_path, 10**6, images=False)) == 1
+    assert len(SpillFolder(tmp_path, 10**6, images=False)) == 1
 
 
-def test_a_folder_that_came_to_be_later_is_read_before_it_is_written(tmp_path: Path) -> None:
-    early = Spill(tmp_path / "s", 10**6, images=False)
-    killed = Spill(tmp_path / "s", 10**6, images=False)
+def test_a_folder_created_by_another_stream_is_read_before_it_is_written(tmp_path: Path) -> None:
+    early = SpillFolder(tmp_path / "s", 10**6, images=False)
+    killed = SpillFolder(tmp_path / "s", 10**6, images=False)
     killed.append(masked(1))
     with pytest.raises(FolderInUse):
         early.append(masked(2))
     assert killed._lock is not None
-    killed._lock.close()  # as the end of its process does
+    killed._lock.close()  # as at the end of its process
     assert early.claim() == 1
     assert early.claim() == 0
     early.append(masked(2))
@@ -115,7 +115,7 @@ def test_a_folder_that_came_to_be_later_is_read_before_it_is_written(tmp_path: P
     assert drain(early) == [0, 1, 2]
 
 
-def test_folders_of_sinks_differ_and_can_be_read() -> None:
+def test_folder_names_are_unique_and_readable() -> None:
     names = {folder_name(name) for name in ("s3://bucket/a", "s3://bucket-a", "s3:/bucket/a")}
     assert len(names) == 3
     assert all(name.startswith("s3-bucket-a-") for name in names)

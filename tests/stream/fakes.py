@@ -1,4 +1,4 @@
-"""Stand-ins for the ends of a pipeline: a source, a model and sinks that do as a test says."""
+"""Fake source, model and sink for pipeline tests."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pspnet.stream.sinks.base import SinkError
 
 
 def frame(index: int, height: int = 4, width: int = 6) -> Frame:
-    """A frame whose pixels are its number."""
+    """Return a frame whose pixels are its number."""
     image = np.full((height, width, 3), index % 256, dtype=np.uint8)
     return Frame(index, image, time.time(), time.monotonic(), index / 10, {"n": str(index)})
 
 
 def masked(index: int) -> MaskedFrame:
-    """A frame with a mask whose values are its number."""
+    """Return a frame with a mask whose values are its number."""
     one = frame(index)
     return MaskedFrame(one, one.image[..., 0], time.monotonic())
 
 
 class CountingSource:
-    """`count` frames, as fast as they are taken; `between` runs before each."""
+    """Source of `count` frames without pacing; `between` is called before each."""
 
     def __init__(self, count: int, live: bool = False, between: Callable[[int], None] = lambda _: None) -> None:
         self.live, self.rate = live, None
@@ -45,7 +45,7 @@ class CountingSource:
 
 
 class InstantModel:
-    """The mask is the frame's red channel; `before` runs ahead of each and may raise."""
+    """Model whose mask is the frame's red channel; `before` is called before each and may raise."""
 
     class_names: tuple[str, ...] = ("a", "b")
 
@@ -67,7 +67,7 @@ class InstantModel:
 
 
 class ListSink:
-    """Keeps the numbers of its items. `faults`: for each call of write, an error to raise or None."""
+    """Sink that records its items. `faults`: an error or None for each call of write."""
 
     def __init__(
         self, name: str = "list", faults: Sequence[SinkError | None] = (), durable: bool = True, pause: float = 0.0
@@ -78,7 +78,7 @@ class ListSink:
         self.flushed = 0
         self.closed = False
         self.faults = list(faults)
-        self.down: SinkError | None = None  # raised by every write while it is set
+        self.down: SinkError | None = None  # raised by every write while set
         self._pause = pause
 
     def write(self, item: MaskedFrame) -> None:
@@ -98,8 +98,8 @@ class ListSink:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Fail where a condition does not come true in time."""
+    """Fail if a condition is not met in time."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "timed out waiting for the condition"
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Masks as pictures: the model's colours laid over the frame, and a list of the classes below it.
+"""Rendering of masks as colour overlays with a legend.
 
 Legend: H, W image height and width.
 """
@@ -13,12 +13,12 @@ from pspnet.classes import IGNORE_INDEX
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkContext
 
-_ROW, _COLUMN, _MARGIN = 16, 116, 4  # px of the list of classes
-_MOST_CLASSES = 32  # a list of more would hide the picture; then it names the largest ones of the frame
+_ROW, _COLUMN, _MARGIN = 16, 116, 4  # px, of the legend
+_MAX_CLASSES = 32  # with more classes, the legend lists the largest ones of the frame
 
 
-def painted(item: MaskedFrame, context: SinkContext) -> np.ndarray:
-    """(H + list, W, 3) uint8 RGB: the frame under the mask's colours, with a list of classes where it is asked for."""
+def render(item: MaskedFrame, context: SinkContext) -> np.ndarray:
+    """Render an item as (H + legend, W, 3) uint8 RGB: the overlay, with the legend if the context enables it."""
     picture = overlay(item.frame.image, item.mask, context.palette, context.opacity)
     if not context.legend:
         return picture
@@ -26,7 +26,7 @@ def painted(item: MaskedFrame, context: SinkContext) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float) -> np.ndarray:
-    """(H, W, 3) uint8 image with the (H, W) mask's colours laid over it; ignored pixels stay as they are."""
+    """Blend the colours of an (H, W) mask with an (H, W, 3) uint8 image; ignored pixels are unchanged."""
     blended: np.ndarray = cv2.addWeighted(image, 1 - opacity, palette[mask], opacity, 0)
     ignored = mask == IGNORE_INDEX
     if ignored.any():
@@ -35,20 +35,20 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
 
 
 def legend(mask: np.ndarray, context: SinkContext) -> np.ndarray:
-    """(rows, W, 3) uint8: colour and name of every class, or of the largest ones where they are too many.
+    """Render colour and name of every class, or of the largest ones if there are too many, as (rows, W, 3) uint8.
 
-    Its height depends on W and the number of classes alone, so that all frames of a video have one size.
+    The height depends only on W and the number of classes, so that all frames of a video have one size.
     """
     width = mask.shape[1]
     names = context.class_names
     columns = max(1, (width - _MARGIN) // _COLUMN)
     shown = _shown(mask, len(names))
-    rows = -(-min(len(names), _MOST_CLASSES) // columns)
+    rows = -(-min(len(names), _MAX_CLASSES) // columns)
     sheet = Image.new("RGB", (width, rows * _ROW + 2 * _MARGIN), (24, 24, 24))
     draw = ImageDraw.Draw(sheet)
-    for place, class_id in enumerate(shown):
-        left = _MARGIN + place % columns * _COLUMN
-        top = _MARGIN + place // columns * _ROW
+    for position, class_id in enumerate(shown):
+        left = _MARGIN + position % columns * _COLUMN
+        top = _MARGIN + position // columns * _ROW
         colour = tuple(int(value) for value in context.palette[class_id])
         draw.rectangle((left, top + 2, left + 11, top + 13), fill=colour, outline=(200, 200, 200))
         draw.text((left + 16, top + 2), names[class_id][:16], fill=(235, 235, 235))
@@ -56,7 +56,7 @@ def legend(mask: np.ndarray, context: SinkContext) -> np.ndarray:
 
 
 def _shown(mask: np.ndarray, classes: int) -> list[int]:
-    if classes <= _MOST_CLASSES:
+    if classes <= _MAX_CLASSES:
         return list(range(classes))
     counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
-    return sorted(int(class_id) for class_id in np.argsort(-counts, kind="stable")[:_MOST_CLASSES])
+    return sorted(int(class_id) for class_id in np.argsort(-counts, kind="stable")[:_MAX_CLASSES])

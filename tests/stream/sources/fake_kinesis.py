@@ -1,7 +1,7 @@
-"""Kinesis Video Streams on the loopback address: Matroska fragments with AWS's tags, and what goes wrong with them.
+"""Fake Kinesis Video Streams server on the loopback interface, with fragments, AWS tags and failures.
 
-What GetMedia sends was taken from its API reference and from dumps of real streams: fragment number and times in a Tags
-element before the cluster, MILLIS_BEHIND_NOW and the continuation token in one behind it.
+The format was taken from GetMedia's API reference and from dumps of real streams: fragment number and times in a Tags
+element before the cluster, MILLIS_BEHIND_NOW and the continuation token in one after it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
 
 RATE, FRAMES = 10, 4
-"""Frames a second, and in each fragment."""
+"""Frames per second, and frames in each fragment."""
 PRODUCER_TIME = 1_700_000_000.0
 FIRST_NUMBER = 91343852333181432392682062600000000000000000000
 CLUSTER = b"\x1f\x43\xb6\x75"
@@ -43,19 +43,19 @@ def tags_element(values: dict[str, str]) -> bytes:
 
 
 def picture(index: int) -> np.ndarray:
-    """(H, W, 3) uint8; the grey of its left half tells the frame's number."""
+    """Return an (H, W, 3) uint8 image whose left half encodes the frame number as grey."""
     image = np.full((HEIGHT, WIDTH, 3), 200, dtype=np.uint8)
     image[:, : WIDTH // 2] = 20 + 10 * index
     return image
 
 
 def number_of(image: np.ndarray) -> int:
-    """Which picture a decoded frame is."""
+    """Return the number of a decoded frame."""
     return round((float(image[8:-8, 8 : WIDTH // 2 - 8].mean()) - 20) / 10)
 
 
 class _Pipe(io.RawIOBase):
-    """A file that cannot seek, as a producer's connection is none."""
+    """File that cannot seek, like a producer's connection."""
 
     def __init__(self) -> None:
         self.content = b""
@@ -69,7 +69,7 @@ class _Pipe(io.RawIOBase):
 
 
 def matroska(first: int, codec: str = "libx264", b_frames: int = 0, cluster: int = 5000) -> bytes:
-    """A Matroska file of the pictures from `first` on, with the stream's own clock; clusters of so many ms."""
+    """Return a Matroska file of the pictures from `first` on, with the stream's clock; cluster: its length in ms."""
     pipe, count = _Pipe(), FRAMES
     options = {"live": "1", "cluster_time_limit": str(cluster)}
     with av.open(pipe, "w", format="matroska", options=options) as container:
@@ -86,7 +86,7 @@ def matroska(first: int, codec: str = "libx264", b_frames: int = 0, cluster: int
 
 
 def fragment_tags(index: int) -> tuple[dict[str, str], dict[str, str]]:
-    """AWS's tags before and behind the cluster of a fragment."""
+    """Return the AWS tags before and after the cluster of a fragment."""
     number = str(FIRST_NUMBER + index)
     produced = PRODUCER_TIME + index * FRAMES / RATE
     before = {
@@ -94,8 +94,8 @@ def fragment_tags(index: int) -> tuple[dict[str, str], dict[str, str]]:
         "SERVER_TIMESTAMP": f"{produced + 1:.3f}",
         "PRODUCER_TIMESTAMP": f"{produced:.3f}",
     }
-    behind = {"MILLIS_BEHIND_NOW": "120", "CONTINUATION_TOKEN": number}
-    return _named(before), _named(behind)
+    after = {"MILLIS_BEHIND_NOW": "120", "CONTINUATION_TOKEN": number}
+    return _named(before), _named(after)
 
 
 def _named(tags: dict[str, str]) -> dict[str, str]:
@@ -103,10 +103,10 @@ def _named(tags: dict[str, str]) -> dict[str, str]:
 
 
 def fragment(index: int, **options: Any) -> bytes:
-    """One fragment as GetMedia sends it, frames 4 * index to 4 * index + 3."""
-    before, behind = fragment_tags(index)
+    """Return a fragment as sent by GetMedia, frames 4 * index to 4 * index + 3."""
+    before, after = fragment_tags(index)
     head, _, rest = matroska(FRAMES * index, **options).partition(CLUSTER)
-    return head + tags_element(before) + CLUSTER + rest + tags_element(behind)
+    return head + tags_element(before) + CLUSTER + rest + tags_element(after)
 
 
 def error_tags(identity: str, text: str) -> bytes:
@@ -115,18 +115,18 @@ def error_tags(identity: str, text: str) -> bytes:
 
 @dataclass
 class Stall:
-    """Send nothing for a while; the connection stays open."""
+    """Pause with the connection open."""
 
     seconds: float
 
 
 class Cut:
-    """Close the connection without the end of the body."""
+    """Close the connection before the end of the body."""
 
 
 @dataclass
 class Refusal:
-    """Answer with an error instead of a body."""
+    """Respond with an error instead of a body."""
 
     status: int
     code: str
@@ -137,8 +137,8 @@ Step = bytes | Stall | Cut | Refusal
 
 
 @dataclass
-class StandIn:
-    """What each GetMedia connection sends, in turn (the last one stays open), and what was asked for."""
+class FakeKinesis:
+    """Steps of successive GetMedia connections (later ones stay open), and the recorded requests."""
 
     connections: Sequence[Sequence[Step]]
     piece: int = 700
@@ -146,16 +146,16 @@ class StandIn:
     url: str = ""
     endpoint: Callable[[dict[str, Any]], dict[str, Any] | Refusal] | None = None
 
-    def asked(self, path: str) -> list[dict[str, Any]]:
+    def bodies(self, path: str) -> list[dict[str, Any]]:
         return [body for name, body in self.requests if name == path]
 
     def selectors(self) -> list[dict[str, Any]]:
-        return [body["StartSelector"] for body in self.asked("/getMedia")]
+        return [body["StartSelector"] for body in self.bodies("/getMedia")]
 
 
 @contextmanager
-def serving(stand_in: StandIn) -> Iterator[StandIn]:
-    """The stand-in on a port of its own; its address is `url`."""
+def serving(fake: FakeKinesis) -> Iterator[FakeKinesis]:
+    """Serve on a free port; sets `url`."""
     stopping = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -166,12 +166,12 @@ def serving(stand_in: StandIn) -> Iterator[StandIn]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            stand_in.requests.append((self.path, body))
+            fake.requests.append((self.path, body))
             if self.path == "/getDataEndpoint":
-                answer = stand_in.endpoint(body) if stand_in.endpoint else {"DataEndpoint": stand_in.url}
-                return self.refuse(answer) if isinstance(answer, Refusal) else self.say(200, answer)
-            turn = len(stand_in.asked("/getMedia")) - 1
-            steps = stand_in.connections[turn] if turn < len(stand_in.connections) else [Stall(60)]
+                answer = fake.endpoint(body) if fake.endpoint else {"DataEndpoint": fake.url}
+                return self.refuse(answer) if isinstance(answer, Refusal) else self.respond(200, answer)
+            connection = len(fake.bodies("/getMedia")) - 1
+            steps = fake.connections[connection] if connection < len(fake.connections) else [Stall(60)]
             if steps and isinstance(steps[0], Refusal):
                 return self.refuse(steps[0])
             self.send_response(200)
@@ -180,7 +180,7 @@ def serving(stand_in: StandIn) -> Iterator[StandIn]:
             self.end_headers()
             return self.stream(steps)
 
-        def say(self, status: int, value: dict[str, Any], code: str = "") -> None:
+        def respond(self, status: int, value: dict[str, Any], code: str = "") -> None:
             content = json.dumps(value).encode()
             self.send_response(status)
             if code:
@@ -190,7 +190,7 @@ def serving(stand_in: StandIn) -> Iterator[StandIn]:
             self.wfile.write(content)
 
         def refuse(self, refusal: Refusal) -> None:
-            self.say(refusal.status, {"Message": refusal.message}, refusal.code)
+            self.respond(refusal.status, {"Message": refusal.message}, refusal.code)
 
         def stream(self, steps: Sequence[Step]) -> None:
             for step in steps:
@@ -202,19 +202,19 @@ def serving(stand_in: StandIn) -> Iterator[StandIn]:
                     stopping.wait(step.seconds)
                     continue
                 assert isinstance(step, bytes)
-                for at in range(0, len(step), stand_in.piece):
-                    part = step[at : at + stand_in.piece]
+                for at in range(0, len(step), fake.piece):
+                    part = step[at : at + fake.piece]
                     self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
                     time.sleep(0)
             return self.wfile.write(b"0\r\n\r\n") and None
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a reader that leaves is no error here
-    stand_in.url = f"http://127.0.0.1:{server.server_address[1]}"
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients may disconnect
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield stand_in
+        yield fake
     finally:
         stopping.set()
         server.shutdown()

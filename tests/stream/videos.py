@@ -1,4 +1,4 @@
-"""Videos for tests: CamVid frames where PSPNET_CAMVID names its folder, synthetic ones otherwise."""
+"""Test videos: CamVid frames if PSPNET_CAMVID is set to its folder, synthetic frames otherwise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def frames(count: int, height: int = 48, width: int = 64) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 pictures; a synthetic one's number can be read from its left upper corner by `number_of`."""
+    """Yield (H, W, 3) uint8 images; `number_of` decodes the number of a synthetic one from its top left corner."""
     folder = os.environ.get("PSPNET_CAMVID")
     if folder:
         paths = sorted(path for path in Path(folder, "validation").iterdir() if path.suffix in (".jpg", ".png"))
@@ -33,13 +33,13 @@ def frames(count: int, height: int = 48, width: int = 64) -> Iterator[np.ndarray
 
 
 def number_of(image: np.ndarray) -> int:
-    """The number of a synthetic frame (modulo 256), in spite of what a codec did to it."""
+    """Return the number of a synthetic frame (modulo 256), robust to lossy codecs."""
     cells = [image[bit // 4 * 16 + 4 : bit // 4 * 16 + 12, bit % 4 * 8 + 2 : bit % 4 * 8 + 6] for bit in range(8)]
     return sum(1 << bit for bit, cell in enumerate(cells) if cell.mean() > 128)
 
 
 def write_video(path: Path, count: int, rate: int = 10, height: int = 48, width: int = 64) -> Path:
-    """An H.264 video in the container of the path's ending."""
+    """Write an H.264 video; the suffix of the path selects the container."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -52,6 +52,6 @@ def write_video(path: Path, count: int, rate: int = 10, height: int = 48, width:
 
 
 def read_video(path: Path) -> list[tuple[float, np.ndarray]]:
-    """Time stamp and (H, W, 3) uint8 picture of every frame."""
+    """Return the time stamp and the (H, W, 3) uint8 image of every frame."""
     with av.open(str(path)) as container:
         return [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]

@@ -1,0 +1,146 @@
+"""Run of one stream from its settings to its summary; implements `pspnet stream`.
+
+settings = StreamSettings("drive.mp4", to=["masks/", "overlay.mp4"])
+summary = run_stream(settings, lambda: LocalModel.load(Path("runs/cars/model")))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pspnet.stream.console import Console
+from pspnet.stream.delivery import Delivery, DeliveryLimits
+from pspnet.stream.model import Model
+from pspnet.stream.pipeline import Pipeline, PipelineSettings
+from pspnet.stream.sinks.base import Sink, SinkContext
+from pspnet.stream.sinks.factory import check_sink_settings, check_sinks, open_sinks
+from pspnet.stream.sources.base import Source, SourceOptions
+from pspnet.stream.sources.factory import open_source
+from pspnet.stream.sources.video import PacedSource
+from pspnet.stream.spill_folder import SpillFolder, folder_name
+from pspnet.stream.statistics import Statistics, final_report
+from pspnet.system.atomic_files import atomic_write
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Settings of one stream, named like the flags of `pspnet stream`.
+
+    source, to: the source and the sinks, as in docs/stream.md.
+    policy: "latest" drops late frames, "all" keeps every frame, "auto" is "latest" for live sources.
+    rate: "own" or frames per second at which a file or folder is played as if it were live; requested from a camera.
+    size, start, region, profile, aws_endpoint, give_up: as in SourceOptions.
+    opacity, legend, sink_settings: as in SinkContext.
+    spill, spill_bytes: folder for items that a failing sink does not accept, and its size limit for each sink.
+    grace: seconds that a failing sink gets after the end of the stream.
+    summary: JSON file for the statistics.
+
+    Raises ConfigError for sinks that conflict and unknown sink settings.
+    """
+
+    source: str
+    to: Sequence[str]
+    policy: Literal["auto", "latest", "all"] = "auto"
+    rate: float | Literal["own"] | None = None
+    size: str | None = None
+    max_frames: int | None = None
+    start: str = "now"
+    give_up: float = 300.0
+    region: str | None = None
+    profile: str | None = None
+    aws_endpoint: str | None = None
+    opacity: float = 0.5
+    legend: bool = False
+    spill: Path = Path("pspnet-spill")
+    spill_bytes: int = 2**30
+    grace: float = 30.0
+    sink_settings: Mapping[str, str] = field(default_factory=dict)
+    summary: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_sink_settings(self.sink_settings)
+        check_sinks(self.to)
+
+
+def run_stream(
+    settings: StreamSettings,
+    open_model: Callable[[], Model],
+    stop: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run until the source ends or `stop` returns True, deliver what was accepted and return the statistics.
+
+    open_model: called once, after a file or folder was opened, since loading a model is slow.
+
+    Raises PspnetError if a part cannot be opened, and the error that ended the source or the model; the latter after
+    the statistics were reported and written.
+    """
+    console = Console() if console is None else console
+    statistics = Statistics()
+    pipeline = _build(settings, open_model, console, statistics)
+    try:
+        pipeline.run(stop, lambda: console.update_status(statistics.line))
+    finally:
+        summary = statistics.summary()
+        console.print(final_report(summary))
+        if settings.summary is not None:
+            with atomic_write(settings.summary) as temporary:
+                temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def is_complete(summary: Mapping[str, Any]) -> bool:
+    """Return whether every accepted frame got a mask and every mask was delivered."""
+    missing = any(sink["lost"] or sink["on_disk"] or sink["unfinished"] for sink in summary["sinks"].values())
+    return not (missing or summary["failed"])
+
+
+def _build(
+    settings: StreamSettings, open_model: Callable[[], Model], console: Console, statistics: Statistics
+) -> Pipeline:
+    """Open all parts; close those that are open if one cannot be opened."""
+    with ExitStack() as opened:
+        local = Path(settings.source).exists() and not settings.source.startswith("/dev/")
+        # A missing file is reported before the model is loaded; a camera is opened as late as possible.
+        source = _open_source(settings, console, statistics, opened) if local else None
+        model = open_model()
+        opened.callback(model.close)
+        context = SinkContext(
+            model.class_names, model.palette, settings.source, None if source is None else source.rate,
+            settings.opacity, settings.legend, settings.region, settings.profile, settings.aws_endpoint,
+            report=console.print, status=statistics.summary, settings=settings.sink_settings,
+        )  # fmt: skip
+        sinks = open_sinks(settings.to, context, opened)
+        if source is None:
+            source = _open_source(settings, console, statistics, opened)
+        latest = settings.policy == "latest" or (settings.policy == "auto" and source.live)
+        deliveries = [_delivery(settings, sink, latest, statistics, console) for sink in sinks]
+        opened.pop_all()  # from here on the pipeline closes the parts
+    limits = PipelineSettings(latest, settings.max_frames, settings.grace, settings.give_up)
+    return Pipeline(source, model, deliveries, statistics, limits, console.print)
+
+
+def _open_source(settings: StreamSettings, console: Console, statistics: Statistics, opened: ExitStack) -> Source:
+    rate = settings.rate if isinstance(settings.rate, float) else None
+    options = SourceOptions(
+        rate, settings.size, settings.start, settings.region, settings.profile, settings.aws_endpoint, settings.give_up,
+        report=console.print, count=statistics.count,
+    )  # fmt: skip
+    source = open_source(settings.source, options)
+    opened.callback(source.close)
+    if settings.rate is None or source.live:
+        return source
+    return PacedSource(source, rate)
+
+
+def _delivery(settings: StreamSettings, sink: Sink, latest: bool, statistics: Statistics, console: Console) -> Delivery:
+    # Under the policy "all", a slow sink blocks the source instead of spilling to disk.
+    limits = DeliveryLimits(patience=2.0 if latest else None, grace=settings.grace)
+    folder = settings.spill / folder_name(sink.name)
+    spill = SpillFolder(folder, settings.spill_bytes, sink.wants_images) if sink.durable else None
+    return Delivery(sink, spill, statistics.sink(sink.name), console.print, limits)
