@@ -18,12 +18,12 @@ import math
 import cv2
 import numpy as np
 
-DISTANCE_SHARE = 0.02
+DISTANCE_FRACTION = 0.02
 
 
 def boundary_distance(height: int, width: int) -> int:
     """d in px: 2 % of the diagonal, at least 1."""
-    return max(1, round(DISTANCE_SHARE * math.hypot(height, width)))
+    return max(1, round(DISTANCE_FRACTION * math.hypot(height, width)))
 
 
 def boundary(mask: np.ndarray, scored: np.ndarray, distance: int) -> np.ndarray:

@@ -123,7 +123,7 @@ class Evaluator:
         started = time.monotonic()
         with tqdm(total=total, unit="pass", desc=protocol.name, disable=not self.progress, file=sys.stderr) as bar:
             predict = self._predictor(protocol, bar.update)
-            for indices, counts in self._exchanged(predict, own, batches, write_mask):
+            for indices, counts in self._gathered_counts(predict, own, batches, write_mask):
                 for index, row in zip(indices, counts):
                     name = pairs[index].stem
                     matrix, details = self.tally.split(row)
@@ -173,7 +173,7 @@ class Evaluator:
 
         return predict
 
-    def _exchanged(
+    def _gathered_counts(
         self,
         predict: Predict,
         own: Iterator[Batch],

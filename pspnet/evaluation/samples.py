@@ -57,11 +57,11 @@ def keep_masks(
     for pair in chosen:
         path = folder / f"{pair.stem}.png"
         image, truth = read_pair(pair, record.num_classes, label_map, ignore_index)
-        if not path.is_file() or share_of_other_pixels(path, truth, record) != 0:
+        if not path.is_file() or mask_disagreement(path, truth, record) != 0:
             write_palette_png(path, predict(pair, image), palette)
 
 
-def share_of_other_pixels(path: Path, truth: np.ndarray, record: Record) -> float:
+def mask_disagreement(path: Path, truth: np.ndarray, record: Record) -> float:
     """How far a mask file's confusion matrix is from the record's of that name: 0 for equal, 1 for nothing in common
     or a file that can't be the mask at all."""
     expected = record.matrix(path.stem)

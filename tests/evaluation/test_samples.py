@@ -11,7 +11,7 @@ from PIL import Image
 from pspnet.classes import voc_palette
 from pspnet.data.channels import Pair
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.samples import choose_samples, keep_masks, rank_images, share_of_other_pixels
+from pspnet.evaluation.samples import choose_samples, keep_masks, mask_disagreement, rank_images
 
 
 def record_of(correct: dict[str, int]) -> Record:
@@ -63,13 +63,13 @@ def test_masks_are_predicted_once_and_again_when_they_are_others(tmp_path: Path)
     assert asked == [("x", (2, 5, 3))]
     path = tmp_path / "kept" / "x.png"
     np.testing.assert_array_equal(np.asarray(Image.open(path)), mask)
-    assert share_of_other_pixels(path, truth, record) == 0
+    assert mask_disagreement(path, truth, record) == 0
     Image.fromarray(truth).save(path)
-    assert share_of_other_pixels(path, truth, record) == pytest.approx(4 / 20)
+    assert mask_disagreement(path, truth, record) == pytest.approx(4 / 20)
     keep_masks(tmp_path / "kept", record, [pair], voc_palette(), predict, None, 255)
     assert len(asked) == 2
     for wrong in (np.zeros((3, 5), dtype=np.uint8), np.full((2, 5), 2, dtype=np.uint8)):
         Image.fromarray(wrong).save(path)
-        assert share_of_other_pixels(path, truth, record) == 1.0
+        assert mask_disagreement(path, truth, record) == 1.0
     path.write_bytes(b"no image")
-    assert share_of_other_pixels(path, truth, record) == 1.0
+    assert mask_disagreement(path, truth, record) == 1.0

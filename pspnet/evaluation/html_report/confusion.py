@@ -47,7 +47,7 @@ def draw_confusions(counts: np.ndarray, names: tuple[str, ...]) -> Confusions:
     """A (C, C) int64 confusion matrix, rows the truth."""
     truth = counts.sum(axis=1)
     shares = np.divide(counts, truth[:, None], out=np.zeros(counts.shape), where=truth[:, None] > 0)
-    colours = share_colours(shares)
+    colours = cell_colours(shares)
     as_table = len(names) <= MOST_CLASSES_AS_TABLE
     flat = counts.reshape(-1)
     codes = np.flatnonzero(flat)
@@ -57,7 +57,7 @@ def draw_confusions(counts: np.ndarray, names: tuple[str, ...]) -> Confusions:
     return Confusions(names, rows, image, {} if as_table else data, largest_confusions(counts, names))
 
 
-def share_colours(shares: np.ndarray) -> np.ndarray:
+def cell_colours(shares: np.ndarray) -> np.ndarray:
     """(C, C) shares 0..1 -> (C, C, 3) uint8: white for 0, blue on the diagonal and orange elsewhere for 1."""
     full = np.where(np.eye(len(shares), dtype=bool)[..., None], _BLUE, _ORANGE)
     strength = np.sqrt(shares)[..., None]

@@ -93,7 +93,7 @@ class ImageCounts:
             found["calibration_error"] = expected_calibration_error(summed(self.confidence))
         return found
 
-    def holders(self) -> np.ndarray:
+    def images_per_class(self) -> np.ndarray:
         """(C,) how many images hold each class in truth or prediction."""
         return np.asarray(((self.truth + self.predicted) > 0).sum(axis=0))
 
@@ -132,7 +132,7 @@ def draw_weights(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]
 
 def estimate(counts: ImageCounts, resampled: Values) -> Estimates:
     """Scores with their intervals; none where a single image decides, whose resamples are all itself."""
-    return _intervals(counts.scores(), resampled, len(counts.names), counts.holders())
+    return _intervals(counts.scores(), resampled, len(counts.names), counts.images_per_class())
 
 
 def difference(first: ImageCounts, second: ImageCounts, resampled: tuple[Values, Values]) -> Estimates:
@@ -145,7 +145,7 @@ def difference(first: ImageCounts, second: ImageCounts, resampled: tuple[Values,
     shared = [key for key in before if key in after]
     values = {key: after[key] - before[key] for key in shared}
     draws = {key: resampled[1][key] - resampled[0][key] for key in shared}
-    return _intervals(values, draws, len(first.names), np.maximum(first.holders(), second.holders()))
+    return _intervals(values, draws, len(first.names), np.maximum(first.images_per_class(), second.images_per_class()))
 
 
 def require_same_images(first: ImageCounts, second: ImageCounts) -> None:
@@ -167,13 +167,13 @@ def require_same_images(first: ImageCounts, second: ImageCounts) -> None:
         )
 
 
-def _intervals(values: Values, draws: Values, images: int, holders: np.ndarray) -> Estimates:
+def _intervals(values: Values, draws: Values, images: int, images_per_class: np.ndarray) -> Estimates:
     found: Estimates = {}
     for key, value in values.items():
         points = value.reshape(-1)  # R = 1: one number, or C
         lows, highs = np.full(len(points), np.nan), np.full(len(points), np.nan)
         columns = draws[key].reshape(len(draws[key]), -1)
-        known = ~np.isnan(columns).all(axis=0) & ((holders if key in BY_CLASS else images) > 1)
+        known = ~np.isnan(columns).all(axis=0) & ((images_per_class if key in BY_CLASS else images) > 1)
         if known.any():
             lows[known], highs[known] = np.nanpercentile(columns[:, known], [2.5, 97.5], axis=0)
         found[key] = [

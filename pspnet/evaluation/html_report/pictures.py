@@ -17,7 +17,7 @@ from pspnet.data.dataset import read_pair
 from pspnet.data.io.images import encode_palette_png, read_annotation
 from pspnet.errors import DataError
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.samples import SAMPLES_NAME, choose_samples, share_of_other_pixels
+from pspnet.evaluation.samples import SAMPLES_NAME, choose_samples, mask_disagreement
 
 LONGEST_SIDE = 640
 _WRONG, _IGNORED = (213, 94, 0), (0, 114, 178)
@@ -82,7 +82,7 @@ def collect_samples(
             except DataError:
                 missing.append(name)
                 continue
-            if share_of_other_pixels(mask_path, truth, record) > _OTHER_PIXELS:
+            if mask_disagreement(mask_path, truth, record) > _OTHER_PIXELS:
                 other.append(name)
                 continue
             groups[group].append(draw_sample(name, score, image, truth, read_annotation(mask_path), palette))

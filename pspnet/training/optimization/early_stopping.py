@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class EarlyStopping:
-    """The built-in algorithm's rule, over validated epochs.
+    """The built-in algorithm's rule over validated epochs.
 
-    From epoch `min_epochs` on, epochs are counted that do not raise the mIoU above the best one that counted by at
-    least the relative `tolerance`; after `patience` of them in a row training ends. An equal score is no gain, also
-    with a tolerance of 0: a model that is stuck has to stop some time.
+    An epoch is a gain if its mIoU exceeds the best one so far by at least the relative `tolerance`; an equal score is
+    not, even with a tolerance of 0. Training ends after `patience` epochs in a row without a gain, counted from epoch
+    `min_epochs`.
     """
 
     def __init__(self, min_epochs: int = 5, patience: int = 4, tolerance: float = 0.0) -> None:
@@ -19,7 +19,7 @@ class EarlyStopping:
         self.epochs_without_gain = 0
 
     def should_stop(self, epoch: int, score: float) -> bool:
-        """Tell the mIoU of `epoch` (counted from 1); True where training should end."""
+        """Record the mIoU of `epoch` (counted from 1); return True if training should end."""
         if self.best is None or (score > self.best and score >= self.best * (1.0 + self.tolerance)):
             self.best, self.epochs_without_gain = score, 0
         elif epoch >= self.min_epochs:

@@ -10,9 +10,9 @@ from torch import nn
 
 
 class ExponentialMovingAverage:
-    """A running average of the weights, which is what gets validated and saved; buffers follow the model's own.
+    """Moving average of the weights, which is validated and saved; buffers are copied from the model.
 
-    The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
+    The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that the random start fades quickly.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,7 +22,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the average after an optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         parameters = dict(model.named_parameters())
@@ -34,7 +34,7 @@ class ExponentialMovingAverage:
 
     @contextlib.contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the averaged weights inside this context, and its own again afterwards, bit for bit."""
+        """Context manager in which the model holds the averaged weights; its own are restored bit for bit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.shadow)
         try:

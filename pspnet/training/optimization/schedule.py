@@ -12,7 +12,7 @@ from pspnet.errors import ConfigError
 
 
 class LearningRateSchedule:
-    """The learning rate of every optimizer step; a pure function of the step, so a resume needs no state.
+    """Learning rate of every optimizer step; a pure function of the step, so a resume needs no state.
 
     Args:
         name: poly (base x (1 - step / total) ^ power; PSPNet section 5.1), cosine (half a cosine down to 0),
@@ -20,7 +20,7 @@ class LearningRateSchedule:
         base_rate: learning rate after the warm-up.
         steps_per_epoch, epochs: the length of the run in optimizer steps.
         milestones: epochs at which `step` multiplies by `factor`.
-        warmup_epochs: the rate rises linearly over these before the schedule is followed.
+        warmup_epochs: the rate rises linearly over these to the schedule's rate.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LearningRateSchedule:
         self.warmup = round(warmup_epochs * steps_per_epoch)
 
     def rate(self, step: int) -> float:
-        """Learning rate of optimizer step `step`, counted from 0 over the whole run."""
+        """Return the learning rate of optimizer step `step`, counted from 0 over the whole run."""
         return self._scheduled(step) * (min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0)
 
     def _scheduled(self, step: int) -> float:
@@ -57,7 +57,7 @@ class LearningRateSchedule:
         return self.base_rate * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set the rate of `step` on every parameter group, times the group's `lr_scale`; returns the base rate."""
+        """Set the rate of `step` times `lr_scale` on every parameter group; return the rate without that factor."""
         rate = self.rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]

@@ -10,9 +10,9 @@ from PIL import Image
 
 from pspnet.evaluation.html_report.confusion import (
     MOST_CLASSES_AS_TABLE,
+    cell_colours,
     draw_confusions,
     largest_confusions,
-    share_colours,
 )
 
 COUNTS = np.array([[90, 10, 0], [1, 0, 999], [0, 0, 0]])
@@ -29,7 +29,7 @@ def test_few_classes_are_a_table_of_shares() -> None:
 
 
 def test_right_is_blue_and_wrong_is_orange() -> None:
-    colours = share_colours(np.array([[1.0, 0.25], [0.0, 0.0]])).tolist()
+    colours = cell_colours(np.array([[1.0, 0.25], [0.0, 0.0]])).tolist()
     assert colours[0][0] == [8, 81, 156]
     assert colours[0][1] == [217, 164, 128]  # half of the way: the root of a quarter
     assert colours[1] == [[255, 255, 255], [255, 255, 255]]

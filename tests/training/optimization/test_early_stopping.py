@@ -6,7 +6,7 @@ from pspnet.training.optimization.early_stopping import EarlyStopping
 
 
 def stop_epoch(rule: EarlyStopping, scores: list[float]) -> int | None:
-    """The epoch, from 1, after which the rule ends training."""
+    """Return the epoch, from 1, after which the rule ends training."""
     for epoch, score in enumerate(scores, start=1):
         if rule.should_stop(epoch, score):
             return epoch
@@ -29,11 +29,11 @@ def test_epochs_before_min_epochs_neither_stop_nor_count() -> None:
     assert stop_epoch(EarlyStopping(min_epochs=8, patience=1), falling) is None
 
 
-def test_a_gain_before_min_epochs_is_the_mark_to_beat() -> None:
+def test_a_gain_before_min_epochs_counts_as_the_best() -> None:
     assert stop_epoch(EarlyStopping(min_epochs=3, patience=2), [0.1, 0.6, 0.5, 0.55, 0.7]) == 4
 
 
-def test_tolerance_is_relative_to_the_best_that_counted() -> None:
+def test_tolerance_is_relative_to_the_best() -> None:
     scores = [0.50, 0.54, 0.549, 0.56, 0.60, 0.61]
     # With 10 %: 0.54 and 0.549 are below 0.55, 0.56 is a gain, 0.60 and 0.61 are below 0.616.
     assert stop_epoch(EarlyStopping(min_epochs=1, patience=2, tolerance=0.1), scores) == 3
@@ -47,11 +47,11 @@ def test_an_equal_score_is_no_gain() -> None:
     assert stop_epoch(EarlyStopping(min_epochs=1, patience=2, tolerance=0.5), [0.0, 1e-9, 0.0, 0.0]) == 4
 
 
-def test_the_users_own_job_cannot_stop_before_its_last_epoch() -> None:
+def test_a_constant_score_with_late_min_epochs_does_not_stop() -> None:
     assert stop_epoch(EarlyStopping(min_epochs=10, patience=2), [0.5] * 10) is None
 
 
-def test_early_stopping_goes_on_after_a_resume() -> None:
+def test_early_stopping_continues_after_a_resume() -> None:
     first = EarlyStopping(min_epochs=1, patience=2)
     assert not first.should_stop(1, 0.5)
     assert not first.should_stop(2, 0.4)

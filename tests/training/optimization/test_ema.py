@@ -13,7 +13,7 @@ from pspnet.training.optimization.ema import ExponentialMovingAverage
 
 
 class Tiny(nn.Module):
-    """Two layers under the names that parameter_groups looks at, and a batch norm with buffers."""
+    """Two layers with the names that parameter_groups uses, and a batch norm with buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_applied_to_restores_after_an_error_and_leaves_the_average() -> None:
 
     def fail() -> None:
         with average.applied_to(model):
-            model(torch.randn(4, 3))  # moves the batch norm's statistics
+            model(torch.randn(4, 3))  # updates the batch-norm statistics
             raise RuntimeError("validation failed")
 
     with pytest.raises(RuntimeError, match="validation failed"):

@@ -13,7 +13,7 @@ from pspnet.training.optimization.optimizer import build_optimizer, is_fused, lo
 
 
 class Tiny(nn.Module):
-    """Two layers under the names that parameter_groups looks at, and a batch norm with buffers."""
+    """Two layers with the names that parameter_groups uses, and a batch norm with buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ SETTINGS = {"momentum": 0.8, "weight_decay": 0.003, "gamma1": 0.7, "gamma2": 0.6
         ("rmsprop", torch.optim.RMSprop, {"alpha": 0.7, "momentum": 0.6, "weight_decay": 0}),
     ],
 )
-def test_optimizers_get_their_settings_only(name: str, kind: type, expected: dict[str, object]) -> None:
+def test_optimizers_get_only_their_settings(name: str, kind: type, expected: dict[str, object]) -> None:
     optimizer = optimizer_of(name, **SETTINGS)
     assert type(optimizer) is kind
     assert len(optimizer.param_groups) == 2
@@ -51,7 +51,7 @@ def test_optimizers_get_their_settings_only(name: str, kind: type, expected: dic
         assert {key: group[key] for key in expected} == expected
 
 
-def test_a_state_from_another_machine_keeps_this_ones_way_of_updating() -> None:
+def test_a_state_from_another_machine_keeps_this_implementation() -> None:
     optimizer = optimizer_of("adam")
     state = copy.deepcopy(optimizer.state_dict())
     for group in state["param_groups"]:
@@ -65,8 +65,8 @@ def test_a_state_from_another_machine_keeps_this_ones_way_of_updating() -> None:
     assert list(optimizer.state_dict()["param_groups"][0]) == list(state["param_groups"][0])
 
 
-def test_an_optimizer_that_cannot_be_fused_is_the_plain_one() -> None:
-    parameter = nn.Parameter(torch.zeros(2, dtype=torch.complex64))  # which no fused optimizer takes
+def test_without_fused_support_the_plain_optimizer_is_used() -> None:
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.complex64))  # not supported by fused optimizers
     groups: list[dict[str, object]] = [{"params": [parameter], "lr": 0.1}]
     assert not is_fused(build_optimizer("adam", groups, 0.1))
     assert not is_fused(optimizer_of("rmsprop"))
@@ -76,14 +76,14 @@ def test_nag_without_momentum_is_plain_gradient_descent() -> None:
     assert optimizer_of("nag", momentum=0.0).param_groups[0]["nesterov"] is False
 
 
-def test_an_unknown_optimizer_is_refused() -> None:
+def test_an_unknown_optimizer_is_rejected() -> None:
     with pytest.raises(
         ConfigError, match=r"optimizer = lion: unknown; allowed are sgd, adam, adagrad, nag and rmsprop"
     ):
         optimizer_of("lion")
 
 
-def test_groups_hold_every_parameter_once_and_heads_get_the_multiplier() -> None:
+def test_groups_contain_every_parameter_once_and_heads_get_the_multiplier() -> None:
     model = Tiny()
     backbone, heads = parameter_groups(model, 0.01, head_lr_multiplier=10.0)
     assert [id(p) for p in backbone["params"]] == [id(p) for p in model.backbone.parameters()]

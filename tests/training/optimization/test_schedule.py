@@ -34,7 +34,7 @@ def test_step_by_hand() -> None:
     assert rates == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
 
 
-def test_an_unknown_schedule_is_refused() -> None:
+def test_an_unknown_schedule_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"lr_scheduler = linear: unknown; allowed are poly, cosine and step"):
         LearningRateSchedule("linear", 0.1, 1, 1)
 
