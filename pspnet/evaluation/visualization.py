@@ -14,20 +14,20 @@ _TITLE = 16  # px above each column
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """(H, W, 3) uint8 image with the (H, W) mask's colours laid over it; ignored pixels stay as they are."""
+    """Blend the colours of an (H, W) mask over an (H, W, 3) uint8 image; ignored pixels stay unchanged."""
     blended = (image * (1 - opacity) + palette[mask] * opacity + 0.5).astype(np.uint8)
     return np.where((mask == IGNORE_INDEX)[..., None], image, blended)
 
 
-def sample_row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
-    """The pictures of one sample, (H, W, 3) uint8 each: image, truth, prediction and where the two differ."""
-    wrong = (prediction != truth) & (truth != IGNORE_INDEX)
+def sample_row(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
+    """Return (H, W, 3) uint8 pictures of one sample: image, ground truth, prediction and errors."""
+    wrong = (prediction != target) & (target != IGNORE_INDEX)
     errors = np.where(wrong[..., None], np.array([230, 40, 40], dtype=np.uint8), (image // 3 + 150).astype(np.uint8))
-    return [image, palette[truth], palette[prediction], errors]
+    return [image, palette[target], palette[prediction], errors]
 
 
 def sample_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], cell_width: int = 320) -> Image.Image:
-    """One picture of rows of (H, W, 3) uint8 pictures under column titles, each scaled to `cell_width` px."""
+    """Arrange rows of (H, W, 3) uint8 pictures, scaled to `cell_width` px, under column titles."""
     scaled = [[_scale_to_width(picture, cell_width) for picture in row] for row in rows]
     heights = [row[0].height for row in scaled]
     columns = len(titles)

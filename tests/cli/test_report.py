@@ -44,7 +44,7 @@ def test_evaluate_leaves_a_page_and_how_it_came_about(evaluated: Path) -> None:
     page = (evaluated / "out" / "report.html").read_text()
     assert "Protocols side by side" in page
     assert page.count("<fieldset") == 4
-    assert "no differences: the truth of 4 images differs" in page  # builtin scores crops
+    assert "no differences: the ground truth of 4 images differs" in page  # builtin scores crops
     facts = json.loads((evaluated / "out" / "provenance.json").read_text())
     assert facts["command"].startswith(f"pspnet evaluate {evaluated / 'run' / 'model'} --images ")
     assert facts["data"]["count"] == 4
