@@ -65,6 +65,6 @@ def boundary_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def mean_boundary_iou(counts: np.ndarray) -> float:
-    """(C, 3) counts -> mean Boundary IoU of the classes that have a boundary; 0 where none has."""
+    """(C, 3) counts -> mean Boundary IoU of the classes that have a boundary; 0 without any."""
     found = boundary_iou(counts)
     return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0

@@ -79,7 +79,7 @@ def expected_calibration_error(counts: np.ndarray) -> np.ndarray:
 
 
 def reliability(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(3, B) counts -> accuracy (B,) and mean confidence (B,) of each bin, NaN where a bin is empty."""
+    """(3, B) counts -> accuracy (B,) and mean confidence (B,) of each bin, NaN for an empty bin."""
     pixels = counts[0].astype(np.float64)
     empty = np.full(counts.shape[-1], np.nan)
     accuracy = np.divide(counts[1], pixels, out=empty.copy(), where=pixels > 0)

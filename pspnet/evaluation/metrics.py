@@ -92,7 +92,7 @@ class Scores:
         pixel_accuracy: correctly labelled fraction of the scored pixels.
         mean_accuracy: mean over the classes in the ground truth of their correctly labelled fraction.
         fw_iou: IoU weighted by each class's fraction of the ground-truth pixels.
-        per_class_iou: IoU of each class, None where absent.
+        per_class_iou: IoU of each class, None if absent.
         pixels: number of scored pixels.
     """
 

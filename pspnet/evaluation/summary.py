@@ -24,7 +24,7 @@ class Result:
     seconds: float | None = None
     passes: int | None = None
     present_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU
-    boundary_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU; these two where they were counted
+    boundary_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU; this and the next if counted
     calibration_error: float | None = None
 
     @classmethod

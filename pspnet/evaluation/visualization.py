@@ -49,5 +49,5 @@ def sample_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], ce
 
 def _scale_to_width(picture: np.ndarray, width: int) -> Image.Image:
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    # Nearest neighbour keeps the masks' colours the palette's own.
+    # Nearest neighbour, so that masks contain only colours of the palette.
     return Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.NEAREST)

@@ -249,7 +249,7 @@ def _wrap_data_parallel(network: nn.Module, config: Config, device: torch.device
 def _fit_to_device(step: TrainingStep, network: nn.Module, config: Config) -> None:
     """Choose the micro-batch size that fits the device's memory, and compile for it if requested."""
     device, processes = step.device, step.processes
-    images_per_process = -(-config.mini_batch_size // processes.world_size)
+    per_process = -(-config.mini_batch_size // processes.world_size)
 
     # On a CPU the system kills the process instead of raising an error. With synchronised batch norm every process
     # would have to take part in every trial.
@@ -259,13 +259,7 @@ def _fit_to_device(step: TrainingStep, network: nn.Module, config: Config) -> No
         return not can_try or fits_in_memory(step, network, images, config.crop_size)
 
     step.micro_batch_size = choose_micro_batch(
-        config.micro_batch_size,
-        fits,
-        images_per_process,
-        config.crop_size,
-        processes,
-        device,
-        may_split=not config.syncbn,
+        config.micro_batch_size, fits, per_process, config.crop_size, processes, device, may_split=not config.syncbn
     )
     if should_compile(config.compile, device, config.deterministic):
         own = images_of_rank(config.mini_batch_size, processes.rank, processes.world_size)

@@ -255,7 +255,7 @@ def test_two_processes_equal_one_process_over_the_whole_batch(
 def test_scores_are_exactly_those_of_one_process(
     data: Path, launched: tuple[Path, list[dict[str, Any]]], name: str
 ) -> None:
-    """The saved weights, validated by one process, give exactly the counts of two processes."""
+    """Validation of the saved weights in one process gives exactly the counts of two processes."""
     folder, ranks = launched
     assert ranks[0][name] == ranks[1][name]
     counts = load_checkpoint(folder / name / "checkpoints" / "best.safetensors")["counts"]

@@ -424,7 +424,7 @@ def test_checkpoints_that_cannot_be_resumed_from(shapes: Path, tmp_path: Path) -
 
 
 def test_best_and_last_are_both_kept(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three epochs is the best one; the model directory contains its weights."""
+    """With the second of three epochs as the best one, the model directory contains its weights."""
     weights = {}
     original = Trainer._validate
 

@@ -118,7 +118,7 @@ def calibration_sentence(counts: np.ndarray) -> str:
     )
 
 
-def symmetric_limit(values: Sequence[float | None]) -> float:
+def extent(values: Sequence[float | None]) -> float:
     """Return the limit of a symmetric axis around 0 that contains all values: a round number, at least 0.01."""
     largest = max([abs(value) for value in values if value is not None], default=0.0)
     return nice_ticks(0.0, max(largest, 0.01), 2)[-1]

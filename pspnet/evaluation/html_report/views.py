@@ -10,14 +10,7 @@ from typing import Any
 import numpy as np
 
 from pspnet.errors import DataError
-from pspnet.evaluation.html_report.charts import (
-    Bin,
-    Chart,
-    calibration_sentence,
-    line_chart,
-    reliability_bins,
-    symmetric_limit,
-)
+from pspnet.evaluation.html_report.charts import Bin, Chart, calibration_sentence, extent, line_chart, reliability_bins
 from pspnet.evaluation.html_report.confusion import Confusions, draw_confusions
 from pspnet.evaluation.html_report.intervals import Estimates, ImageCounts, Interval, difference, estimate
 from pspnet.evaluation.html_report.pictures import Samples
@@ -229,7 +222,7 @@ def colour_of(palette: np.ndarray, index: int) -> str:
 
 def _axis(intervals: Sequence[Interval]) -> float:
     known = [end for interval in intervals for end in (interval.value, interval.low, interval.high)]
-    return symmetric_limit([None if end is None or math.isnan(end) else end for end in known])
+    return extent([None if end is None or math.isnan(end) else end for end in known])
 
 
 def _class_rows(measured: Measured) -> list[ClassRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class EarlyStopping:
-    """The built-in algorithm's rule over validated epochs.
+    """Early stopping rule of the built-in algorithm over validated epochs.
 
     An epoch is a gain if its mIoU exceeds the best one so far by at least the relative `tolerance`; an equal score is
     not, even with a tolerance of 0. Training ends after `patience` epochs in a row without a gain, counted from epoch

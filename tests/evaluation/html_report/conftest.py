@@ -53,7 +53,7 @@ def write_evaluation(
     protocols: tuple[str, ...] = ("whole",),
     details: tuple[str, ...] = DETAILS,
 ) -> Path:
-    """The folder `root/name`; its data is in `root/data`, shared by all evaluations of that root."""
+    """Return the folder `root/name`; its data is in `root/data`, shared by all evaluations of that root."""
     size, folder = (40, 56), root / name
     targets, predictions = masks_of(classes, images, seed, size)
     for kind in ("images", "targets"):
@@ -94,7 +94,7 @@ def write_evaluation(
 
 
 def write_run(root: Path, epochs: int = 6) -> Path:
-    """A training run's log and scores in `root/run`."""
+    """Write a training run's log and scores to `root/run`."""
     lines = []
     for epoch in range(1, epochs + 1):
         step = 10 * epoch

@@ -7,10 +7,10 @@ import pytest
 
 from pspnet.evaluation.html_report.charts import (
     calibration_sentence,
+    extent,
     line_chart,
     nice_ticks,
     reliability_bins,
-    symmetric_limit,
 )
 
 
@@ -73,5 +73,5 @@ def test_calibration_sentence(correct: int, text: str) -> None:
 
 
 def test_the_axis_contains_all_differences() -> None:
-    assert symmetric_limit([0.1, None, -0.34]) >= 0.34
-    assert symmetric_limit([]) == pytest.approx(0.01)
+    assert extent([0.1, None, -0.34]) >= 0.34
+    assert extent([]) == pytest.approx(0.01)

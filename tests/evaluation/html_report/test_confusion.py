@@ -1,4 +1,4 @@
-"""The confusion matrix as table or picture, and the largest confusions."""
+"""Confusion matrix as table or image, and the largest confusions."""
 
 from __future__ import annotations
 

@@ -37,16 +37,16 @@ def test_parts_contain_every_image_once_in_order() -> None:
 
 
 def test_cpu_batches_are_yielded_one_by_one_as_bytes() -> None:
-    asked = []
+    requests = []
 
     def batches() -> object:
         for count in (1, 2):
-            asked.append(count)
+            requests.append(count)
             yield make_batch(count)
 
     moved = prefetch_to_device(batches(), torch.device("cpu"))
     first = next(moved)
-    assert asked == [1]
+    assert requests == [1]
     assert first.images.dtype == torch.uint8
     assert first.images.is_contiguous(memory_format=torch.channels_last)
     assert [len(batch.names) for batch in moved] == [2]
