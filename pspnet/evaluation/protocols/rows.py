@@ -10,7 +10,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 
-_ROWS_AT_ONCE = 64
+_ROWS_PER_PART = 64
 
 
 class ResizedRows:
@@ -47,8 +47,8 @@ class ResizedRows:
         if self.last is not None:
             rows, first = torch.cat([self.last, rows], dim=2), first - 1
         ready = int((self.lower < self.received).sum())
-        for start in range(self.done, ready, _ROWS_AT_ONCE):
-            self._add(rows, first, slice(start, min(start + _ROWS_AT_ONCE, ready)))
+        for start in range(self.done, ready, _ROWS_PER_PART):
+            self._add(rows, first, slice(start, min(start + _ROWS_PER_PART, ready)))
         self.done, self.last = ready, rows[:, :, -1:].clone()
 
     def _add(self, rows: torch.Tensor, first: int, out: slice) -> None:

@@ -62,7 +62,7 @@ def test_bins_without_pixels_are_left_out() -> None:
             50,
             "The network is overconfident: mean confidence 80.0 %, accuracy 50.0 %; expected calibration error 30.00",
         ),
-        (95, "It is less sure than it is right: mean confidence 80.0 %, accuracy 95.0 %"),
+        (95, "The network is underconfident: mean confidence 80.0 %, accuracy 95.0 %"),
         (80, "On average the confidence matches the accuracy: mean confidence 80.0 %"),
     ],
 )

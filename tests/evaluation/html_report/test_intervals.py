@@ -71,7 +71,7 @@ def test_a_resample_equals_the_score_of_its_images() -> None:
 
 def test_draws_are_seeded_and_independent_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(draw_weights(7, 40, seed=1)))
-    monkeypatch.setattr(statistics, "_WEIGHTS_AT_ONCE", 7 * 9)
+    monkeypatch.setattr(statistics, "_MAX_WEIGHTS", 7 * 9)
     parts = list(draw_weights(7, 40, seed=1))
     assert [len(part) for part in parts] == [9, 9, 9, 9, 4]
     np.testing.assert_array_equal(np.concatenate(parts), whole)

@@ -75,7 +75,7 @@ def page(make_evaluation: Make, make_run: Make, tmp_path: Path) -> Page:
 
 def test_the_page_is_complete_and_has_every_section(page: Page) -> None:
     assert [tag for tag, _ in page.elements].count("h1") == 1
-    sections = ["scores-1", "classes-1", "confusion-1", "calibration-1", "images-1", "training-1", "made-1", "method"]
+    sections = ["scores-1", "classes-1", "confusion-1", "calibration-1", "images-1", "training-1", "provenance-1", "method"]
     assert [name for name in page.ids if name in sections] == sections
     assert len(page.ids) == len(set(page.ids))
     targets = [found["href"][1:] for tag, found in page.elements if tag == "a"]
@@ -172,7 +172,7 @@ def test_two_evaluations_are_compared_with_paired_intervals(make_evaluation: Mak
 
 def test_the_same_evaluation_twice_has_no_differences(make_evaluation: Make, tmp_path: Path) -> None:
     page = report(tmp_path, make_evaluation(name="first"), make_evaluation(name="second"))
-    assert any(text.startswith("0 of the differences exclude 0.") for text in page.texts)
+    assert any(text.startswith("The intervals of 0 differences exclude 0.") for text in page.texts)
     assert page.count("td", **{"class": "clear"}) == 0
     assert "0.0 to 0.0" in page.texts
 
