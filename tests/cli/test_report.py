@@ -100,7 +100,7 @@ def test_mask_files_have_a_page_too(evaluated: Path, tmp_path: Path) -> None:
     assert 'id="calibration-1"' not in page
     # The same masks as the model's own evaluation: compared, they differ nowhere.
     assert report(evaluated / "out", tmp_path / "out", "--output", tmp_path / "two.html") == 0
-    assert "0 of the differences exclude 0." in (tmp_path / "two.html").read_text()
+    assert "The intervals of 0 differences exclude 0." in (tmp_path / "two.html").read_text()
 
 
 def test_details_and_page_can_be_left_out(evaluated: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _too_large_message(
     less = "--gradient_checkpointing True, which recomputes activations, or a smaller --crop_size"
     if not found:
         return f"Not even one image of crop_size {crop_size} fits {memory} in training{each}. Use {less}."
-    text = f"{requested} images of crop_size {crop_size} do not fit {memory}{each} together: at most {found} do. Use "
+    text = f"{requested} images of crop_size {crop_size} together do not fit {memory}{each}: at most {found} do. Use "
     if setting is None:
         text += f"--mini_batch_size {found * devices}"
         if may_split:

@@ -92,7 +92,7 @@ def test_auto_uses_the_largest_that_fits() -> None:
 
 def test_the_error_names_the_largest_mini_batch_that_fits() -> None:
     text = (
-        "16 images of crop_size 240 do not fit the memory together: at most 11 do. Use --mini_batch_size 11, or --micro"
+        "16 images of crop_size 240 together do not fit the memory: at most 11 do. Use --mini_batch_size 11, or --micro"
     )
     with pytest.raises(DeviceMemoryError, match=text):
         choose(None, 11)
