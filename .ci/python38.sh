@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The training path under Python 3.8 with torch 1.12.1, the newest that SageMaker allows on ml.p2.xlarge, from source:
-# a tiny training, its resume, its model directory, the exit code of a wrong setting, and the tests of the job of such a
-# machine, under SageMaker's training toolkit and its SDK's drivers, and of the end of a data-parallel run.
+# Checks the training path from source under Python 3.8 with torch 1.12.1, the newest versions that SageMaker allows on
+# ml.p2.xlarge: a tiny training, its resume, its model directory, the exit code of a wrong setting, the tests of such a
+# job under SageMaker's training toolkit and its SDK's drivers, and the shutdown of a data-parallel run.
 #
-# Takes the interpreter from $PYTHON38, or looks for one (python3.8, uv's, pyenv's). Where there is none, it says so
-# and ends with 0. An interpreter that has torch 1.12.1 already is used as it is; for another one, a virtual environment
-# is made in a temporary folder. The tests are run by $PYTEST, a command of the newer Python that the project is for.
+# Uses the interpreter $PYTHON38, or searches for one (python3.8, uv's, pyenv's); without one it prints a note and exits
+# with 0. An interpreter with torch 1.12.1 is used directly; for another one a virtual environment is created in a
+# temporary folder. The tests are run by $PYTEST, a command of the project's newer Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -19,7 +19,7 @@ toolkit_package=sagemaker-training==4.2.8
 step() { printf '\n-- %s\n' "$*"; }
 fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 
-# A name on the path proves nothing: pyenv's shims exist for versions that are not selected.
+# A name on the path is not enough: pyenv's shims exist for versions that are not selected.
 works() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 8))' >/dev/null 2>&1; }
 
 find_python38() {
@@ -34,17 +34,17 @@ find_python38() {
 }
 
 if [[ -n ${PYTHON38:-} ]]; then
-  works "$PYTHON38" || fail "PYTHON38=$PYTHON38 is no working Python 3.8; unset it to have one looked for."
+  works "$PYTHON38" || fail "PYTHON38=$PYTHON38 is not a working Python 3.8; unset it to search for one."
   base=$PYTHON38
 else
   base=$(find_python38)
 fi
 if [[ -z $base ]]; then
-  echo "SKIPPED: there is no Python 3.8 on this machine, so neither the training path nor an ml.p2 job was checked under it."
-  echo "         Install one (uv python install 3.8) or name one: PYTHON38=/path/to/python .ci/python38.sh"
+  echo "SKIPPED: no Python 3.8 on this machine, so neither the training path nor an ml.p2 job was checked under it."
+  echo "         Install one (uv python install 3.8) or set one: PYTHON38=/path/to/python .ci/python38.sh"
   exit 0
 fi
-# Makes the virtual environment $1 with the interpreter $2 and installs the other arguments there.
+# Creates the virtual environment $1 with the interpreter $2 and installs the other arguments in it.
 make_environment() {
   local folder=$1 interpreter=$2
   shift 2
@@ -64,7 +64,7 @@ trap 'rm -rf "$work"' EXIT
 
 if "$base" -c 'import sys, torch; sys.exit(not torch.__version__.startswith("1.12.1"))' >/dev/null 2>&1; then
   python=$base
-  echo "it has torch 1.12.1 already and is used as it is"
+  echo "it has torch 1.12.1 and is used directly"
 else
   step "installing into a temporary environment: ${packages[*]} $toolkit_package"
   make_environment "$work/venv" "$base" "${packages[@]}" "$toolkit_package"
@@ -72,14 +72,14 @@ else
 fi
 toolkit=$python
 if ! "$python" -c 'import sagemaker_training' >/dev/null 2>&1; then
-  step "installing $toolkit_package beside it"
+  step "installing $toolkit_package next to it"
   make_environment "$work/toolkit" "$python" "$toolkit_package"
   toolkit=$work/toolkit/bin/python
   # The packages of the other interpreter, after those of this environment.
   "$python" -c 'import site; print("\n".join(site.getsitepackages()))' \
     >"$("$toolkit" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
 fi
-# -W: torch 1.12.1 and its time's packages use what later setuptools deprecate.
+# torch 1.12.1 and packages of its time use features that later setuptools versions deprecate.
 export PYTHONPATH=$root PYTHONWARNINGS=ignore NO_ALBUMENTATIONS_UPDATE=1
 "$python" -c 'import torch, numpy, pydantic, sys; print("torch", torch.__version__, "numpy", numpy.__version__,
 "pydantic", pydantic.VERSION)'
@@ -101,12 +101,12 @@ train --epochs 1 2>&1 | tee first.log
 grep -qE '^epoch=1 train:loss=[0-9.]+ ' first.log || fail "the line of the training loss is missing"
 grep -qE '^epoch=1 validation:mIOU=[0-9.]+ validation:pixel_accuracy=[0-9.]+$' first.log || fail "no validation line"
 
-step "the same command for two epochs: it goes on from the checkpoint"
+step "the same command for two epochs: it resumes from the checkpoint"
 train --epochs 2 2>&1 | tee second.log
 grep -q '^Resuming from runs/python38/checkpoints/last.safetensors: epoch 2, step 2\.$' second.log || fail "no resume"
 grep -q '^epoch=2 validation:mIOU=' second.log || fail "the second epoch was not scored"
 
-step "what it left"
+step "output files"
 for file in model/model.safetensors model/config.json metrics.json metrics.jsonl samples.png checkpoints/last.safetensors \
   checkpoints/best.safetensors; do
   [[ -s runs/python38/$file ]] || fail "runs/python38/$file is missing or empty"
@@ -115,7 +115,7 @@ done
 if "$python" -c 'from torch.utils.tensorboard import SummaryWriter' >/dev/null 2>&1; then
   compgen -G 'runs/python38/tensorboard/events.out.tfevents.*' || fail "no TensorBoard files were written"
 else
-  grep '^No TensorBoard files are written: ' first.log || fail "nothing was said of the missing TensorBoard"
+  grep '^No TensorBoard files are written: ' first.log || fail "no note about the missing TensorBoard"
 fi
 
 step "loading the model directory"
@@ -139,7 +139,7 @@ cat wrong.log
 grep -q "learning_rate: found 'fast'" wrong.log || fail "the message does not name the setting"
 ! grep -q Traceback wrong.log || fail "the message is a traceback"
 
-step "the job of an ml.p2 machine"
+step "job of an ml.p2 machine"
 if [[ -z ${PYTEST:-} ]] && command -v uv >/dev/null 2>&1; then
   PYTEST="uv run pytest"
 fi
@@ -148,7 +148,7 @@ if [[ -n ${PYTEST:-} ]]; then
   (cd "$root" && env -u PYTHONPATH -u PYTHONWARNINGS PSPNET_PYTHON38="$toolkit" $PYTEST -rs -k python38 tests/sagemaker_entry \
     tests/training/test_distributed.py)
 else
-  echo "SKIPPED: there is no uv, and PYTEST names no command that runs the tests, so the job was NOT rehearsed."
+  echo "SKIPPED: no uv, and PYTEST is not set to a command that runs the tests, so the job was NOT rehearsed."
 fi
 
 printf '\nThe training path works under %s with torch 1.12.1.\n' "$("$python" --version)"

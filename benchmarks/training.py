@@ -63,12 +63,12 @@ from pspnet.system.device import (
     set_tf32,
     tuned_convolutions,
 )
+from pspnet.system.distributed import Processes
 from pspnet.system.exit_codes import run_guarded
-from pspnet.training.distributed import Processes
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.optimization.optimizer import build_optimizer, parameter_groups
-from pspnet.training.performance.activation_checkpointing import recompute_blocks
-from pspnet.training.performance.compilation import CompiledModel, compile_wanted
+from pspnet.training.performance.activation_checkpointing import checkpoint_activations
+from pspnet.training.performance.compilation import CompiledModel, should_compile
 from pspnet.training.step import TrainingStep, build_scaler
 
 PLAIN = "plain"
@@ -170,7 +170,7 @@ def open_case(name: str, arguments: argparse.Namespace, device: torch.device, ba
     network = network.to(device)
     model: Any = network
     if name.endswith("-compile"):
-        compile_wanted(True, device)
+        should_compile(True, device)
         model = torch.compile(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=_RATE, momentum=0.9, weight_decay=1e-4)
     scaler = build_scaler(precision.scale_loss)
@@ -216,10 +216,10 @@ def _our_step(
     assert isinstance(network, SegmentationNetwork)
     network.upsampled_in_training = name == "ours-upsampled"
     if name == "ours-recompute":
-        recompute_blocks(network)
+        checkpoint_activations(network)
     model: nn.Module = network
     if name == "ours-compile":
-        compile_wanted(True, device)
+        should_compile(True, device)
         model = CompiledModel(network, arguments.batch)
     groups = parameter_groups(network, _RATE)
     optimizer = build_optimizer("sgd", groups, _RATE)
@@ -233,7 +233,7 @@ def _our_step(
 
     def run() -> None:
         step([batch], 0, network)
-        step.take_in(wait=True)
+        step.drain(wait=True)
         _finish(device)
 
     return run

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pspnet.evaluation.run import Evaluator, Scored
     from pspnet.evaluation.summary import Result
     from pspnet.system.device import Precision
-    from pspnet.training.distributed import Processes
+    from pspnet.system.distributed import Processes
 
 _DESCRIPTION = """\
 Score a model on images with annotations, by one protocol or several (docs/evaluation.md):
@@ -101,7 +101,7 @@ def _score_model(arguments: argparse.Namespace, label_map: LabelMap | None, igno
     from pspnet.evaluation.run import Scored
     from pspnet.evaluation.summary import Result
     from pspnet.system.device import choose_device, choose_precision
-    from pspnet.training.distributed import join_processes
+    from pspnet.system.distributed import join_processes
 
     device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))
     precision = choose_precision(arguments.precision, device)

@@ -52,7 +52,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
     Raises ConfigError for a runtime that cannot run here, be it that this shows at the first image only.
     """
-    from pspnet.evaluation.report import overlay
+    from pspnet.evaluation.visualization import overlay
     from pspnet.inference.predictor import Predictor
     from pspnet.system.device import choose_device, choose_precision
 

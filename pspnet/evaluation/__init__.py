@@ -1,1 +1,5 @@
-"""Scores from a confusion matrix, the protocols that fill it, and the pictures and tables that show it."""
+"""Evaluation of a model: protocols, int64 confusion matrices, scores, per-image counts and the HTML report.
+
+Imports inference, artifact, data, models and system, and nothing above them. Start with metrics.py and
+protocols/whole.py, then run.py (a protocol over a data set).
+"""

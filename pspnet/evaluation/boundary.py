@@ -1,12 +1,12 @@
-"""Boundary IoU: how well a mask's contours are met, class by class (Cheng et al. 2021, "Boundary IoU", section 4).
+"""Boundary IoU of each class (Cheng et al. 2021, "Boundary IoU", section 4).
 
 The boundary of a class in a mask is the part of the class within d px of its contour, d being 2 % of the image's
 diagonal. Boundary IoU is the IoU of the two masks' boundaries. As in the authors' code (boundary_iou_api,
-`mask_to_boundary`), distances are those of squares, and the image's edge is a contour. Where the annotation is ignored
-nothing is counted, and an ignored pixel makes no contour: every prediction would meet those of VOC's unlabelled rims.
+`mask_to_boundary`), distances are chessboard distances, and the image's edge is a contour. Ignored pixels are not
+counted and make no contour: otherwise every prediction would match the contours of VOC's unlabelled rims.
 
-All classes are found at once: a pixel lies in its class's boundary where the smallest or the largest class id within
-d px is not its own.
+All classes are computed in one pass: a pixel belongs to its class's boundary if the smallest or the largest class id
+within d px differs from its own.
 
 Legend: C classes, H, W image height and width.
 """
@@ -18,16 +18,16 @@ import math
 import cv2
 import numpy as np
 
-DISTANCE_SHARE = 0.02
+DISTANCE_FRACTION = 0.02
 
 
 def boundary_distance(height: int, width: int) -> int:
-    """d in px: 2 % of the diagonal, at least 1."""
-    return max(1, round(DISTANCE_SHARE * math.hypot(height, width)))
+    """Return d in px: 2 % of the diagonal, at least 1."""
+    return max(1, round(DISTANCE_FRACTION * math.hypot(height, width)))
 
 
 def boundary(mask: np.ndarray, scored: np.ndarray, distance: int) -> np.ndarray:
-    """(H, W) bool: the scored pixels with another class, or the image's edge, within `distance` px.
+    """Return (H, W) bool: the scored pixels with another class or the image's edge within `distance` px.
 
     Args:
         mask: (H, W) uint8 class ids 0..253.
@@ -42,22 +42,22 @@ def boundary(mask: np.ndarray, scored: np.ndarray, distance: int) -> np.ndarray:
     return found
 
 
-def count_boundary(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """(H, W) uint8 masks -> (C, 3) int64: pixels of each class's boundary in the truth, in the prediction, in both.
+def count_boundary(prediction: np.ndarray, target: np.ndarray, num_classes: int) -> np.ndarray:
+    """(H, W) uint8 masks -> (C, 3) int64: pixels of each class's boundary in ground truth, in prediction, in both.
 
-    Truth of num_classes or above (255 = ignore) is not counted; predictions must be below num_classes elsewhere.
+    Targets of num_classes or above (255 = ignore) are not counted; predictions must be below num_classes elsewhere.
     """
-    scored = truth < num_classes
-    distance = boundary_distance(*truth.shape)
-    in_truth = boundary(truth, scored, distance)
+    scored = target < num_classes
+    distance = boundary_distance(*target.shape)
+    in_target = boundary(target, scored, distance)
     in_prediction = boundary(prediction, scored, distance)
-    both = in_truth & in_prediction & (truth == prediction)
-    parts = [truth[in_truth], prediction[in_prediction], truth[both]]
+    both = in_target & in_prediction & (target == prediction)
+    parts = [target[in_target], prediction[in_prediction], target[both]]
     return np.stack([np.bincount(part, minlength=num_classes) for part in parts], axis=1).astype(np.int64)
 
 
 def boundary_iou(counts: np.ndarray) -> np.ndarray:
-    """(..., C, 3) counts -> (..., C) Boundary IoU, NaN for a class without boundary in truth and prediction."""
+    """(..., C, 3) counts -> (..., C) Boundary IoU, NaN for a class without a boundary in either mask."""
     counts = counts.astype(np.float64)
     union = counts[..., 0] + counts[..., 1] - counts[..., 2]
     iou: np.ndarray = np.divide(counts[..., 2], union, out=np.full(union.shape, np.nan), where=union > 0)
@@ -65,6 +65,6 @@ def boundary_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def mean_boundary_iou(counts: np.ndarray) -> float:
-    """(C, 3) counts -> mean Boundary IoU of the classes that have a boundary; 0 where none has."""
+    """(C, 3) counts -> mean Boundary IoU of the classes that have a boundary; 0 without any."""
     found = boundary_iou(counts)
     return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0

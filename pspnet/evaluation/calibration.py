@@ -1,8 +1,7 @@
-"""Whether a network is right as often as it is sure: confidences counted while it is scored, and the error from them.
+"""Calibration: counts of confidence and accuracy per image, and the expected calibration error.
 
-The confidence of a pixel is the probability of its predicted class, the largest one (Guo et al. 2017, "On Calibration
-of Modern Neural Networks", section 2). It is rounded to one of 1501 levels, so that counts of images can be added up
-exactly, in any order.
+The confidence of a pixel is the probability of its predicted class (Guo et al. 2017, "On Calibration of Modern Neural
+Networks", section 2). It is rounded to one of 1501 levels, so that counts of images add up exactly in any order.
 
 Legend: N images, C classes, H, W image height and width, B = 15 bins of equal width over 0..1.
 """
@@ -16,13 +15,13 @@ from torch import nn
 BINS = 15
 LEVELS_PER_BIN = 100
 _LEVELS = BINS * LEVELS_PER_BIN
-# Rows of logits are turned into probabilities in strips of about this size, so that no second map of them exists.
+# Logits are converted to probabilities in strips of about this size, so that no second full map exists.
 _STRIP_BYTES = 2**26
 
 
 @torch.no_grad()
 def predict_with_confidence(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 3, H, W) RGB 0..255 -> (N, H, W) int64 class ids, as `predict_whole` gives them, and their probabilities."""
+    """(N, 3, H, W) RGB 0..255 -> (N, H, W) int64 class ids as from `predict_whole`, and their probabilities."""
     logits = model(images)  # (N, C, H, W)
     return logits.argmax(dim=1), confidence_of_logits(logits)
 
@@ -34,7 +33,7 @@ def confidence_of_logits(logits: torch.Tensor) -> torch.Tensor:
     strips = []
     for strip in logits.split(rows, dim=2):
         strip = strip.float()
-        # exp(largest - log of the sum of all exponentials) is the softmax of the largest
+        # exp(max - logsumexp) is the softmax of the largest logit
         strips.append((strip.amax(dim=1) - strip.logsumexp(dim=1)).exp_())
     return torch.cat(strips, dim=1)
 
@@ -42,14 +41,15 @@ def confidence_of_logits(logits: torch.Tensor) -> torch.Tensor:
 def count_confidence(
     confidences: torch.Tensor, predictions: torch.Tensor, targets: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
-    """Maps of (N, H, W) -> (N, 3, B) int64: of each image and bin the pixels, the correct ones, and the sum of the
-    confidences in units of 1/1500. Targets of num_classes or above (255 = ignore) are not counted.
+    """(N, H, W) maps -> (N, 3, B) int64: pixels, correct pixels and sum of confidences (in 1/1500) per image and bin.
+
+    Targets of num_classes or above (255 = ignore) are not counted.
     """
     images, bins = len(targets), 2 * (_LEVELS + 1)
     levels = (confidences.reshape(images, -1).float() * _LEVELS).round_().clamp_(0, _LEVELS).to(torch.int64)
     targets = targets.reshape(images, -1).to(torch.int64)
     correct = predictions.reshape(images, -1) == targets
-    # One joint code a pixel, as in count_by_image: (image, correct, level), and a bin for what is ignored.
+    # One joint code per pixel, as in count_by_image: (image, correct, level), and a bin for ignored pixels.
     codes = torch.where(targets < num_classes, correct.to(torch.int64) * (_LEVELS + 1) + levels, bins)
     codes += torch.arange(images, device=codes.device).unsqueeze(1) * (bins + 1)
     counts = torch.bincount(codes.reshape(-1), minlength=images * (bins + 1)).reshape(images, bins + 1)
@@ -79,7 +79,7 @@ def expected_calibration_error(counts: np.ndarray) -> np.ndarray:
 
 
 def reliability(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(3, B) counts -> accuracy (B,) and mean confidence (B,) of each bin, NaN where a bin is empty."""
+    """(3, B) counts -> accuracy (B,) and mean confidence (B,) of each bin, NaN for an empty bin."""
     pixels = counts[0].astype(np.float64)
     empty = np.full(counts.shape[-1], np.nan)
     accuracy = np.divide(counts[1], pixels, out=empty.copy(), where=pixels > 0)

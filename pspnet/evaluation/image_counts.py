@@ -1,4 +1,4 @@
-"""All that is counted of an image while it is scored, as one row of int64: rows of several processes add up.
+"""Per-image counts as one int64 row, so that rows of several processes can be summed.
 
 Legend: N images, C classes, H, W image height and width, B bins of confidence.
 """
@@ -18,11 +18,11 @@ DETAILS = ("confidence", "boundary")
 
 
 class Tally:
-    """What is counted, and where it stands in an image's row: the confusion matrix, then the details.
+    """Layout of an image's row of counts: the confusion matrix, then the details.
 
     Args:
         num_classes: C.
-        details: of DETAILS, what is counted besides the confusion matrix.
+        details: subset of DETAILS that is counted in addition to the confusion matrix.
     """
 
     def __init__(self, num_classes: int, details: tuple[str, ...] = ()) -> None:
@@ -37,7 +37,7 @@ class Tally:
     def rows(
         self, masks: torch.Tensor, targets: torch.Tensor, confidences: Optional[torch.Tensor] = None
     ) -> torch.Tensor:
-        """(N, H, W) masks, targets and confidences (needed where they are counted) -> (N, length) int64."""
+        """(N, H, W) masks, targets and confidences (required if they are counted) -> (N, length) int64."""
         images = len(targets)
         parts = [count_by_image(masks, targets, self.num_classes)]
         if "confidence" in self.shapes:

@@ -1,23 +1,24 @@
-"""Scores from an int64 confusion matrix.
+"""Scores from an int64 confusion matrix, and their text table.
 
-Legend: C number of classes. Rows of the matrix are the truth, columns the prediction.
+Legend: C number of classes. Rows of the matrix are the ground truth, columns the prediction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-# Codes of ignored pixels: the number of classes squared, and the predictions 0..255 on top of it.
-_CODES_BEHIND = 256
+# Number of codes of ignored pixels: C squared plus a prediction 0..255.
+_IGNORED_CODES = 256
 _TABLES = 8
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over pixels, exact in int64, kept on the device that the masks are on."""
+    """Counts of (true class, predicted class) over pixels, exact in int64, on the masks' device."""
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
@@ -28,15 +29,15 @@ class ConfusionMatrix:
         self.counts += count_by_image(predictions.reshape(1, -1), targets.reshape(1, -1), self.num_classes)[0]
 
     def scores(self) -> Scores:
-        """The scores of all that was added so far."""
+        """Return the scores of all masks added so far."""
         return Scores.from_counts(self.counts.cpu().numpy())
 
 
 def count_by_image(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
     """(N, ...) masks of one shape -> (N, C, C) int64, the confusion matrix of each image, on the masks' device.
 
-    Both hold 0..255. Targets of num_classes or above (255 = ignore) are not scored; predictions must be below
-    num_classes where they are.
+    Values are 0..255. Targets of num_classes or above (255 = ignore) are not scored; predictions at scored pixels must
+    be below num_classes.
     """
     images = len(targets)
     predictions, targets = predictions.reshape(images, -1), targets.reshape(images, -1)  # (N, pixels)
@@ -47,15 +48,15 @@ def count_by_image(predictions: torch.Tensor, targets: torch.Tensor, num_classes
 def _joint_codes(
     predictions: torch.Tensor, targets: torch.Tensor, num_classes: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """True class * C + predicted class of every pixel. What is ignored counts as class C: its codes lie behind the
-    matrix, which is cheaper than selecting the other pixels first."""
+    """Return true class * C + predicted class of every pixel. Ignored pixels count as class C, so that their codes
+    follow the matrix; this is cheaper than selecting the scored pixels first."""
     codes = targets.clamp(max=num_classes).to(dtype)
     return codes.mul_(num_classes).add_(predictions)
 
 
 def _count_on_cpu(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, pixels) -> (N, C, C). Image by image, and in the smallest type that holds the codes."""
-    cells, codes = num_classes * num_classes, num_classes * num_classes + _CODES_BEHIND
+    """(N, pixels) -> (N, C, C), image by image, in the smallest dtype that holds the codes."""
+    cells, codes = num_classes * num_classes, num_classes * num_classes + _IGNORED_CODES
     dtype = torch.int16 if codes <= torch.iinfo(torch.int16).max else torch.int32
     counts = [
         torch.bincount(_joint_codes(prediction, target, num_classes, dtype), minlength=codes)[:cells]
@@ -65,13 +66,13 @@ def _count_on_cpu(predictions: torch.Tensor, targets: torch.Tensor, num_classes:
 
 
 def _count_by_scattering(predictions: torch.Tensor, targets: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, pixels) -> (N, C, C) in one pass without waiting for the device, as bincount does to learn the largest code.
+    """(N, pixels) -> (N, C, C) in one pass, without the device synchronisation of bincount.
 
-    Neighbouring pixels mostly have one code, and threads that add to one number wait for each other: so every image
-    has several tables, which pixels use in turn.
+    Neighbouring pixels mostly have the same code, and atomic adds to one address are serialised; so every image has
+    several tables, which pixels use round-robin.
     """
     images, pixels = targets.shape
-    length = num_classes * num_classes + _CODES_BEHIND
+    length = num_classes * num_classes + _IGNORED_CODES
     device = targets.device
     codes = _joint_codes(predictions, targets, num_classes, torch.int64)
     codes += length * (torch.arange(pixels, device=device) % _TABLES)
@@ -83,15 +84,15 @@ def _count_by_scattering(predictions: torch.Tensor, targets: torch.Tensor, num_c
 
 @dataclass(frozen=True)
 class Scores:
-    """Ratios in double precision, 0..1. A class that occurs neither in truth nor prediction has IoU None and is left
-    out of the means; a mean over no class at all is 0.
+    """Ratios in double precision, 0..1. A class absent from ground truth and prediction has IoU None and is left out of
+    the means; a mean over no class is 0.
 
     Attributes:
         mIOU: mean over classes of intersection / union (Long et al. 2015, section 5).
-        pixel_accuracy: correctly labelled share of the scored pixels.
-        mean_accuracy: mean over the true classes of their correctly labelled share.
-        fw_iou: IoU weighted by each class's share of the true pixels.
-        per_class_iou: IoU of each class, None where absent.
+        pixel_accuracy: correctly labelled fraction of the scored pixels.
+        mean_accuracy: mean over the classes in the ground truth of their correctly labelled fraction.
+        fw_iou: IoU weighted by each class's fraction of the ground-truth pixels.
+        per_class_iou: IoU of each class, None if absent.
         pixels: number of scored pixels.
     """
 
@@ -104,25 +105,25 @@ class Scores:
 
     @classmethod
     def from_counts(cls, counts: np.ndarray) -> Scores:
-        """Scores of a (C, C) int64 confusion matrix."""
+        """Compute the scores of a (C, C) int64 confusion matrix."""
         correct = np.diag(counts).astype(np.float64)  # (C,)
-        truth = counts.sum(axis=1).astype(np.float64)  # (C,)
-        union = truth + counts.sum(axis=0) - correct  # (C,)
-        total = truth.sum()
-        present, true = union > 0, truth > 0
+        target = counts.sum(axis=1).astype(np.float64)  # (C,)
+        union = target + counts.sum(axis=0) - correct  # (C,)
+        total = target.sum()
+        present, true = union > 0, target > 0
         iou = np.divide(correct, union, out=np.zeros_like(correct), where=present)
-        accuracy = np.divide(correct, truth, out=np.zeros_like(correct), where=true)
+        accuracy = np.divide(correct, target, out=np.zeros_like(correct), where=true)
         return cls(
             mIOU=float(iou[present].mean()) if present.any() else 0.0,
             pixel_accuracy=float(correct.sum() / total) if total else 0.0,
             mean_accuracy=float(accuracy[true].mean()) if true.any() else 0.0,
-            fw_iou=float((iou * truth).sum() / total) if total else 0.0,
-            per_class_iou=tuple(float(value) if there else None for value, there in zip(iou, present)),
+            fw_iou=float((iou * target).sum() / total) if total else 0.0,
+            per_class_iou=tuple(float(value) if exists else None for value, exists in zip(iou, present)),
             pixels=int(total),
         )
 
     def to_json(self, class_names: tuple[str, ...]) -> dict[str, Any]:
-        """The content of metrics.json, but for the number of images."""
+        """Return the content of metrics.json except the number of images."""
         return {
             "mIOU": self.mIOU,
             "pixel_accuracy": self.pixel_accuracy,
@@ -134,7 +135,25 @@ class Scores:
 
 
 def constant_scores(counts: np.ndarray) -> Scores:
-    """The scores that the best constant predictor (always the most frequent true class) would have had."""
+    """Return the scores of the best constant predictor (always the most frequent true class)."""
     constant = np.zeros_like(counts)
     constant[:, int(counts.sum(axis=1).argmax())] = counts.sum(axis=1)
     return Scores.from_counts(constant)
+
+
+def format_scores(scores: Scores, class_names: Sequence[str], images: int) -> str:
+    """Return a text table of the scores in percent, classes ordered by id."""
+    width = max(len(name) for name in (*class_names, "mean accuracy"))
+    lines = [f"{'class':<{width}}  IoU %"]
+    for name, iou in zip(class_names, scores.per_class_iou):
+        lines.append(f"{name:<{width}}  " + ("    -" if iou is None else f"{100 * iou:5.1f}"))
+    lines.append("-" * (width + 7))
+    for name, value in (
+        ("mIoU", scores.mIOU),
+        ("pixel accuracy", scores.pixel_accuracy),
+        ("mean accuracy", scores.mean_accuracy),
+        ("fw IoU", scores.fw_iou),
+    ):
+        lines.append(f"{name:<{width}}  {100 * value:5.1f}")
+    lines.append(f"{images} images, {scores.pixels} scored pixels")
+    return "\n".join(lines)

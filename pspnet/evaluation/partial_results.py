@@ -1,4 +1,4 @@
-"""Going on with a stopped evaluation: what was scored before, and whether it still holds."""
+"""Resume of an interrupted evaluation: records of earlier scores, and checks that they are still valid."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SAVE_SECONDS = 20.0
 
 
 class EvaluationState:
-    """The records of an output folder's per_image.npz, those that this evaluation can use.
+    """Records of an output folder's per_image.npz that this evaluation can reuse.
 
-    Images that were scored with another model or setting are dropped; `notes` says so in sentences for the user.
-    Records of protocols that are not asked for stay in the file as long as they are of the same model and data.
+    Images scored with another model or setting are dropped; `notes` reports this to the user. Records of protocols that
+    were not requested stay in the file if they belong to the same model and data.
 
     Args:
         folder: the output folder.
-        common: JSON, what all protocols are run with: model, label map, number format and so on.
-        resume: False to start anew whatever the folder holds.
-        save_seconds: `save_if_due` writes no more often than this.
+        common: JSON of the settings of all protocols: model, label map, precision and so on.
+        resume: False to ignore existing records.
+        save_seconds: minimum time between two writes of `save_if_due`.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class EvaluationState:
         try:
             records = read_records(self.path)
         except DataError as error:
-            self.notes.append(f"{error} Starting anew.")
+            self.notes.append(f"{error} Starting again.")
             return
         for name, record in records.items():
             changed = _difference(record.about.get("common", {}), self.common)
             if changed is None:
                 self.records[name] = record
             else:
-                self.notes.append(f"{self.path}: {name} was scored with {changed}; starting anew.")
+                self.notes.append(f"{self.path}: {name} was scored with {changed}; starting again.")
 
     def record(
         self,
@@ -62,12 +62,12 @@ class EvaluationState:
         signatures: Mapping[str, str],
         masks: Path | None = None,
     ) -> Record:
-        """The record of a protocol, with the images that need not be scored again.
+        """Return the record of a protocol with the images that need not be scored again.
 
         Args:
-            settings: JSON, what the protocol is run with.
+            settings: JSON of the protocol's settings.
             signatures: of all images to be scored, by name.
-            masks: folder that every image's mask must be in, None where no masks are asked for.
+            masks: folder that must contain every image's mask; None if no masks are requested.
         """
         settings = json.loads(json.dumps(settings))
         about = {"common": self.common, "settings": settings, "masks": str(masks.resolve()) if masks else None}
@@ -77,7 +77,7 @@ class EvaluationState:
             if masks and record.about.get("masks") != about["masks"]:
                 changed = changed or "no masks written to this folder"
             if changed is not None:
-                self.notes.append(f"{self.path}: {protocol} was scored with {changed}; starting anew.")
+                self.notes.append(f"{self.path}: {protocol} was scored with {changed}; starting again.")
                 record = None
         if record is None:
             record = self.records[protocol] = Record(num_classes, about)
@@ -94,8 +94,8 @@ class EvaluationState:
                 record.remove(name)
         if len(record) < before:
             self.notes.append(
-                f"{protocol}: {before - len(record)} of the {before} images scored before were changed or are gone, or "
-                "their masks are; the rest holds."
+                f"{protocol}: {before - len(record)} of the {before} images scored before were changed or are missing, "
+                "or their masks are; the rest is reused."
             )
         if len(record):
             self.notes.append(
@@ -104,18 +104,18 @@ class EvaluationState:
             )
 
     def save_if_due(self) -> None:
-        """Write the file if it was not written for a while."""
+        """Write the file if the last write was at least save_seconds ago."""
         if time.monotonic() - self._saved >= self.save_seconds:
             self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_records(self.path, self.records)
         self._saved = time.monotonic()
 
 
 def pair_signature(pair: Pair) -> str:
-    """Size and time of change of both files: another text once one of them was replaced. OSError for a missing file."""
+    """Return sizes and modification times of both files, to detect changes; OSError for a missing file."""
     return ":".join(
         str(number)
         for status in (pair.image.stat(), pair.annotation.stat())
@@ -124,7 +124,7 @@ def pair_signature(pair: Pair) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while True:
@@ -138,7 +138,7 @@ _HASHED = {"model": "another model", "label_map": "another label map"}
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What was different before, in words; None where nothing was."""
+    """Describe the first difference; None if there is none."""
     for key in now:
         if before.get(key) != now[key]:
             return _HASHED.get(key, f"{key} {before.get(key)} and not {now[key]}")

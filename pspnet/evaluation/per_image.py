@@ -1,25 +1,25 @@
 """per_image.npz: the confusion matrix of every image, protocol by protocol.
 
-What whole-data scores are summed from, what intervals over images are drawn from, and what a stopped evaluation goes
-on from. A NumPy archive without pickled objects; P stands for a protocol's name (whole, slide, multiscale, builtin, or
-predictions for mask files), n for its images, in the order of their names:
+Total scores, intervals over images and the resume of an evaluation are computed from it. A NumPy archive without
+pickled objects; P is a protocol's name (whole, slide, multiscale, builtin, or predictions for mask files), n the number
+of its images, sorted by name:
 
 | array | type | content |
 | --- | --- | --- |
 | `format` | text | `pspnet-per-image-1` |
 | `P.num_classes` | int64 | C |
-| `P.names` | text (n,) | the images' file names without ending |
+| `P.names` | text (n,) | the images' file stems |
 | `P.offsets` | int64 (n + 1,) | image i owns the entries offsets[i] to offsets[i + 1] of `codes` and `counts` |
 | `P.codes` | int32 | true class x C + predicted class |
-| `P.counts` | int64 | pixels of that pair, above 0; pairs that do not occur have no entry |
-| `P.signatures` | text (n,) | size and time of change of image and annotation |
-| `P.about` | text | JSON: what the protocol was run with, and its seconds so far |
-| `P.confidence` | int64 (n, 3, 15) | of each bin of confidence: pixels, correct ones, sum of confidences in 1/1500 |
-| `P.boundary` | int64 (n, C, 3) | of each class's boundary: pixels in the truth, in the prediction, in both |
+| `P.counts` | int64 | pixels of that pair, above 0; absent pairs have no entry |
+| `P.signatures` | text (n,) | size and modification time of image and annotation |
+| `P.about` | text | JSON: settings of the protocol, and its seconds so far |
+| `P.confidence` | int64 (n, 3, 15) | per bin of confidence: pixels, correct pixels, sum of confidences in 1/1500 |
+| `P.boundary` | int64 (n, C, 3) | per class's boundary: pixels in ground truth, in prediction, in both |
 
 The last two are details that `--details False` leaves out; see `calibration.py` and `boundary.py`.
 
-`read_records` gives all of it back; `Record.matrix(name)` is one image's (C, C) matrix, `Record.total()` their sum.
+`read_records` reads the file; `Record.matrix(name)` is one image's (C, C) matrix, `Record.total()` their sum.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ PER_IMAGE_NAME = "per_image.npz"
 class Record:
     """Confusion matrices of images by name, each kept as its codes (true class x C + predicted class) and counts.
 
-    `about` is JSON: what the images were scored with. `signatures` tells an image's files from later ones. `details`
-    holds what else was counted of an image, int64 arrays by name.
+    `about` is JSON: the settings of the evaluation. `signatures` detects changed files. `details` holds additional
+    counts per image, int64 arrays by name.
     """
 
     num_classes: int
@@ -59,13 +59,13 @@ class Record:
 
     @property
     def names(self) -> list[str]:
-        """All images, sorted."""
+        """Names of all images, sorted."""
         return sorted(self.entries)
 
     def add(
         self, name: str, matrix: np.ndarray, signature: str = "", details: dict[str, np.ndarray] | None = None
     ) -> None:
-        """Keep the (C, C) matrix of one image, and its details; replaces an earlier one of that name."""
+        """Store the (C, C) matrix of one image and its details; replaces an earlier one of that name."""
         flat = matrix.reshape(-1)
         codes = np.flatnonzero(flat)
         self.entries[name] = codes.astype(np.int32), flat[codes].astype(np.int64)
@@ -73,20 +73,20 @@ class Record:
         self.details[name] = {key: counts.astype(np.int64) for key, counts in (details or {}).items()}
 
     def remove(self, name: str) -> None:
-        """Forget one image."""
+        """Remove one image."""
         del self.entries[name], self.signatures[name]
         self.details.pop(name, None)
 
     def matrix(self, name: str) -> np.ndarray:
-        """The (C, C) int64 confusion matrix of one image."""
+        """Return the (C, C) int64 confusion matrix of one image."""
         return self._sum([name])
 
     def total(self) -> np.ndarray:
-        """The (C, C) int64 sum over all images."""
+        """Return the (C, C) int64 sum over all images."""
         return self._sum(self.names)
 
     def detail(self, key: str) -> np.ndarray | None:
-        """(n, ...) int64, a detail of all images in the order of their names; None where it was not counted of all."""
+        """Return (n, ...) int64, a detail of all images sorted by name; None if any image lacks it."""
         found = [self.details.get(name, {}).get(key) for name in self.names]
         arrays = [counts for counts in found if counts is not None]
         return np.stack(arrays) if arrays and len(arrays) == len(found) else None
@@ -95,12 +95,12 @@ class Record:
         flat = np.zeros(self.num_classes**2, dtype=np.int64)
         for name in names:
             codes, counts = self.entries[name]
-            flat[codes] += counts  # a code stands once in an image
+            flat[codes] += counts  # codes are unique within an image
         return flat.reshape(self.num_classes, self.num_classes)
 
 
 def write_records(path: Path, records: dict[str, Record]) -> None:
-    """Write the records of all protocols, whole or not at all; OSError where that can't be done."""
+    """Write the records of all protocols atomically; OSError if that fails."""
     arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
     for protocol, record in records.items():
         names = record.names
@@ -122,7 +122,7 @@ def write_records(path: Path, records: dict[str, Record]) -> None:
 
 
 def read_records(path: Path) -> dict[str, Record]:
-    """The records of all protocols in a file; DataError if it is missing, damaged or of another format."""
+    """Read the records of all protocols; DataError if the file is missing, damaged or of another format."""
     try:
         with np.load(str(path), allow_pickle=False) as archive:
             if str(archive["format"]) != FORMAT:

@@ -1,4 +1,4 @@
-"""Scores mask files against annotations, without a model: what another program predicted, or what was saved before."""
+"""Scores of mask files against annotations, without a model, for saved masks or those of another program."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pspnet.evaluation.per_image import Record
 
 
 def pair_predictions(predictions: Path, annotations: Path) -> list[Pair]:
-    """Mask files (as `image`) with the annotations of the same stem, sorted; files other than PNG are passed over.
+    """Pair mask files (as `image`) with the annotations of the same stem, sorted; other files than PNG are ignored.
 
-    Raises DataError for files without a partner, and where there are none.
+    Raises DataError for unpaired files and for empty folders.
     """
     masks = {path.stem: path for path in list_files(predictions, ANNOTATION_SUFFIXES, "predictions")}
-    truths = {path.stem: path for path in list_files(annotations, ANNOTATION_SUFFIXES, "evaluation_annotation")}
-    for paths, other, what in ((truths, masks, predictions), (masks, truths, annotations)):
+    targets = {path.stem: path for path in list_files(annotations, ANNOTATION_SUFFIXES, "evaluation_annotation")}
+    for paths, other, folder in ((targets, masks, predictions), (masks, targets, annotations)):
         alone = [path for stem, path in paths.items() if stem not in other]
         if alone:
             raise DataError(
-                f"{what}: no PNG file of the same stem for {len(alone)} files of {alone[0].parent}: "
-                f"{name_some(alone)}. Scores need every annotation's mask, and nothing else: add or remove files."
+                f"{folder}: no PNG file of the same stem for {len(alone)} files of {alone[0].parent}: "
+                f"{name_some(alone)}. Scores need exactly one mask per annotation: add or remove files."
             )
-    if not truths:
+    if not targets:
         raise DataError(f"{annotations}: no annotations; expected PNG files directly in that folder.")
-    return [Pair(masks[stem], truths[stem]) for stem in sorted(truths)]
+    return [Pair(masks[stem], targets[stem]) for stem in sorted(targets)]
 
 
 def score_predictions(
@@ -45,27 +45,27 @@ def score_predictions(
     progress: bool = False,
     boundaries: bool = False,
 ) -> None:
-    """Add the confusion matrix of every pair to the record, and the counts of its boundaries if they are asked for.
+    """Add the confusion matrix of every pair to the record, and the counts of its boundaries if requested.
 
-    The label map is for the annotations; the values of the mask files are class ids. Raises DataError for files that
-    can't be read, sizes that differ, and class ids that there are not (in a mask: at pixels that are scored).
+    The label map applies to the annotations; the values of the mask files are class ids. Raises DataError for
+    unreadable files, different sizes, and unknown class ids (in a mask: at scored pixels).
     """
     classes = record.num_classes
     tally = Tally(classes, ("boundary",) if boundaries else ())
     for pair in tqdm(pairs, unit="mask", disable=not progress, file=sys.stderr):
-        mask, truth = read_annotation(pair.image), read_annotation(pair.annotation)
-        if mask.shape != truth.shape:
+        mask, target = read_annotation(pair.image), read_annotation(pair.annotation)
+        if mask.shape != target.shape:
             raise DataError(
                 f"{pair.image}: the mask is {mask.shape[1]}x{mask.shape[0]} px but {pair.annotation} is "
-                f"{truth.shape[1]}x{truth.shape[0]} px; expected the same size. Predict at the images' own size."
+                f"{target.shape[1]}x{target.shape[0]} px; expected the same size. Predict at the images' own size."
             )
-        truth = to_class_ids(truth, pair.annotation, classes, label_map, ignore_index, "validation")
-        wrong = np.unique(mask[(mask >= classes) & (truth < classes)])
+        target = to_class_ids(target, pair.annotation, classes, label_map, ignore_index, "validation")
+        wrong = np.unique(mask[(mask >= classes) & (target < classes)])
         if len(wrong):
             raise DataError(
-                f"{pair.image}: class ids {wrong.tolist()} at pixels that are scored; expected 0..{classes - 1}. Write "
+                f"{pair.image}: class ids {wrong.tolist()} at scored pixels; expected 0..{classes - 1}. Write "
                 "a class id at every pixel, or give the right --num_classes."
             )
-        rows = tally.rows(torch.from_numpy(np.array(mask))[None], torch.from_numpy(np.array(truth))[None])
+        rows = tally.rows(torch.from_numpy(np.array(mask))[None], torch.from_numpy(np.array(target))[None])
         matrix, details = tally.split(rows[0].numpy())
         record.add(pair.stem, matrix, details=details)

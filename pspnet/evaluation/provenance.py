@@ -1,10 +1,10 @@
-"""provenance.json: how an evaluation's scores came about, so that they can be judged and had again.
+"""provenance.json: origin of an evaluation's scores, for judging and reproducing them.
 
 Command, date, versions, machine, model and data, each with a fingerprint:
 
 - of a model, the SHA-256 of its weights file;
-- of images and of annotations, the SHA-256 over the lines `<name> <SHA-256 of the file>`, each with a line feed, in the
-  order of the names (file names without ending). Folders and times do not count: a copy of the data has the same one.
+- of images and of annotations, the SHA-256 over the lines `<file stem> <SHA-256 of the file>`, each with a line feed,
+  sorted by stem. Folders and times are not included: a copy of the data has the same fingerprint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless"
 
 
 def data_fingerprint(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Number of pairs, and the fingerprints of their images and of their annotations; reads all files once."""
+    """Return the number of pairs and the fingerprints of images and annotations; reads all files once."""
     digests = {"images": hashlib.sha256(), "annotations": hashlib.sha256()}
     for pair in sorted(pairs, key=lambda pair: pair.stem):
         for key, path in (("images", pair.image), ("annotations", pair.annotation)):
@@ -41,7 +41,7 @@ def data_fingerprint(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of what its numbers depend on, and of Python; packages that are not there are left out."""
+    """Return the versions of this package, its numeric dependencies and Python; missing packages are left out."""
     found = {"pspnet": pspnet.__version__}
     for name in _PACKAGES:
         try:
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_device(device: torch.device) -> str:
-    """The GPU's name, or the processor's and how many threads use it."""
+    """Return the GPU's name, or the processor's with the number of threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
     name = platform.processor() or platform.machine()
@@ -60,12 +60,12 @@ def describe_device(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
-        pass  # not Linux: the processor's short name does
+        pass  # not Linux: use the processor's short name
     return f"{name}, {torch.get_num_threads()} threads"
 
 
 def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
-    """Write the facts with the date, whole or not at all; OSError where that can't be done."""
+    """Write the facts with the date atomically; OSError if that fails."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     content = {"format": FORMAT, "date": now, "versions": versions(), "system": platform.platform(), **facts}
     with atomic_write(folder / PROVENANCE_NAME) as temporary:
@@ -73,7 +73,7 @@ def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """What write_provenance wrote; empty where there is no such file. DataError for a damaged or foreign one."""
+    """Read provenance.json; empty if the file is missing, DataError if it is damaged or of another format."""
     path = folder / PROVENANCE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

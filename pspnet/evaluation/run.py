@@ -1,4 +1,4 @@
-"""Runs a network over a data set by one protocol, in one process or several, and keeps every image's counts.
+"""Evaluation of a network over a data set by one protocol, in one or several processes, with per-image counts.
 
 Legend: N images in a batch, C classes, H, W image height and width.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
 import numpy as np
 import torch
@@ -33,22 +33,20 @@ from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.protocols.factory import Protocol
 from pspnet.evaluation.protocols.sliding import SlidingPredictor
 from pspnet.evaluation.protocols.whole import predict_whole
+from pspnet.system.distributed import Processes
 
-if TYPE_CHECKING:
-    from pspnet.training.distributed import Processes
-
-# How many batches each of several processes scores before they add up their counts.
+# Batches that each process scores before the processes sum their counts.
 _BATCHES_PER_EXCHANGE = 4
-# Images are batched only as far as their windows fill no more than this many forward passes: a stop loses a batch.
-_PASSES_AT_RISK = 8
+# Upper limit of forward passes per batch of images: an interruption loses the current batch.
+_MAX_PASSES_PER_BATCH = 8
 
 Predict = Callable[[torch.Tensor], "tuple[torch.Tensor, torch.Tensor | None]"]
-"""(N, 3, H, W) -> (N, H, W) class ids, and their probabilities where these are counted."""
+"""(N, 3, H, W) -> (N, H, W) class ids, and their probabilities if these are counted."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What is scored: pairs of files, `pair_signature` of each by its name, and how their annotations are read."""
+    """Data to score: pairs of files, `pair_signature` of each by name, and how to read their annotations."""
 
     pairs: list[Pair]
     signatures: dict[str, str]
@@ -57,18 +55,18 @@ class Scored:
 
 
 class Evaluator:
-    """A network in evaluation mode on its device, and what it is run with.
+    """Network in evaluation mode on its device, with the settings of its evaluation.
 
     Args:
         model: (N, 3, H, W) RGB 0..255 -> logits (N, C, H, W).
         num_classes: C.
-        colour: (1, 3, 1, 1), what small images are padded with for windows: the network's mean.
+        colour: (1, 3, 1, 1), padding of small images for windows: the network's mean.
         device: the model's.
-        processes: those that share the images.
-        batch_size: images or windows in one forward pass.
-        workers: processes that load images.
-        progress: whether to show a bar on standard error.
-        details: what is counted besides the confusion matrices, of `tally.DETAILS`.
+        processes: the process group that shares the images.
+        batch_size: images or windows per forward pass.
+        workers: number of processes that load images.
+        progress: whether to show a progress bar on standard error.
+        details: subset of `image_counts.DETAILS` to count in addition to the confusion matrices.
     """
 
     def __init__(
@@ -101,16 +99,16 @@ class Evaluator:
         save: Callable[[], None] | None = None,
         write_mask: Callable[[str, np.ndarray], None] | None = None,
     ) -> None:
-        """Score all images that the main process's record does not hold yet, and add them to it.
+        """Score all images that are missing in the main process's record, and add them to it.
 
-        The batches are the same however many processes share them, and counts are int64, so the sum is exactly that of
-        one process. Only the main process's record is complete afterwards.
+        The batches do not depend on the number of processes, and counts are int64, so the sum is exactly that of one
+        process. Only the main process's record is complete afterwards.
 
         Args:
             save: called by the main process after every few batches.
-            write_mask: called in the process that predicted it with an image's name and its (H, W) uint8 mask.
+            write_mask: called with an image's name and its (H, W) uint8 mask in the process that predicted it.
 
-        Raises DataError for the first file that can't be used.
+        Raises DataError for the first unusable file.
         """
         pairs, view = scored.pairs, protocol.view
         sizes = image_sizes(pairs) if view is None else [(view.crop_size, view.crop_size)] * len(pairs)
@@ -120,12 +118,12 @@ class Evaluator:
         dataset = SegmentationDataset(
             pairs, self.num_classes, view, scored.label_map, scored.ignore_index, channel="validation"
         )
-        own = load_batches(build_loader(dataset, sampler, self.workers, self.device.type == "cuda"))
+        own_batches = load_batches(build_loader(dataset, sampler, self.workers, self.device.type == "cuda"))
         total = sum(protocol.passes(sizes[index][1], sizes[index][0]) for batch in sampler.batches for index in batch)
         started = time.monotonic()
         with tqdm(total=total, unit="pass", desc=protocol.name, disable=not self.progress, file=sys.stderr) as bar:
             predict = self._predictor(protocol, bar.update)
-            for indices, counts in self._exchanged(predict, own, batches, write_mask):
+            for indices, counts in self._gathered_counts(predict, own_batches, batches, write_mask):
                 for index, row in zip(indices, counts):
                     name = pairs[index].stem
                     matrix, details = self.tally.split(row)
@@ -136,30 +134,29 @@ class Evaluator:
                     save()
 
     def predict_one(self, protocol: Protocol, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (H, W) uint8 class ids, by a protocol that scores whole images."""
+        """(H, W, 3) uint8 RGB -> (H, W) uint8 class ids, for a protocol that scores full images."""
         pixels = torch.from_numpy(np.array(image)).unsqueeze(0).permute(0, 3, 1, 2).to(self.device)  # (1, 3, H, W)
         masks, _ = self._predictor(protocol, lambda _: None)(pixels.contiguous(memory_format=torch.channels_last))
         mask: np.ndarray = masks[0].to(torch.uint8).cpu().numpy()
         return mask
 
     def _batches(self, protocol: Protocol, sizes: list[tuple[int, int]], done: list[bool]) -> list[list[int]]:
-        """The numbers of all images that the main process has not done, in batches; the same in all processes.
+        """Return batches of the indices of all images that the main process has not scored; equal in all processes.
 
-        What is done is taken out of the batches of a fresh start, so that the rest is batched as it was then, and gives
-        the same to the last bit. A batch holds as many images as a forward pass takes, fewer where one image fills many
-        passes.
+        Scored images are removed from the batches of a fresh start, so that the rest is batched as before and gives
+        bit-identical results. A batch has as many images as a forward pass, fewer if one image needs many passes.
         """
         most = max((protocol.passes(height, width) for width, height in sizes), default=1)
-        together = max(1, min(self.batch_size, _PASSES_AT_RISK * self.batch_size // max(1, most)))
+        images_per_batch = max(1, min(self.batch_size, _MAX_PASSES_PER_BATCH * self.batch_size // max(1, most)))
         flags = torch.tensor(done, dtype=torch.uint8, device=self.device)
         self.processes.copy_from_main([flags])
         is_done = flags.tolist()
-        batches = EvaluationBatchSampler(sizes, together).batches
+        batches = EvaluationBatchSampler(sizes, images_per_batch).batches
         rest = ([index for index in batch if not is_done[index]] for batch in batches)
         return [batch for batch in rest if batch]
 
     def _predictor(self, protocol: Protocol, advance: Callable[[int], object]) -> Predict:
-        """The network by this protocol, telling `advance` how many passes were made."""
+        """Return the prediction function of this protocol; it reports forward passes to `advance`."""
         if protocol.windows is not None:
             sliding = SlidingPredictor(self.model, self.num_classes, protocol.windows, self.colour, self.batch_size)
             return lambda images: sliding.masks_with_confidence(images, advance)
@@ -175,15 +172,14 @@ class Evaluator:
 
         return predict
 
-    def _exchanged(
+    def _gathered_counts(
         self,
         predict: Predict,
-        own: Iterator[Batch],
+        own_batches: Iterator[Batch],
         batches: list[list[int]],
         write_mask: Callable[[str, np.ndarray], None] | None,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Numbers of images, and (n, length) their rows of counts, those of all processes, in the order of all their
-        batches."""
+        """Yield image indices and their (n, length) rows of counts from all processes, in the order of the batches."""
         rank, world_size = self.processes.rank, self.processes.world_size
         step = world_size * _BATCHES_PER_EXCHANGE if world_size > 1 else 1
         for first in range(0, len(batches), step):
@@ -192,9 +188,9 @@ class Evaluator:
             counts = torch.zeros(len(together), self.tally.length, dtype=torch.int64, device=self.device)
             start = 0
             for number, indices in enumerate(shared):
-                # `first` is a multiple of the number of processes: these are the batches that the sampler dealt here.
+                # `first` is a multiple of the number of processes: these are the sampler's batches of this rank.
                 if number % world_size == rank:
-                    counts[start : start + len(indices)] = self._count(predict, next(own), write_mask)
+                    counts[start : start + len(indices)] = self._count(predict, next(own_batches), write_mask)
                 start += len(indices)
             yield together, self.processes.sum(counts).cpu().numpy()
 
@@ -204,7 +200,7 @@ class Evaluator:
         batch: Batch,
         write_mask: Callable[[str, np.ndarray], None] | None,
     ) -> torch.Tensor:
-        """(N, length) int64 counts of one batch."""
+        """Score one batch; return (N, length) int64 counts."""
         images = batch.images.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
         masks, confidences = predict(images.contiguous(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""The images that a report shows: those with the best, the middle and the worst scores, and their masks."""
+"""Sample images of a report: those with the best, median and worst scores, and their masks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ GROUPS = ("best", "median", "worst")
 
 
 def rank_images(record: Record) -> list[tuple[str, float]]:
-    """Names and scores of all images with scored pixels, best first. An image's score is the mean IoU over the classes
-    that occur in its truth or prediction; images of equal scores are in the order of their names."""
+    """Return names and scores of all images with scored pixels, best first, ties by name. An image's score is the mean
+    IoU over the classes in its ground truth or prediction."""
     scores = {name: Scores.from_counts(record.matrix(name)) for name in record.names}
     ranked = [(name, found.mIOU) for name, found in scores.items() if found.pixels]
     return sorted(ranked, key=lambda entry: (-entry[1], entry[0]))
 
 
 def choose_samples(record: Record, count: int) -> dict[str, list[tuple[str, float]]]:
-    """Up to `count` images for each of GROUPS, no image twice; few images are the best before they are the worst."""
+    """Return up to `count` images for each of GROUPS without duplicates; with few images `best` comes first."""
     ranked = rank_images(record)
     best = ranked[:count]
     worst = ranked[max(count, len(ranked) - count) :]
-    between = ranked[len(best) : len(ranked) - len(worst)]
-    first = max(0, (len(between) - count) // 2)
-    return {"best": best, "median": between[first : first + count], "worst": worst}
+    middle = ranked[len(best) : len(ranked) - len(worst)]
+    first = max(0, (len(middle) - count) // 2)
+    return {"best": best, "median": middle[first : first + count], "worst": worst}
 
 
 def keep_masks(
@@ -47,30 +47,30 @@ def keep_masks(
     label_map: LabelMap | None,
     ignore_index: int,
 ) -> None:
-    """Write <name>.png of the chosen pairs into the folder; a mask that is there and has the record's counts stays.
+    """Write <name>.png of the chosen pairs into the folder; an existing mask with the record's counts is kept.
 
     Args:
-        predict: a pair and its image, (H, W, 3) uint8 RGB -> (H, W) uint8 class ids, as the record was made.
+        predict: a pair and its image, (H, W, 3) uint8 RGB -> (H, W) uint8 class ids, as in the evaluation.
 
-    Raises DataError for files that can't be read, OSError where none can be written.
+    Raises DataError for unreadable files, OSError if a mask cannot be written.
     """
     for pair in chosen:
         path = folder / f"{pair.stem}.png"
-        image, truth = read_pair(pair, record.num_classes, label_map, ignore_index)
-        if not path.is_file() or share_of_other_pixels(path, truth, record) != 0:
+        image, target = read_pair(pair, record.num_classes, label_map, ignore_index)
+        if not path.is_file() or mask_disagreement(path, target, record) != 0:
             write_palette_png(path, predict(pair, image), palette)
 
 
-def share_of_other_pixels(path: Path, truth: np.ndarray, record: Record) -> float:
-    """How far a mask file's confusion matrix is from the record's of that name: 0 for equal, 1 for nothing in common
-    or a file that can't be the mask at all."""
+def mask_disagreement(path: Path, target: np.ndarray, record: Record) -> float:
+    """Return the distance of a mask file's confusion matrix from the record's: 0 if equal, 1 if disjoint or if the file
+    cannot be the mask."""
     expected = record.matrix(path.stem)
     try:
         mask = read_annotation(path)
     except DataError:
         return 1.0
-    if mask.shape != truth.shape or (mask[truth < record.num_classes] >= record.num_classes).any():
+    if mask.shape != target.shape or (mask[target < record.num_classes] >= record.num_classes).any():
         return 1.0
-    masks, truths = (torch.from_numpy(np.array(part)).unsqueeze(0) for part in (mask, truth))
-    found = count_by_image(masks, truths, record.num_classes)[0].numpy()
+    masks, targets = (torch.from_numpy(np.array(part)).unsqueeze(0) for part in (mask, target))
+    found = count_by_image(masks, targets, record.num_classes)[0].numpy()
     return float(np.abs(found - expected).sum() / max(1, found.sum() + expected.sum()))

@@ -1,4 +1,4 @@
-"""What an evaluation says in the end: the content of metrics.json, and one table of all protocols."""
+"""Summary of an evaluation: the content of metrics.json, and one table of all protocols."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 
 from pspnet.evaluation.boundary import mean_boundary_iou
 from pspnet.evaluation.calibration import expected_calibration_error
-from pspnet.evaluation.metrics import Scores
+from pspnet.evaluation.metrics import Scores, format_scores
 from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.protocols.builtin import builtin_scores
-from pspnet.evaluation.report import format_scores
 
 
 @dataclass(frozen=True)
 class Result:
-    """One protocol's scores and their cost: seconds of this machine, and passes of images or windows through the
-    network. Neither is known (None) for mask files."""
+    """Scores of one protocol and their cost: seconds on this machine and forward passes of images or windows, both None
+    for mask files."""
 
     scores: Scores
     images: int
@@ -25,13 +24,13 @@ class Result:
     seconds: float | None = None
     passes: int | None = None
     present_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU
-    boundary_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU; these two where they were counted
+    boundary_mIOU: float | None = None  # noqa: N815 - as Scores.mIOU; this and the next if counted
     calibration_error: float | None = None
 
     @classmethod
     def of(cls, name: str, record: Record, passes: int | None = None) -> Result:
-        """The result that a complete record gives. The mean IoU of `builtin` counts absent classes as 0;
-        `present_mIOU` is then the mean over the others."""
+        """Compute the result of a complete record. The mean IoU of `builtin` counts absent classes as 0; `present_mIOU`
+        is then the mean over the others."""
         counts = record.total()
         scores = Scores.from_counts(counts)
         settings, seconds = record.about.get("settings", {}), record.about.get("seconds")
@@ -47,7 +46,7 @@ class Result:
         return cls(scores, len(record), settings, seconds, passes, **details)
 
     def to_json(self, class_names: tuple[str, ...]) -> dict[str, Any]:
-        """Its entry in metrics.json."""
+        """Return the protocol's entry in metrics.json."""
         entry = {**self.scores.to_json(class_names), "images": self.images, "settings": dict(self.settings)}
         if self.present_mIOU is not None:
             entry["mIOU_of_present_classes"] = self.present_mIOU
@@ -60,7 +59,7 @@ class Result:
 
 
 def metrics_json(results: Mapping[str, Result], class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The content of metrics.json: the first protocol's scores at the top, then every protocol's under `protocols`."""
+    """Return the content of metrics.json: the first protocol's scores, then every protocol's under `protocols`."""
     first = next(iter(results))
     return {
         **results[first].scores.to_json(class_names),
@@ -71,7 +70,7 @@ def metrics_json(results: Mapping[str, Result], class_names: tuple[str, ...]) ->
 
 
 def format_results(results: Mapping[str, Result], class_names: Sequence[str]) -> str:
-    """A table in percent: of one protocol as `format_scores` shows it, of several with a column for each."""
+    """Return a table in percent: of one protocol as from `format_scores`, of several with one column each."""
     first = next(iter(results.values()))
     if len(results) == 1:
         return format_scores(first.scores, class_names, first.images)

@@ -1,6 +1,6 @@
-"""From a Config to a trained model directory: set-up, epochs, validation, checkpoints, and the results at the end.
+"""Training loop: set-up, epochs, validation, checkpoints and final results.
 
-The stages stand in the order in which `train` calls them.
+The stages are listed in the order in which `train` calls them.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.weights import load_state_strict
 from pspnet.system.device import tuned_convolutions
 from pspnet.system.signals import StopRequest
-from pspnet.training.optimization.optimizer import ExponentialMovingAverage
-from pspnet.training.performance.memory import memory_explained
-from pspnet.training.performance.prefetch import ahead_on_device
+from pspnet.training.optimization.ema import ExponentialMovingAverage
+from pspnet.training.performance.memory import explain_out_of_memory
+from pspnet.training.performance.prefetch import prefetch_to_device
 from pspnet.training.results import write_results
 from pspnet.training.run_log import RunLog
 from pspnet.training.setup import Run, build_run, describe_run
 from pspnet.training.state.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, save_checkpoint
 from pspnet.training.state.position import Outcome, Position
-from pspnet.training.state.resume import check_same_run, find_checkpoint, load_run_state, take_best_along
+from pspnet.training.state.resume import adopt_best_weights, check_same_run, find_checkpoint, load_run_state
 
 _TRAINING_MEMORY = "Train with {}, a smaller --crop_size, or --gradient_checkpointing True."
-_VALIDATION_MEMORY = "Validate with a smaller --validation_mini_batch_size; images count at their full size there."
+_VALIDATION_MEMORY = "Validate with a smaller --validation_mini_batch_size; validation images keep their full size."
 
 
 class Trainer:
-    """A run in progress. Nothing global: all it works with is in `run`."""
+    """Run in progress. No global state: everything it uses is in `run`."""
 
     def __init__(self, run: Run, log: RunLog, stop: StopRequest) -> None:
         self.run = run
@@ -49,10 +49,10 @@ class Trainer:
         self.best_counts: torch.Tensor | None = None
         self.history: list[dict[str, float]] = []
         self._started = time.monotonic()
-        self._loss = math.nan  # of the last step that was taken in
+        self._loss = math.nan  # of the last step that was read back
 
     def fit(self) -> bool:
-        """Train and validate until the last epoch or an early stop; False if a signal asked to stop before."""
+        """Train and validate until the last epoch or an early stop; return False if a signal interrupted it."""
         while self.position.epoch <= self.config.epochs:
             if not self._train_epoch():
                 self._save_last()
@@ -69,17 +69,17 @@ class Trainer:
         return True
 
     def _train_epoch(self) -> bool:
-        """Train on what is left of the epoch; False if a signal came."""
+        """Train on the rest of the epoch; return False after a signal."""
         run, position = self.run, self.position
         steps = run.steps_per_epoch
         run.sampler.set_position(position.epoch, position.batch)
         run.model.train()
         self.log.start_epoch(position.epoch, self.config.epochs, steps, position.batch // self.config.accumulate_steps)
         started, first, stopped = time.monotonic(), position.step, False
-        # Shared statistics are those of whole mini-batches: they cannot be cut.
-        less = "a smaller --mini_batch_size" if self.config.syncbn else "--micro_batch_size auto"
-        advice = _TRAINING_MEMORY.format(less)
-        with tuned_convolutions(not self.config.deterministic), memory_explained(advice):
+        # Synchronised batch-norm statistics need whole mini-batches, so they cannot be split.
+        remedy = "a smaller --mini_batch_size" if self.config.syncbn else "--micro_batch_size auto"
+        advice = _TRAINING_MEMORY.format(remedy)
+        with tuned_convolutions(not self.config.deterministic), explain_out_of_memory(advice):
             for batches in self._step_batches():
                 rate = run.schedule.apply(run.step.optimizer, position.step)
                 run.step(batches, position.step, run.network, self.stop)
@@ -87,14 +87,14 @@ class Trainer:
                 position.batch += len(batches)
                 logged = position.step % self.config.log_every == 0
                 due = bool(self.config.checkpoint_every) and position.step % self.config.checkpoint_every == 0
-                stopped = self._take_in(wait=logged or due)
+                stopped = self._drain_steps(wait=logged or due)
                 images_per_second = (position.step - first) * run.images_per_step / (time.monotonic() - started)
                 self._log_step(rate, images_per_second)
                 if stopped:
                     break
                 if due:
                     self._save_last()
-            stopped = self._take_in(wait=True) or stopped
+            stopped = self._drain_steps(wait=True) or stopped
         self.log.end_epoch()
         if stopped:
             return False
@@ -102,26 +102,26 @@ class Trainer:
             self._log_epoch(rate_now=run.schedule.rate(max(0, position.step - 1)), started=started, first=first)
         return True
 
-    def _take_in(self, wait: bool) -> bool:
-        """Count what came of the steps before, see `TrainingStep.take_in`; True if a process wants to stop.
+    def _drain_steps(self, wait: bool) -> bool:
+        """Read the results of finished steps (see `TrainingStep.drain`); True if a process asked to stop.
 
-        Nothing is saved or scored before every step is taken in: one of them may have spoilt the weights.
+        All steps must be drained before saving or validating: one of them may have corrupted the weights.
         """
-        outcomes = self.run.step.take_in(wait)
-        for outcome in outcomes:
-            self.position.loss_sum += outcome.loss
+        results = self.run.step.drain(wait)
+        for result in results:
+            self.position.loss_sum += result.loss
             self.position.loss_steps += 1
-            self._loss = outcome.loss
-        return any(outcome.stop for outcome in outcomes)
+            self._loss = result.loss
+        return any(result.stop for result in results)
 
     def _step_batches(self) -> Iterator[list[Batch]]:
-        """The mini-batches of each optimizer step; the last step of an epoch takes what is left."""
+        """Yield the mini-batches of each optimizer step; the last step of an epoch takes the rest."""
         run, group = self.run, []
         left = run.batches_per_epoch - self.position.batch
         if left <= 0:
             return
         batches = itertools.islice(load_batches(run.train_loader), left)
-        for batch in ahead_on_device(batches, run.device, self.config.channels_last):
+        for batch in prefetch_to_device(batches, run.device, self.config.channels_last):
             group.append(batch)
             left -= 1
             if len(group) == self.config.accumulate_steps or left == 0:
@@ -134,7 +134,7 @@ class Trainer:
         self.log.step(loss=f"{loss:.4f}", rate=f"{rate:.2e}")
         if position.step % self.config.log_every:
             return
-        if not self.log.bar_wanted:
+        if not self.log.show_bar:
             self.log.line(
                 f"epoch={position.epoch} step={number}/{steps} loss={loss:.4f} learning_rate={rate:.3e} "
                 f"images_per_second={images_per_second:.2f}"
@@ -148,23 +148,23 @@ class Trainer:
         values = {"train:loss": loss}
         if position.step > first:
             values["train:throughput"] = (position.step - first) * self.run.images_per_step / elapsed
-        words = " ".join(f"{name}={value:.4f}" for name, value in values.items())
-        self.log.line(f"epoch={position.epoch} {words} learning_rate={rate_now:.3e}")
+        text = " ".join(f"{name}={value:.4f}" for name, value in values.items())
+        self.log.line(f"epoch={position.epoch} {text} learning_rate={rate_now:.3e}")
         self.log.record(position.step, position.epoch, **values)
-        # Said once: a run that is stopped while it validates does not say it again when it goes on.
+        # Logged once: a run that is stopped during validation does not log it again after a resume.
         position.loss_sum, position.loss_steps = 0.0, 0
 
-    def _stop_asked(self) -> bool:
+    def _stop_requested(self) -> bool:
         return self.run.processes.any(bool(self.stop), self.run.device)
 
     def _validation_due(self) -> bool:
         return self.position.epoch % self.config.validate_every == 0 or self.position.epoch == self.config.epochs
 
     def _validate(self) -> ConfusionMatrix | None:
-        """The confusion matrix over the whole validation channel, all processes together; None if a signal came."""
+        """Return the confusion matrix of the validation channel over all processes; None after a signal."""
         run = self.run
-        with run.averaged_weights(), memory_explained(_VALIDATION_MEMORY):
-            # Batch norm's statistics are each process's own; the ones that are saved must be the ones that are scored.
+        with run.averaged_weights(), explain_out_of_memory(_VALIDATION_MEMORY):
+            # Batch-norm statistics differ between processes: score the ones that are saved, the main process's.
             run.processes.copy_from_main(run.network.buffers())
             confusion = evaluate_whole(
                 run.network,
@@ -174,8 +174,8 @@ class Trainer:
                 run.precision.autocast_dtype,
                 self.config.channels_last,
             )
-        # Every process takes part in this sum, also one that a signal cut short, or the others would wait for ever.
-        if self._stop_asked():
+        # Every process must take part in this collective, also one that a signal interrupted, or the others hang.
+        if self._stop_requested():
             return None
         confusion.counts = run.processes.sum(confusion.counts)
         return confusion
@@ -187,7 +187,7 @@ class Trainer:
             yield batch
 
     def _record_validation(self, confusion: ConfusionMatrix) -> bool:
-        """Log the scores and keep the model if it is the best so far; True if early stopping says to end."""
+        """Log the scores and save the model if it is the best so far; return True for an early stop."""
         scores, position = confusion.scores(), self.position
         position.validated = True
         self.log.line(
@@ -235,7 +235,7 @@ class Trainer:
         save_checkpoint(self.run.checkpoint_dir / LAST_NAME, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on from here."""
+        """Return everything that `load_state_dict` needs to resume from here."""
         early = self.run.early_stopping
         return {
             "config": self.config.model_dump(mode="json"),
@@ -250,11 +250,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
-        """Go on from a checkpoint's state; WeightsError if its weights are another architecture's."""
+        """Resume from a checkpoint's state; WeightsError if its weights belong to another architecture."""
         load_state_strict(self.run.network, state["model"], str(source))
         self.run.step.load_state_dict(state["step"])
         if self.run.step.ema is not None and state["step"]["ema"] is None:
-            # The average is new in this run: it begins at the checkpoint's weights, not at the random ones before.
+            # The average is new in this run: start it at the checkpoint's weights, not at the random ones.
             self.run.step.ema = ExponentialMovingAverage(self.run.network, self.config.ema_decay)
         self.position = Position(**state["position"])
         if self.run.early_stopping is not None and state["early_stopping"] is not None:
@@ -264,18 +264,18 @@ class Trainer:
 
 
 def train(config: Config, stop: StopRequest | None = None) -> Outcome:
-    """Train, validate and save as `config` says.
+    """Train, validate and save according to `config`.
 
     Writes checkpoints to checkpoint_dir, the best model to model_dir, and scores, curves and pictures to output_dir.
-    A stop that was asked for leaves a checkpoint, and the best model so far if there is one.
+    After a stop request it leaves a checkpoint, and the best model so far if one exists.
 
-    Raises PspnetError subclasses for what a user can mend and OSError where a folder cannot be written.
+    Raises PspnetError subclasses for errors that the user can fix, and OSError if a folder cannot be written.
     """
     run = build_run(config)
     try:
         source = find_checkpoint(config.resume, run.checkpoint_dir)
         state, notes = (None, []) if source is None else _state_of_this_run(run, source)
-        # Only now, when nothing speaks against going on, may files of an earlier run be written to.
+        # Only after all checks: RunLog writes to the files of an earlier run.
         log = RunLog(
             Path(config.output_dir),
             silent=not run.processes.is_main,
@@ -291,7 +291,7 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
                     trainer.load_state_dict(state, source)
                     _announce_resume(trainer, source, notes)
                 outcome = _conclude(trainer, finished=trainer.fit())
-                # torchrun ends a machine's processes soon after the first of them, and the main one was still writing.
+                # torchrun kills the remaining processes soon after the first one exits; the main one may still write.
                 run.processes.barrier()
                 return outcome
         finally:
@@ -301,14 +301,14 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
 
 
 def _state_of_this_run(run: Run, source: Path) -> tuple[dict[str, Any], list[str]]:
-    """The state to go on from, and what is different from then; WeightsError if it belongs to another run."""
+    """Return the state to resume from and notes on changes; WeightsError if it belongs to another run."""
     state = load_run_state(source)
     notes = check_same_run(
         state["config"], run.config.model_dump(mode="json"), state["train_images"], len(run.data.train), source
     )
-    lost = take_best_along(state, source, run.checkpoint_dir, copy=run.processes.is_main)
+    lost = adopt_best_weights(state, source, run.checkpoint_dir, copy=run.processes.is_main)
     if lost is not None and state["position"]["epoch"] > run.config.epochs:
-        raise WeightsError(f"{source}: this run is complete, but {lost}. Train anew with --resume never.")
+        raise WeightsError(f"{source}: this run is complete, but {lost}. Use --resume never to train again.")
     return state, [f"resuming with {note}" for note in notes] + ([] if lost is None else [lost])
 
 
@@ -318,18 +318,18 @@ def _announce_resume(trainer: Trainer, source: Path, notes: list[str]) -> None:
         trainer.log.line(f"Note: {note}")
     if position.epoch > config.epochs:
         trainer.log.line(
-            f"{source}: this run is already complete. Its results are written again; to train anew use --resume never."
+            f"{source}: this run is already complete. Its results are written again; use --resume never to train again."
         )
     else:
         trainer.log.line(f"Resuming from {source}: epoch {position.epoch}, step {position.step}.")
 
 
 def _conclude(trainer: Trainer, finished: bool) -> Outcome:
-    """Put the best weights into the model directory and say what came out."""
+    """Write the best weights to the model directory and return the outcome."""
     run, log = trainer.run, trainer.log
     exit_code = 0 if finished else trainer.stop.exit_code
     if not finished:
-        log.line(f"Stopped. Checkpoint: {run.checkpoint_dir / LAST_NAME}. The same command goes on from it.")
+        log.line(f"Stopped. Checkpoint: {run.checkpoint_dir / LAST_NAME}. The same command resumes from it.")
     if trainer.best_counts is None:
         return Outcome(exit_code, history=trainer.history)
     if run.processes.is_main:

@@ -1,4 +1,4 @@
-"""The network that a Config asks for, with its first weights: random, ImageNet's, another program's or a model's."""
+"""Network of a Config with its initial weights: random, ImageNet, another program's, or a trained model's."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pspnet.models.imports import read_backbone
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.weights import load_imagenet_backbone, load_state_strict
 
-# Has every algorithm's interface: images in, logits or (logits, auxiliary logits) out.
+# Images in, logits or (logits, auxiliary logits) out.
 BuildNetwork = Callable[[Config, torch.device], nn.Module]
 
 
 def build_network(config: Config, device: torch.device) -> SegmentationNetwork:
-    """The network with its first weights: a model channel's, ImageNet's in the backbone, or random ones by seed."""
+    """Build the network with its initial weights: from a model channel, ImageNet (backbone), or random by seed."""
     torch.manual_seed(config.seed)
     architecture = architecture_of(config)
     network = build_algorithm(config.algorithm, **architecture)
@@ -36,7 +36,7 @@ def build_network(config: Config, device: torch.device) -> SegmentationNetwork:
 
 
 def _load_pretrained(network: SegmentationNetwork, architecture: dict[str, Any], weights: str) -> None:
-    """Set the backbone: by torchvision's name of its weights, or from a file of another program's."""
+    """Load the backbone's weights: by torchvision's name, or from another program's file."""
     if weights in IMAGENET_WEIGHTS:
         load_imagenet_backbone(network.backbone, architecture["backbone"], weights)
         return
@@ -61,7 +61,7 @@ def _load_model_channel(
     with unpacked(directory) as folder:
         artifact = load_artifact(folder)
     there, here = {**artifact.architecture, "algorithm": artifact.algorithm}, {**architecture, "algorithm": algorithm}
-    # What older model directories leave unsaid.
+    # Missing in older model directories.
     there.setdefault("contract_dilation", False)
     keys = (
         "backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride",
@@ -69,7 +69,7 @@ def _load_model_channel(
     )  # fmt: skip
     wrong = [
         f"{key} is {there.get(key)} there and {here[key]} here"
-        # Another algorithm has other settings; that they differ says nothing more.
+        # Another algorithm has other settings, so comparing them adds nothing.
         for key in (("algorithm",) if artifact.algorithm != algorithm else keys)
         if key in here and there.get(key) != here[key]
     ]

@@ -1,4 +1,4 @@
-"""What a run says: lines on standard output, a progress bar on a terminal, metrics.jsonl, TensorBoard."""
+"""Log of a run: lines on standard output, progress bar, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pspnet.system.atomic_files import atomic_write
 
 
 class RunLog:
-    """Everything that the main process of a run tells about it; the other processes hold a silent one.
+    """Log written by the main process of a run; the other processes hold a silent one.
 
     Args:
         output_dir: gets metrics.jsonl and tensorboard/.
         silent: True in all processes but the main one.
-        bar: progress bar (True), plain lines (False), or by whether standard error is a terminal (None).
-        tensorboard: whether to write TensorBoard files; without the package a line says so and the run goes on.
-        resume_step: None for a new run, else the optimizer steps already taken; what was recorded after them is
-            dropped from metrics.jsonl, since it will be recorded again.
+        bar: progress bar (True), plain lines (False), or a bar if standard error is a terminal (None).
+        tensorboard: whether to write TensorBoard files; without the package a note is logged instead.
+        resume_step: None for a new run, else the optimizer steps already taken; later records are dropped from
+            metrics.jsonl, since they will be written again.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class RunLog:
         resume_step: int | None = None,
     ) -> None:
         self.silent = silent
-        self.bar_wanted = sys.stderr.isatty() if bar is None else bar
+        self.show_bar = sys.stderr.isatty() if bar is None else bar
         self._bar: Any = None
         self._writer: Any = None
         self._metrics_path = output_dir / "metrics.jsonl"
         if silent:
             return
         output_dir.mkdir(parents=True, exist_ok=True)
-        self._keep_metrics_until(resume_step)
+        self._truncate_metrics(resume_step)
         if tensorboard:
             self._writer = self._open_tensorboard(output_dir / "tensorboard", resume_step)
 
     def line(self, text: str) -> None:
-        """One line on standard output, above the progress bar if there is one."""
+        """Print one line on standard output, above the progress bar if one is shown."""
         if self.silent:
             return
         if self._bar is not None:
@@ -57,13 +57,13 @@ class RunLog:
         print(text, flush=True)
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, done: int) -> None:
-        if not self.silent and self.bar_wanted:
+        if not self.silent and self.show_bar:
             self._bar = tqdm(
                 total=steps, initial=done, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, dynamic_ncols=True
             )
 
     def step(self, **shown: str) -> None:
-        """One optimizer step was taken; `shown` stands behind the bar."""
+        """Advance the progress bar by one optimizer step; `shown` becomes its suffix."""
         if self._bar is not None:
             if shown:
                 self._bar.set_postfix(shown, refresh=False)
@@ -75,7 +75,7 @@ class RunLog:
             self._bar = None
 
     def record(self, step: int, epoch: int, **values: float) -> None:
-        """Add a line to metrics.jsonl and the same values to TensorBoard."""
+        """Append a line to metrics.jsonl and write the same values to TensorBoard."""
         if self.silent:
             return
         with open(self._metrics_path, "a", encoding="utf-8") as file:
@@ -85,13 +85,13 @@ class RunLog:
                 self._writer.add_scalar(name.replace(":", "/"), value, step)
 
     def pictures(self, step: int, name: str, pictures: Sequence[np.ndarray]) -> None:
-        """(H, W, 3) uint8 pictures for TensorBoard."""
+        """Write (H, W, 3) uint8 pictures to TensorBoard."""
         if self._writer is None:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for number, picture in enumerate(pictures):
-            # Encoded here, because add_image of torch 1.12 fails with Pillow 10 and newer.
+            # Encoded here because add_image of torch 1.12 fails with Pillow 10 and newer.
             encoded = io.BytesIO()
             Image.fromarray(picture).save(encoded, format="PNG")
             height, width, channels = picture.shape
@@ -106,7 +106,7 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
 
-    def _keep_metrics_until(self, step: int | None) -> None:
+    def _truncate_metrics(self, step: int | None) -> None:
         kept = []
         if step is not None and self._metrics_path.is_file():
             for text in self._metrics_path.read_text(encoding="utf-8").splitlines():
@@ -114,8 +114,8 @@ class RunLog:
                     if json.loads(text)["step"] <= step:
                         kept.append(text + "\n")
                 except (ValueError, KeyError):
-                    continue  # a line that a killed run left half-written
-        # Through a second file, so that a full disk does not cost what an earlier run has recorded.
+                    continue  # a truncated line of a killed run
+        # Atomic, so that a full disk does not lose the records of an earlier run.
         with atomic_write(self._metrics_path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
@@ -123,7 +123,7 @@ class RunLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            # Named, because what is missing may be a package that TensorBoard or PyTorch's side of it needs.
+            # The error names the missing package, which may be a dependency of TensorBoard.
             self.line(f"No TensorBoard files are written: {error}. `pip install tensorboard`, or --tensorboard False.")
             return None
         if resume_step is None and folder.is_dir():

@@ -1,4 +1,4 @@
-"""Everything that a training run works with, built from a Config: one function per part, called in order."""
+"""Parts of a training run built from a Config: one function per part, called in order."""
 
 from __future__ import annotations
 
@@ -32,27 +32,24 @@ from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system import device as devices
-from pspnet.training.distributed import Processes, join_processes
+from pspnet.system.distributed import Processes, join_processes
 from pspnet.training.network import BuildNetwork, build_network
+from pspnet.training.optimization.early_stopping import EarlyStopping
+from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import build_loss
-from pspnet.training.optimization.optimizer import (
-    EarlyStopping,
-    ExponentialMovingAverage,
-    LearningRateSchedule,
-    build_optimizer,
-    parameter_groups,
-)
-from pspnet.training.performance.activation_checkpointing import check_recomputable, recompute_blocks
-from pspnet.training.performance.compilation import CompiledModel, compile_wanted
+from pspnet.training.optimization.optimizer import build_optimizer, parameter_groups
+from pspnet.training.optimization.schedule import LearningRateSchedule
+from pspnet.training.performance.activation_checkpointing import check_precision_supported, checkpoint_activations
+from pspnet.training.performance.compilation import CompiledModel, should_compile
 from pspnet.training.performance.memory import choose_micro_batch, fits_in_memory
-from pspnet.training.performance.prefetch import share_of, usual_part
+from pspnet.training.performance.prefetch import images_of_rank, most_common_part
 from pspnet.training.run_log import RunLog
 from pspnet.training.step import TrainingStep
 
 
 @dataclass(frozen=True)
 class Data:
-    """The pairs and label maps of both splits."""
+    """Pairs and label maps of both splits."""
 
     train: list[Pair]
     validation: list[Pair]
@@ -62,7 +59,7 @@ class Data:
 
 @dataclass
 class Run:
-    """The parts of a run. `network` is the bare model, `model` what is called: it may be compiled or data-parallel."""
+    """Parts of a run. `model` is the `network` as it is called: possibly compiled or wrapped for data parallelism."""
 
     config: Config
     device: torch.device
@@ -82,7 +79,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in a whole epoch."""
+        """Optimizer steps in a full epoch."""
         return -(-self.batches_per_epoch // self.config.accumulate_steps)
 
     @property
@@ -95,7 +92,7 @@ class Run:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The network holds the averaged weights inside this context, if the run keeps any."""
+        """Context manager in which the network holds the averaged weights, if the run keeps them."""
         if self.step.ema is None:
             yield
             return
@@ -104,10 +101,9 @@ class Run:
 
 
 def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
-    """All parts of the run that `config` describes; ConfigError, DataError or WeightsError before any training.
+    """Build all parts of a run from `config`; ConfigError, DataError or WeightsError before any training.
 
-    `build` makes the network, `build_network` if not given: another network is trained in exactly the same way, which
-    is what a comparison needs.
+    `build` builds the network, by default `build_network`. Comparisons pass another one and train it in the same way.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = devices.choose_device(config.device, local_rank)
@@ -131,8 +127,8 @@ def _assemble(
     _check_folders(config, processes)
     network = build(config, device)
     if config.gradient_checkpointing:
-        check_recomputable(precision)
-        recompute_blocks(network)
+        check_precision_supported(precision)
+        checkpoint_activations(network)
     class_weights = None if config.class_weights is None else torch.tensor(config.class_weights)
     criterion = build_loss(
         config.loss,
@@ -143,7 +139,7 @@ def _assemble(
         config.align_corners,
     ).to(device)
     if isinstance(network, SegmentationNetwork):
-        network.upsampled_in_training = False  # the loss takes a head's logits as they are
+        network.upsampled_in_training = False  # the loss takes the head's logits before up-sampling
     optimizer = build_optimizer(
         config.optimizer,
         parameter_groups(network, config.learning_rate, config.head_lr_multiplier),
@@ -154,7 +150,7 @@ def _assemble(
         config.gamma2,
     )
     step = TrainingStep(
-        _for_all_processes(network, config, device, processes),
+        _wrap_data_parallel(network, config, device, processes),
         criterion,
         optimizer,
         device,
@@ -193,7 +189,7 @@ def _assemble(
 
 
 def load_data(config: Config, processes: Processes) -> Data:
-    """Pair the files of both splits; writes the built-in set first where `data` asks for it."""
+    """Pair the files of both splits; writes the built-in data set first if `data` names it."""
     if config.synthetic:
         config = _with_shapes(config, processes)
     channels = {}
@@ -226,7 +222,7 @@ def _with_shapes(config: Config, processes: Processes) -> Config:
 
 
 def _check_folders(config: Config, processes: Processes) -> None:
-    """Find out now, and not after the first epoch, that nothing can be written."""
+    """Fail before training, not after the first epoch, if a folder cannot be written."""
     if not processes.is_main:
         return
     for key in ("model_dir", "output_dir", "checkpoint_dir"):
@@ -242,7 +238,7 @@ def _check_folders(config: Config, processes: Processes) -> None:
             ) from error
 
 
-def _for_all_processes(network: nn.Module, config: Config, device: torch.device, processes: Processes) -> nn.Module:
+def _wrap_data_parallel(network: nn.Module, config: Config, device: torch.device, processes: Processes) -> nn.Module:
     if processes.world_size == 1:
         return network
     if config.syncbn and device.type == "cuda":
@@ -251,30 +247,30 @@ def _for_all_processes(network: nn.Module, config: Config, device: torch.device,
 
 
 def _fit_to_device(step: TrainingStep, network: nn.Module, config: Config) -> None:
-    """See that a mini-batch fits the device's memory, cut it where that is wanted, and compile for what is left."""
+    """Choose the micro-batch size that fits the device's memory, and compile for it if requested."""
     device, processes = step.device, step.processes
-    share = -(-config.mini_batch_size // processes.world_size)
+    per_process = -(-config.mini_batch_size // processes.world_size)
 
-    # A CPU does not say how much it could give; its system ends the process instead. And shared statistics would need
-    # every process to take part in every trial.
-    tried = device.type == "cuda" and not (config.syncbn and processes.world_size > 1)
+    # On a CPU the system kills the process instead of raising an error. With synchronised batch norm every process
+    # would have to take part in every trial.
+    can_try = device.type == "cuda" and not (config.syncbn and processes.world_size > 1)
 
     def fits(images: int) -> bool:
-        return not tried or fits_in_memory(step, network, images, config.crop_size)
+        return not can_try or fits_in_memory(step, network, images, config.crop_size)
 
     step.micro_batch_size = choose_micro_batch(
-        config.micro_batch_size, fits, share, config.crop_size, processes, device, may_cut=not config.syncbn
+        config.micro_batch_size, fits, per_process, config.crop_size, processes, device, may_split=not config.syncbn
     )
-    if compile_wanted(config.compile, device, config.deterministic):
-        own = share_of(config.mini_batch_size, processes.rank, processes.world_size)
-        usual = usual_part(own, step.micro_batch_size)
-        step.model = CompiledModel(step.model, usual, required=config.compile is True)
+    if should_compile(config.compile, device, config.deterministic):
+        own = images_of_rank(config.mini_batch_size, processes.rank, processes.world_size)
+        batch_size = most_common_part(own, step.micro_batch_size)
+        step.model = CompiledModel(step.model, batch_size, required=config.compile is True)
 
 
 def build_loaders(
     config: Config, data: Data, device: torch.device, processes: Processes
 ) -> tuple[TrainBatchSampler, DataLoader[Any], DataLoader[Any]]:
-    """The training sampler and the two loaders of this process."""
+    """Build the training sampler and the two loaders of this process."""
     if config.mini_batch_size < processes.world_size:
         raise ConfigError(
             f"mini_batch_size = {config.mini_batch_size} counts the images of all processes together; with "
@@ -326,7 +322,7 @@ def _build_schedule(config: Config, batches_per_epoch: int) -> LearningRateSched
 
 
 def describe_run(run: Run, log: RunLog) -> None:
-    """What is about to run, in a few lines."""
+    """Log a summary of the run in a few lines."""
     config, data = run.config, run.data
     parameters = sum(parameter.numel() for parameter in run.network.parameters())
     log.line(
@@ -340,11 +336,11 @@ def describe_run(run: Run, log: RunLog) -> None:
     )
     if config.num_training_samples not in (None, len(data.train)):
         log.line(
-            f"Note: num_training_samples={config.num_training_samples}, but the train channel holds {len(data.train)} "
+            f"Note: num_training_samples={config.num_training_samples}, but the train channel has {len(data.train)} "
             "images; the schedule follows the channel."
         )
     if run.step.micro_batch_size is not None:
-        log.line(f"Note: mini-batches are computed in parts of at most {run.step.micro_batch_size} images a device.")
+        log.line(f"Note: mini-batches are split into parts of at most {run.step.micro_batch_size} images per device.")
     if run.precision.name == "float32" and devices.has_fast_bfloat16(run.device):
         log.line("Note: this CPU has AMX; --precision bfloat16 trains several times faster on it.")
     if run.precision.name == "bfloat16" and run.device.type == "cpu" and not devices.has_fast_bfloat16(run.device):

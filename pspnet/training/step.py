@@ -1,4 +1,4 @@
-"""One optimizer step over one or several mini-batches, the same in one process and in many.
+"""Optimizer step over one or several mini-batches, with the same result in one process and in many.
 
 Legend: N images in a mini-batch, H, W their size.
 """
@@ -19,56 +19,57 @@ from torch.nn.parallel import DistributedDataParallel
 from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
+from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import loss_weight
-from pspnet.training.optimization.optimizer import ExponentialMovingAverage, is_fused, load_optimizer_state
-from pspnet.training.performance.prefetch import cut, to_device
+from pspnet.training.optimization.optimizer import is_fused, load_optimizer_state
+from pspnet.training.performance.prefetch import split_batch, to_device
 from pspnet.training.performance.readback import Readback
 
 _NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class StepOutcome:
-    """What one step came to: the loss over all processes, and whether one of them wants to stop."""
+class StepResult:
+    """Result of one step: the loss over all processes, and whether one of them asked to stop."""
 
     loss: float
     stop: bool
 
 
 @dataclass(frozen=True)
-class _Figures:
-    """What is read back of a step; `own` are the losses of this process's parts."""
+class _StepNumbers:
+    """Numbers read back from a step; `part_losses` are the losses of this process's parts."""
 
     loss: float
-    wrong: float
+    nonfinite: float
     stops: float
     norm: float
-    own: tuple[float, ...]
+    part_losses: tuple[float, ...]
 
     @classmethod
-    def of(cls, numbers: Sequence[float]) -> _Figures:
-        loss, wrong, stops, norm, *own = numbers
-        return cls(loss, wrong, stops, norm, tuple(own))
+    def of(cls, numbers: Sequence[float]) -> _StepNumbers:
+        loss, nonfinite, stops, norm, *part_losses = numbers
+        return cls(loss, nonfinite, stops, norm, tuple(part_losses))
 
 
 class TrainingStep:
-    """Forward, backward and optimizer step.
+    """Forward pass, backward pass and optimizer step.
 
     The gradient is that of the mean loss over all scored pixels of all mini-batches in all processes: each mini-batch's
-    mean is weighted by its share of them. So accumulation and data parallelism change nothing but the statistics that
-    batch norm sees.
+    mean is weighted by its fraction of these pixels. So accumulation and data parallelism only change the batch
+    statistics of batch norm.
 
-    On a GPU steps are deferred: the host gives the device one step after the other, and reads what came of a step while
-    the next one runs. No step waits for the host, or the host for more than the step before.
+    On a GPU steps are deferred: the host queues the next step before it reads the results of the previous one (async
+    readback), so the device never waits for the host.
 
     Args:
-        model: the network, as it is, compiled, or wrapped for data parallelism.
+        model: the network, possibly compiled or wrapped for data parallelism.
         criterion: (outputs, targets) -> scalar mean loss.
-        class_weights: the loss's class weights, which then also weigh the mini-batches.
+        class_weights: the loss's class weights, which also weight the mini-batches.
         max_norm: largest gradient norm; 0 for no clipping.
-        micro_batch_size: images that the device takes at once; larger mini-batches are cut. None cuts none.
-        deferred: whether steps are; by default on GPUs.
+        micro_batch_size: largest number of images in a forward pass; larger mini-batches are split. None: no limit.
+        deferred: whether steps are deferred; by default on GPUs.
     """
 
     def __init__(
@@ -102,69 +103,69 @@ class TrainingStep:
         self.deferred = device.type == "cuda" if deferred is None else deferred
         self.scaler: Any = build_scaler(precision.scale_loss)
         self._pending: deque[tuple[Readback, list[list[str]]]] = deque()
-        self._spoilt = torch.zeros((), dtype=torch.bool, device=device)
+        self._corrupted = torch.zeros((), dtype=torch.bool, device=device)
 
     def __call__(self, batches: Sequence[Batch], step: int, network: nn.Module, stop: object = False) -> torch.Tensor:
-        """Take one optimizer step, number `step` of the run, with the mean gradient over `batches`.
+        """Run optimizer step number `step` of the run with the mean gradient over `batches`.
 
-        `network` is the bare model behind `model`; `stop` is true once this process wants to stop. Returns the loss
-        over all processes, a float64 scalar on the device.
+        `network` is the bare model inside `model`; `stop` is true once this process should stop. Returns the loss over
+        all processes, a float64 scalar on the device.
 
-        Raises NonFiniteLossError, with the weights untouched, if a loss is NaN or infinite; a deferred step leaves
-        that to `take_in`.
+        Raises NonFiniteLossError, with the weights unchanged, if a loss is NaN or infinite; for a deferred step `drain`
+        raises it.
         """
-        # Dropout's numbers depend on (seed, step, process) alone: nothing of them has to be saved for a resume.
+        # Dropout depends only on (seed, step, process), so a checkpoint needs no random state.
         torch.manual_seed(self.seed + 1_000_003 * step + 7_919 * self.processes.rank)
         parts = [
             part
             for batch in batches
-            for part in cut(to_device(batch, self.device, self.channels_last), self.micro_batch_size)
+            for part in split_batch(to_device(batch, self.device, self.channels_last), self.micro_batch_size)
         ]
-        shares = self._shares(parts)
+        weights = self._part_weights(parts)
         losses = []
         for number, part in enumerate(parts):
             with self._synchronised(number == len(parts) - 1):
-                losses.append(self._backward(part, shares[number]))
-        own = torch.stack(losses).double()  # (parts,)
-        figures = self._figures(own, shares, stop)  # (3,)
+                losses.append(self._backward(part, weights[number]))
+        part_losses = torch.stack(losses).double()  # (parts,)
+        sums = self._global_sums(part_losses, weights, stop)  # (3,)
         names = [part.names for part in parts]
         if not self.deferred:
-            self._raise_if_wrong(_Figures.of(torch.cat([figures, figures.new_zeros(1), own]).tolist()), names)
-        norm = self._update(network, figures[1] > 0)  # (1,)
-        self._pending.append((Readback(torch.cat([figures, norm, own])), names))
-        return figures[0]
+            self._check_finite(_StepNumbers.of(torch.cat([sums, sums.new_zeros(1), part_losses]).tolist()), names)
+        norm = self._update(network, sums[1] > 0)  # (1,)
+        self._pending.append((Readback(torch.cat([sums, norm, part_losses])), names))
+        return sums[0]
 
-    def take_in(self, wait: bool = True) -> list[StepOutcome]:
-        """What came of the steps since the last call, in their order.
+    def drain(self, wait: bool = True) -> list[StepResult]:
+        """Return the results of the steps since the last call, in order.
 
-        Without `wait`, a deferred step that was only just given to the device is left for the next call.
+        Without `wait`, the most recent deferred step is left for the next call.
 
-        Raises NonFiniteLossError if the loss of one was NaN or infinite, or the norm of its gradient. The weights are
-        then as they were before it where the optimizer is fused, otherwise they are spoilt, and batch norm's
-        statistics may be: whoever saves or scores a model has to take in all steps before.
+        Raises NonFiniteLossError if a step's loss or gradient norm was NaN or infinite. With a fused optimizer the
+        weights are then those before that step; otherwise they are corrupted. Batch-norm statistics may be corrupted in
+        both cases, so drain all steps before saving or evaluating the model.
         """
-        outcomes = []
+        results = []
         while len(self._pending) > (1 if self.deferred and not wait else 0):
             readback, names = self._pending.popleft()
-            figures = _Figures.of(readback.numbers())
-            self._raise_if_wrong(figures, names)
-            outcomes.append(StepOutcome(figures.loss, stop=figures.stops > 0))
-        return outcomes
+            numbers = _StepNumbers.of(readback.numbers())
+            self._check_finite(numbers, names)
+            results.append(StepResult(numbers.loss, stop=numbers.stops > 0))
+        return results
 
-    def try_out(self, batch: Batch, network: nn.Module) -> None:
-        """Forward and backward over one mini-batch, which leaves gradients and statistics for the caller to undo."""
+    def trial_pass(self, batch: Batch, network: nn.Module) -> None:
+        """Run forward and backward over one mini-batch; the caller restores gradients and statistics."""
         loss = self._loss(network, to_device(batch, self.device, self.channels_last))
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def _shares(self, parts: Sequence[Batch]) -> torch.Tensor:
-        """(len(parts),) float64: what each mean loss is multiplied by before the gradients are averaged."""
+    def _part_weights(self, parts: Sequence[Batch]) -> torch.Tensor:
+        """Return (len(parts),) float64: factors of the mean losses before the gradients are averaged."""
         weights = torch.stack([loss_weight(part.targets, self.class_weights) for part in parts])
         total = self.processes.sum(weights.sum()) / self.processes.world_size
         return weights / total.clamp(min=1e-12)
 
     def _synchronised(self, last: bool) -> Any:
-        """Data-parallel gradients travel once a step, with the last mini-batch."""
-        model = getattr(self.model, "original", self.model)  # a compiled one's
+        """Synchronise data-parallel gradients once per step, with the last part."""
+        model = getattr(self.model, "original", self.model)  # of a CompiledModel
         if isinstance(model, DistributedDataParallel) and not last:
             return model.no_sync()
         return contextlib.nullcontext()
@@ -176,54 +177,54 @@ class TrainingStep:
         loss: torch.Tensor = self.criterion(outputs, batch.targets)
         return loss
 
-    def _backward(self, batch: Batch, share: torch.Tensor) -> torch.Tensor:
+    def _backward(self, batch: Batch, weight: torch.Tensor) -> torch.Tensor:
         loss = self._loss(self.model, batch)
-        scaled = loss * share.to(loss.dtype)
+        scaled = loss * weight.to(loss.dtype)
         (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
         return loss.detach()
 
-    def _figures(self, losses: torch.Tensor, shares: torch.Tensor, stop: object) -> torch.Tensor:
-        """(3,) float64 over all processes: loss, how many met a loss that is not finite, how many want to stop."""
-        wrong = (~torch.isfinite(losses)).any().double()
-        # Filled in on the device: a tensor from the host would have to be waited for.
-        wish = torch.full((), float(bool(stop)), dtype=torch.float64, device=losses.device)
-        figures = self.processes.sum(torch.stack([(losses * shares).sum() / self.processes.world_size, wrong, wish]))
-        return figures
+    def _global_sums(self, losses: torch.Tensor, weights: torch.Tensor, stop: object) -> torch.Tensor:
+        """Return (3,) float64: loss, number of processes with a non-finite loss, number that asked to stop."""
+        nonfinite = (~torch.isfinite(losses)).any().double()
+        # Created on the device: copying a tensor from the host would synchronise.
+        stops = torch.full((), float(bool(stop)), dtype=torch.float64, device=losses.device)
+        loss = (losses * weights).sum() / self.processes.world_size
+        return self.processes.sum(torch.stack([loss, nonfinite, stops]))
 
-    def _raise_if_wrong(self, figures: _Figures, names: Sequence[Sequence[str]]) -> None:
-        """NonFiniteLossError if the figures say so."""
-        if figures.wrong:
+    def _check_finite(self, numbers: _StepNumbers, names: Sequence[Sequence[str]]) -> None:
+        """Raise NonFiniteLossError for a non-finite loss or gradient norm."""
+        if numbers.nonfinite:
             self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteLossError(_loss_message(figures.own, names, self._ending()))
-        # A scaler leaves such a step out by itself; without one, clipping would turn every weight into NaN.
-        if self.scaler is None and not math.isfinite(figures.norm):
+            raise NonFiniteLossError(_loss_message(numbers.part_losses, names, self._stop_point()))
+        # A loss scaler skips such a step itself; without one, clipping would turn every weight into NaN.
+        if self.scaler is None and not math.isfinite(numbers.norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteLossError(
-                f"The norm of the gradient is {figures.norm} although the loss is finite; training stopped "
-                f"{self._ending()}. Lower learning_rate, or train with --precision float32."
+                f"The norm of the gradient is {numbers.norm} although the loss is finite; training stopped "
+                f"{self._stop_point()}. Lower learning_rate, or train with --precision float32."
             )
 
-    def _ending(self) -> str:
+    def _stop_point(self) -> str:
         if self.deferred and not is_fused(self.optimizer):
-            return "after this step, and nothing of it was saved"
+            return "after this step, which was not saved"
         return "before the optimizer step"
 
-    def _update(self, network: nn.Module, wrong: torch.Tensor) -> torch.Tensor:
-        """Let the optimizer step; (1,) float64, the norm of the gradient or 0 where it is not clipped."""
+    def _update(self, network: nn.Module, nonfinite: torch.Tensor) -> torch.Tensor:
+        """Run the optimizer; return (1,) float64, the gradient norm, or 0 without clipping."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = torch.zeros(1, dtype=torch.float64, device=self.device)
         if self.max_norm > 0:
             norm = nn.utils.clip_grad_norm_(network.parameters(), self.max_norm).double().reshape(1)
             if not self.deferred:
-                self._raise_if_wrong(_Figures(0.0, 0.0, 0.0, float(norm), ()), ())
+                self._check_finite(_StepNumbers(0.0, 0.0, 0.0, float(norm), ()), ())
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self.deferred and is_fused(self.optimizer):
             optimizer: Any = self.optimizer
-            self._spoilt = self._spoilt | wrong | ~torch.isfinite(norm).all()
-            optimizer.found_inf = self._spoilt.float()  # 1: the device leaves out this step, and those that follow
+            self._corrupted = self._corrupted | nonfinite | ~torch.isfinite(norm).all()
+            optimizer.found_inf = self._corrupted.float()  # 1: the device skips this step and all later ones
             optimizer.step()
             del optimizer.found_inf
         else:
@@ -234,7 +235,7 @@ class TrainingStep:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of optimizer, scaler and averaged weights."""
+        """Return the state of optimizer, scaler and averaged weights for a checkpoint."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
@@ -251,22 +252,22 @@ class TrainingStep:
                 self.ema.shadow[name].copy_(value)
 
 
-def _loss_message(losses: Sequence[float], names: Sequence[Sequence[str]], ending: str) -> str:
-    wrong = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
-    if not wrong:
+def _loss_message(losses: Sequence[float], names: Sequence[Sequence[str]], stop_point: str) -> str:
+    nonfinite = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+    if not nonfinite:
         return "The loss became NaN or infinite in another process; training stopped there."
-    files = [name for number in wrong for name in names[number]]
+    files = [name for number in nonfinite for name in names[number]]
     shown = "\n  ".join(files[:_NAMES_SHOWN])
     more = f"\n  and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
     return (
-        f"The loss is {losses[wrong[0]]}; training stopped {ending}. The mini-batch was:\n  {shown}{more}\n"
+        f"The loss is {losses[nonfinite[0]]}; training stopped {stop_point}. The mini-batch was:\n  {shown}{more}\n"
         "Lower learning_rate, set clip_grad_norm or warmup_epochs, or train with --precision float32; the last "
         "checkpoint is from before this step."
     )
 
 
 def build_scaler(enabled: bool) -> Any:
-    """What scales float16's losses on a GPU, or None."""
+    """Return the loss scaler for float16 on a GPU, or None."""
     if not enabled:
         return None
     scaler = getattr(torch.amp, "GradScaler", None)  # torch 2.3 and newer

@@ -222,9 +222,9 @@ def test_another_precision_or_crop_starts_anew(
     assert evaluate(model_dir, shapes, tmp_path, "--protocol", "slide") == 0
     capsys.readouterr()
     assert evaluate(model_dir, shapes, tmp_path, "--protocol", "slide", "--crop_size", "48") == 0
-    assert "slide was scored with crop_size 40 and not 48; starting anew" in capsys.readouterr().out
+    assert "slide was scored with crop_size 40 and not 48; starting again" in capsys.readouterr().out
     assert evaluate(model_dir, shapes, tmp_path, "--protocol", "slide", "--precision", "bfloat16") == 0
-    assert "slide was scored with precision float32 and not bfloat16; starting anew" in capsys.readouterr().out
+    assert "slide was scored with precision float32 and not bfloat16; starting again" in capsys.readouterr().out
     assert evaluate(model_dir, shapes, tmp_path, "--protocol", "slide", "--resume", "never") == 0
     assert "scored" not in capsys.readouterr().out.split("IoU")[0]
 

@@ -44,7 +44,7 @@ def test_evaluate_leaves_a_page_and_how_it_came_about(evaluated: Path) -> None:
     page = (evaluated / "out" / "report.html").read_text()
     assert "Protocols side by side" in page
     assert page.count("<fieldset") == 4
-    assert "no differences: the truth of 4 images differs" in page  # builtin scores crops
+    assert "no differences: the ground truth of 4 images differs" in page  # builtin scores crops
     facts = json.loads((evaluated / "out" / "provenance.json").read_text())
     assert facts["command"].startswith(f"pspnet evaluate {evaluated / 'run' / 'model'} --images ")
     assert facts["data"]["count"] == 4
@@ -100,7 +100,7 @@ def test_mask_files_have_a_page_too(evaluated: Path, tmp_path: Path) -> None:
     assert 'id="calibration-1"' not in page
     # The same masks as the model's own evaluation: compared, they differ nowhere.
     assert report(evaluated / "out", tmp_path / "out", "--output", tmp_path / "two.html") == 0
-    assert "0 of the differences exclude 0." in (tmp_path / "two.html").read_text()
+    assert "The intervals of 0 differences exclude 0." in (tmp_path / "two.html").read_text()
 
 
 def test_details_and_page_can_be_left_out(evaluated: Path, tmp_path: Path) -> None:

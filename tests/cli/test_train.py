@@ -373,7 +373,7 @@ def test_signals_leave_a_checkpoint_from_which_the_same_command_goes_on(
     code, out, err = run_until("epoch=1 step=2/3", signal.SIGTERM, True, command)
     assert code == 143, err
     assert err == "\nSIGTERM: stopping after this step, with a checkpoint; a second one stops at once.\n"
-    assert f"\nStopped. Checkpoint: {last}. The same command goes on from it.\n" in out
+    assert f"\nStopped. Checkpoint: {last}. The same command resumes from it.\n" in out
     first = load_checkpoint(last)["position"]
 
     code, out, err = run_until(f"epoch={first['epoch'] + 1} step=1/3", signal.SIGINT, False, command)

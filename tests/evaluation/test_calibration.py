@@ -29,7 +29,7 @@ def test_confidence_is_the_largest_softmax_probability(strip_bytes: int, monkeyp
     assert confidence_of_logits(logits.bfloat16()).dtype == torch.float32
 
 
-def test_masks_are_those_of_predict_whole() -> None:
+def test_masks_equal_predict_whole() -> None:
     model, images = nn.Conv2d(3, 4, 3, padding=1), torch.rand(2, 3, 8, 8) * 255
     masks, confidences = predict_with_confidence(model, images)
     assert torch.equal(masks, predict_whole(model, images))
@@ -70,7 +70,7 @@ def test_counts_equal_a_loop_over_pixels_for_each_image() -> None:
         np.testing.assert_array_equal(counts[image].numpy(), expected)
 
 
-def test_perfect_calibration_has_no_error_and_neither_has_nothing() -> None:
+def test_perfect_calibration_and_empty_counts_have_no_error() -> None:
     confidences = torch.full((1, 10, 10), 0.8)
     targets = torch.zeros(1, 10, 10, dtype=torch.int64)
     predictions = targets.clone()

@@ -1,4 +1,4 @@
-"""One row of counts an image: what it is made of, and that it comes apart again."""
+"""Rows of per-image counts: layout and round trip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pspnet.evaluation.per_image import Record, read_records, write_records
 @pytest.mark.parametrize(
     ("details", "length"), [((), 16), (("boundary",), 28), (("confidence",), 61), (DETAILS, 16 + 45 + 12)]
 )
-def test_rows_come_apart_into_what_they_were_made_of(details: tuple[str, ...], length: int) -> None:
+def test_rows_round_trip(details: tuple[str, ...], length: int) -> None:
     tally = Tally(4, details)
     masks, targets = torch.randint(0, 4, (3, 9, 11)), torch.randint(0, 5, (3, 9, 11))
     targets[targets == 4] = 255
@@ -39,7 +39,7 @@ def test_rows_come_apart_into_what_they_were_made_of(details: tuple[str, ...], l
             np.testing.assert_array_equal(found["boundary"], count_boundary(*pair, 4))
 
 
-def test_details_are_kept_in_the_file_where_all_images_have_them(tmp_path: Path) -> None:
+def test_details_are_saved_if_all_images_have_them(tmp_path: Path) -> None:
     record = Record(2)
     boundary = np.arange(6).reshape(2, 3)
     record.add("b", np.eye(2, dtype=np.int64), details={"boundary": boundary + 10})

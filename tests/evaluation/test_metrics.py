@@ -1,4 +1,4 @@
-"""Scores against numbers worked out by hand, against a slow loop, and against torchmetrics."""
+"""Scores against numbers computed by hand, a slow loop, and torchmetrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.evaluation.metrics import ConfusionMatrix, Scores, _count_by_scattering, constant_scores, count_by_image
+from pspnet.evaluation.metrics import (
+    ConfusionMatrix,
+    Scores,
+    _count_by_scattering,
+    constant_scores,
+    count_by_image,
+    format_scores,
+)
 
 
 def confusion_of(predictions: list[list[int]], targets: list[list[int]], classes: int) -> ConfusionMatrix:
@@ -19,7 +26,7 @@ def confusion_of(predictions: list[list[int]], targets: list[list[int]], classes
 
 
 def random_masks(classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(4, 30, 40) predictions, right in three pixels of four, and targets with a tenth ignored."""
+    """(4, 30, 40) predictions, three in four pixels correct, and targets with a tenth ignored."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, classes, (4, 30, 40))
     predictions = np.where(rng.random(targets.shape) < 0.75, targets, rng.integers(0, classes, targets.shape))
@@ -28,7 +35,7 @@ def random_masks(classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def slow_scores(predictions: np.ndarray, targets: np.ndarray, classes: int) -> dict[str, float]:
-    """The definitions, one class at a time, without a confusion matrix."""
+    """Scores by definition, one class at a time, without a confusion matrix."""
     scored = targets != 255
     predictions, targets = predictions[scored], targets[scored]
     ious, accuracies, weighted = [], [], 0.0
@@ -48,7 +55,7 @@ def slow_scores(predictions: np.ndarray, targets: np.ndarray, classes: int) -> d
     }
 
 
-# Class 2 is nowhere, class 3 predicted only; two pixels are ignored, one of them predicted as class 2.
+# Class 2 is absent, class 3 only predicted; two pixels are ignored, one of them predicted as class 2.
 PREDICTIONS = [[0, 0, 1, 1, 1], [1, 0, 3, 2, 0]]
 TARGETS = [[0, 0, 0, 1, 1], [1, 1, 1, 255, 255]]
 
@@ -134,7 +141,7 @@ def test_random_masks_equal_torchmetrics() -> None:
 
 
 @pytest.mark.parametrize(("classes", "images"), [(2, 1), (5, 4), (150, 3)])
-def test_each_image_is_counted_by_itself(classes: int, images: int) -> None:
+def test_each_image_is_counted_separately(classes: int, images: int) -> None:
     predictions, targets = random_masks(classes, seed=classes)
     predictions, targets = predictions[:images], targets[:images]
     counts = count_by_image(predictions, targets, classes)
@@ -159,7 +166,7 @@ def test_random_confusion_equals_torchmetrics_image_by_image(seed: int) -> None:
 @pytest.mark.parametrize(
     ("classes", "kind"), [(2, torch.uint8), (13, torch.int64), (180, torch.uint8), (254, torch.uint8)]
 )
-def test_the_form_for_gpus_counts_the_same(classes: int, kind: torch.dtype) -> None:
+def test_the_gpu_implementation_gives_the_same_counts(classes: int, kind: torch.dtype) -> None:
     predictions, targets = (masks.reshape(4, -1) for masks in random_masks(classes, seed=classes))
     ours = _count_by_scattering(predictions.to(kind), targets, classes)
     assert ours.dtype == torch.int64
@@ -168,8 +175,8 @@ def test_the_form_for_gpus_counts_the_same(classes: int, kind: torch.dtype) -> N
 
 @pytest.mark.parametrize("classes", [2, 180, 181, 254])
 @pytest.mark.parametrize("count", [count_by_image, _count_by_scattering])
-def test_what_is_predicted_on_ignored_pixels_does_not_matter(classes: int, count: Any) -> None:
-    # 180 classes are the most whose codes fit 16 bits; the largest code must not wrap around into the matrix.
+def test_predictions_on_ignored_pixels_do_not_matter(classes: int, count: Any) -> None:
+    # 180 is the largest number of classes with 16-bit codes; the largest code must not wrap around.
     targets = torch.tensor([[255, 254, classes - 1, 255]], dtype=torch.uint8)
     predictions = torch.tensor([[255, 0, classes - 1, classes - 1]], dtype=torch.uint8)
     counts = count(predictions, targets, classes)
@@ -178,7 +185,7 @@ def test_what_is_predicted_on_ignored_pixels_does_not_matter(classes: int, count
     assert torch.equal(counts, expected)
 
 
-def test_no_pixels_and_layouts_that_are_not_contiguous() -> None:
+def test_no_pixels_and_non_contiguous_layouts() -> None:
     empty = torch.zeros(2, 0, 5, dtype=torch.uint8)
     assert torch.equal(count_by_image(empty, empty, 3), torch.zeros(2, 3, 3, dtype=torch.int64))
     predictions, targets = random_masks(7, seed=4)
@@ -186,7 +193,7 @@ def test_no_pixels_and_layouts_that_are_not_contiguous() -> None:
     assert torch.equal(turned, count_by_image(predictions, targets, 7))
 
 
-def test_the_masks_are_left_as_they_were() -> None:
+def test_the_masks_are_not_modified() -> None:
     for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
         predictions, targets = random_masks(5, seed=6)
         predictions, targets = predictions.to(kind), targets.to(kind)
@@ -204,17 +211,17 @@ def test_counts_stay_exact_beyond_float32() -> None:
     assert scores.per_class_iou == ((2**40 + 1) / (2**40 + 2), 3 / 4)
 
 
-def test_nothing_scored_is_0_and_not_nan() -> None:
+def test_no_scored_pixels_give_0_and_not_nan() -> None:
     scores = confusion_of([[0, 1]], [[255, 255]], 3).scores()
     assert scores == Scores(0.0, 0.0, 0.0, 0.0, (None, None, None), 0)
 
 
-def test_everything_right_is_1() -> None:
+def test_perfect_predictions_give_1() -> None:
     scores = Scores.from_counts(np.diag([5, 7, 0]))
     assert (scores.mIOU, scores.pixel_accuracy, scores.mean_accuracy, scores.fw_iou) == (1.0, 1.0, 1.0, 1.0)
 
 
-def test_json_holds_the_agreed_keys() -> None:
+def test_json_keys() -> None:
     content = confusion_of(PREDICTIONS, TARGETS, 4).scores().to_json(("sky", "road", "pole", "car"))
     assert list(content) == ["mIOU", "pixel_accuracy", "mean_accuracy", "fw_iou", "per_class_iou", "pixels"]
     assert content["per_class_iou"] == {"sky": 0.5, "road": 0.5, "pole": None, "car": 0.0}
@@ -224,11 +231,28 @@ def test_json_holds_the_agreed_keys() -> None:
 
 
 def test_the_constant_predictor_by_hand() -> None:
-    # 6 pixels of class 0, 3 of class 1, 1 of class 2: always answering 0.
+    # 6 pixels of class 0, 3 of class 1, 1 of class 2: always predicting 0.
     counts = np.array([[2, 3, 1], [0, 3, 0], [0, 0, 1]], dtype=np.int64)
     scores = constant_scores(counts)
     assert scores.per_class_iou == (0.6, 0.0, 0.0)
     assert scores.mIOU == pytest.approx(0.2, rel=1e-15)
     assert scores.pixel_accuracy == 0.6
     assert scores.fw_iou == pytest.approx(0.36, rel=1e-15)
-    assert counts.tolist() == [[2, 3, 1], [0, 3, 0], [0, 0, 1]]  # left as they were
+    assert counts.tolist() == [[2, 3, 1], [0, 3, 0], [0, 0, 1]]  # not modified
+
+
+def test_the_table_shows_percent_and_absent_classes() -> None:
+    scores = Scores(0.51234, 0.9, 0.75, 1.0, (0.12345, None, 1.0), 1234)
+    table = format_scores(scores, ("sky", "a_rather_long_name", "car"), images=7)
+    assert table.splitlines() == [
+        "class               IoU %",
+        "sky                  12.3",
+        "a_rather_long_name      -",
+        "car                 100.0",
+        "-------------------------",
+        "mIoU                 51.2",
+        "pixel accuracy       90.0",
+        "mean accuracy        75.0",
+        "fw IoU              100.0",
+        "7 images, 1234 scored pixels",
+    ]

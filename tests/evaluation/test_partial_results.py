@@ -1,4 +1,4 @@
-"""What an evaluation finds of an earlier one, and what it drops."""
+"""Reuse of earlier records, and the records that are dropped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_two_of_three(folder: Path, masks: Path | None = None) -> None:
     state.save()
 
 
-def test_the_same_evaluation_goes_on(tmp_path: Path) -> None:
+def test_the_same_evaluation_is_resumed(tmp_path: Path) -> None:
     write_two_of_three(tmp_path)
     state = open_state(tmp_path)
     record = state.record("slide", 2, SETTINGS, SIGNATURES)
@@ -55,12 +55,12 @@ def test_never_starts_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("common", "text"),
     [
-        ({**COMMON, "model": "other"}, "slide was scored with another model; starting anew"),
+        ({**COMMON, "model": "other"}, "slide was scored with another model; starting again"),
         ({**COMMON, "precision": "bfloat16"}, "slide was scored with precision float32 and not bfloat16"),
         ({**COMMON, "label_map": "x"}, "slide was scored with another label map"),
     ],
 )
-def test_another_model_or_format_starts_anew(tmp_path: Path, common: dict[str, Any], text: str) -> None:
+def test_another_model_or_precision_starts_again(tmp_path: Path, common: dict[str, Any], text: str) -> None:
     write_two_of_three(tmp_path)
     state = open_state(tmp_path, common)
     assert len(state.record("slide", 2, SETTINGS, SIGNATURES)) == 0
@@ -68,23 +68,23 @@ def test_another_model_or_format_starts_anew(tmp_path: Path, common: dict[str, A
     assert text in state.notes[0]
 
 
-def test_another_setting_starts_that_protocol_anew(tmp_path: Path) -> None:
+def test_another_setting_restarts_that_protocol(tmp_path: Path) -> None:
     write_two_of_three(tmp_path)
     state = open_state(tmp_path)
     assert len(state.record("slide", 2, {"crop_size": 64}, SIGNATURES)) == 0
-    assert "slide was scored with crop_size 32 and not 64; starting anew" in state.notes[0]
+    assert "slide was scored with crop_size 32 and not 64; starting again" in state.notes[0]
 
 
-def test_changed_and_removed_images_alone_are_scored_again(tmp_path: Path) -> None:
+def test_only_changed_and_removed_images_are_scored_again(tmp_path: Path) -> None:
     write_two_of_three(tmp_path)
     state = open_state(tmp_path)
     assert state.record("slide", 2, SETTINGS, {"a": "1", "b": "changed", "c": "3"}).names == ["a"]
-    assert "1 of the 2 images scored before were changed or are gone" in state.notes[0]
+    assert "1 of the 2 images scored before were changed or are missing" in state.notes[0]
     state = open_state(tmp_path)
     assert state.record("slide", 2, SETTINGS, {"b": "2"}).names == ["b"]
 
 
-def test_masks_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
+def test_requested_masks_must_exist(tmp_path: Path) -> None:
     write_two_of_three(tmp_path)
     state = open_state(tmp_path)
     assert len(state.record("slide", 2, SETTINGS, SIGNATURES, tmp_path / "masks")) == 0
@@ -107,15 +107,15 @@ def test_other_protocols_of_the_same_model_stay(tmp_path: Path) -> None:
     }
 
 
-def test_a_damaged_file_starts_anew(tmp_path: Path) -> None:
+def test_a_damaged_file_starts_again(tmp_path: Path) -> None:
     (tmp_path / "per_image.npz").write_bytes(b"nonsense")
     state = open_state(tmp_path)
     assert len(state.record("slide", 2, SETTINGS, SIGNATURES)) == 0
     assert "damaged" in state.notes[0]
-    assert "Starting anew" in state.notes[0]
+    assert "Starting again" in state.notes[0]
 
 
-def test_the_file_is_written_no_more_often_than_asked(tmp_path: Path) -> None:
+def test_the_file_is_written_at_most_once_per_interval(tmp_path: Path) -> None:
     state = open_state(tmp_path, save_seconds=3600)
     state.save_if_due()
     assert not state.path.exists()
@@ -124,7 +124,7 @@ def test_the_file_is_written_no_more_often_than_asked(tmp_path: Path) -> None:
     assert state.path.exists()
 
 
-def test_signatures_follow_both_files(tmp_path: Path) -> None:
+def test_signatures_depend_on_both_files(tmp_path: Path) -> None:
     pair = Pair(tmp_path / "a.jpg", tmp_path / "a.png")
     for path in (pair.image, pair.annotation):
         path.write_bytes(b"12")

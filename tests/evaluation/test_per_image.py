@@ -1,4 +1,4 @@
-"""per_image.npz gives back every image's matrix exactly, and its documented layout is its layout."""
+"""per_image.npz: exact round trip, and the documented layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random_record(classes: int = 4, images: int = 5, seed: int = 0) -> tuple[Rec
     return record, matrices
 
 
-def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_records_round_trip(tmp_path: Path) -> None:
     record, matrices = random_record()
     other, _ = random_record(images=0)
     write_records(tmp_path / "per_image.npz", {"whole": record, "slide": other})
@@ -54,7 +54,7 @@ def test_the_layout_by_hand(tmp_path: Path) -> None:
         assert (archive["whole.codes"].dtype, archive["whole.counts"].dtype) == (np.int32, np.int64)
 
 
-def test_the_order_of_scoring_leaves_no_trace(tmp_path: Path) -> None:
+def test_the_file_does_not_depend_on_the_order_of_scoring(tmp_path: Path) -> None:
     record, matrices = random_record()
     turned = Record(4, record.about)
     for name in sorted(matrices):
@@ -75,7 +75,7 @@ def test_an_image_scored_again_replaces_its_counts() -> None:
     assert len(record) == 0
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "per_image.npz"
     with pytest.raises(DataError, match=r"per_image\.npz: does not exist; `pspnet evaluate` writes it"):
         read_records(path)

@@ -1,4 +1,4 @@
-"""Mask files against annotations: exact counts, and files that do not fit."""
+"""Mask files against annotations: exact counts, and mismatched files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def write(folder: Path, name: str, values: list[list[int]]) -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    masks, truths = tmp_path / "masks", tmp_path / "truths"
-    write(truths, "a", [[0, 1, 2], [2, 255, 255]])
-    write(truths, "b", [[1, 1]])
+    masks, targets = tmp_path / "masks", tmp_path / "targets"
+    write(targets, "a", [[0, 1, 2], [2, 255, 255]])
+    write(targets, "b", [[1, 1]])
     masks.mkdir()
-    # Where the truth is ignored, anything goes.
+    # Ignored pixels may have any value.
     write_palette_png(masks / "a.png", np.array([[0, 0, 2], [1, 2, 255]]), voc_palette())
     write(masks, "b", [[1, 0]])
-    return masks, truths
+    return masks, targets
 
 
 def test_counts_by_hand(folders: tuple[Path, Path]) -> None:
@@ -42,13 +42,13 @@ def test_counts_by_hand(folders: tuple[Path, Path]) -> None:
     assert record.matrix("b").tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 0]]
 
 
-def test_annotations_scored_against_themselves_are_right(folders: tuple[Path, Path]) -> None:
+def test_annotations_scored_against_themselves_are_perfect(folders: tuple[Path, Path]) -> None:
     record = Record(3)
     score_predictions(pair_predictions(folders[1], folders[1]), record)
     assert record.total().tolist() == np.diag([1, 3, 2]).tolist()
 
 
-def test_the_label_map_is_for_the_annotations(folders: tuple[Path, Path]) -> None:
+def test_the_label_map_applies_to_the_annotations(folders: tuple[Path, Path]) -> None:
     table = np.arange(256, dtype=np.uint8)
     table[[0, 1]] = [1, 0]
     record = Record(3)
@@ -62,15 +62,15 @@ def test_an_ignored_class_is_not_scored(folders: tuple[Path, Path]) -> None:
     assert record.matrix("a").tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
 
 
-def test_files_without_partner_are_named(folders: tuple[Path, Path]) -> None:
-    masks, truths = folders
-    write(truths, "c", [[0]])
-    with pytest.raises(DataError, match=r"masks: no PNG file of the same stem for 1 files of .*truths: c\.png"):
-        pair_predictions(masks, truths)
+def test_unpaired_files_are_named(folders: tuple[Path, Path]) -> None:
+    masks, targets = folders
+    write(targets, "c", [[0]])
+    with pytest.raises(DataError, match=r"masks: no PNG file of the same stem for 1 files of .*targets: c\.png"):
+        pair_predictions(masks, targets)
     write(masks, "c", [[0]])
     write(masks, "d", [[0]])
-    with pytest.raises(DataError, match=r"truths: no PNG file of the same stem for 1 files of .*masks: d\.png"):
-        pair_predictions(masks, truths)
+    with pytest.raises(DataError, match=r"targets: no PNG file of the same stem for 1 files of .*masks: d\.png"):
+        pair_predictions(masks, targets)
 
 
 def test_folders_that_are_empty_or_missing_are_named(tmp_path: Path) -> None:
@@ -85,11 +85,11 @@ def test_folders_that_are_empty_or_missing_are_named(tmp_path: Path) -> None:
     ("mask", "text"),
     [
         ([[1, 0], [0, 0]], r"b\.png: the mask is 2x2 px but .*b\.png is 2x1 px; expected the same size"),
-        ([[1, 3]], r"b\.png: class ids \[3\] at pixels that are scored; expected 0\.\.2"),
-        ([[255, 1]], r"class ids \[255\] at pixels that are scored"),
+        ([[1, 3]], r"b\.png: class ids \[3\] at scored pixels; expected 0\.\.2"),
+        ([[255, 1]], r"class ids \[255\] at scored pixels"),
     ],
 )
-def test_masks_that_do_not_fit_are_named(folders: tuple[Path, Path], mask: list[list[int]], text: str) -> None:
+def test_mismatched_masks_are_named(folders: tuple[Path, Path], mask: list[list[int]], text: str) -> None:
     write(folders[0], "b", mask)
     with pytest.raises(DataError, match=text):
         score_predictions(pair_predictions(*folders), Record(3))

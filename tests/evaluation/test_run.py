@@ -1,4 +1,4 @@
-"""Every protocol over a small data set: equal to a plain loop, stopped and gone on with, masks written."""
+"""Every protocol over a small data set: equal to a plain loop, resumable, with masks written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.protocols.builtin import CentreView
 from pspnet.evaluation.protocols.factory import Protocol, choose_protocols
 from pspnet.evaluation.run import Evaluator, Scored
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 
 CLASSES = 3
 SIZES = [(40, 50), (33, 64), (40, 50), (70, 40), (40, 50), (33, 64), (40, 50)]  # height, width
@@ -26,7 +26,7 @@ COLOUR = torch.full((1, 3, 1, 1), 128.0)
 
 
 class Brightest(nn.Module):
-    """Class = the brightest of the three colour channels; counts what goes through it."""
+    """Class = the brightest of the three colour channels; records batch sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,16 +40,16 @@ class Brightest(nn.Module):
 @pytest.fixture
 def scored(tmp_path: Path) -> Scored:
     rng = np.random.default_rng(0)
-    for folder in ("images", "truths"):
+    for folder in ("images", "targets"):
         (tmp_path / folder).mkdir()
     for index, size in enumerate(SIZES):
-        truth = rng.integers(0, CLASSES, (size[0] // 8 + 1, size[1] // 8 + 1)).repeat(8, 0).repeat(8, 1)
-        truth = truth[: size[0], : size[1]]
-        image = rng.integers(0, 200, (*size, 3)) + 55 * np.eye(3, dtype=int)[truth]
-        truth[rng.random(size) < 0.1] = 255
+        target = rng.integers(0, CLASSES, (size[0] // 8 + 1, size[1] // 8 + 1)).repeat(8, 0).repeat(8, 1)
+        target = target[: size[0], : size[1]]
+        image = rng.integers(0, 200, (*size, 3)) + 55 * np.eye(3, dtype=int)[target]
+        target[rng.random(size) < 0.1] = 255
         Image.fromarray(image.astype(np.uint8)).save(tmp_path / "images" / f"{index}.png")
-        Image.fromarray(truth.astype(np.uint8)).save(tmp_path / "truths" / f"{index}.png")
-    pairs = load_pairs(tmp_path / "images", tmp_path / "truths")
+        Image.fromarray(target.astype(np.uint8)).save(tmp_path / "targets" / f"{index}.png")
+    pairs = load_pairs(tmp_path / "images", tmp_path / "targets")
     return Scored(pairs, {pair.stem: pair_signature(pair) for pair in pairs})
 
 
@@ -72,26 +72,26 @@ def test_counts_equal_a_plain_loop(scored: Scored, name: str) -> None:
     record, _ = run(name, scored)
     assert record.names == [str(index) for index in range(len(SIZES))]
     for pair in scored.pairs:
-        image, truth = (torch.from_numpy(np.array(Image.open(path))) for path in (pair.image, pair.annotation))
-        # A function of the pixel alone: windows can change nothing.
-        expected = count_by_image(image.argmax(dim=2).unsqueeze(0), truth.unsqueeze(0), CLASSES)[0]
+        image, target = (torch.from_numpy(np.array(Image.open(path))) for path in (pair.image, pair.annotation))
+        # A per-pixel function: windows cannot change the result.
+        expected = count_by_image(image.argmax(dim=2).unsqueeze(0), target.unsqueeze(0), CLASSES)[0]
         np.testing.assert_array_equal(record.matrix(pair.stem), expected.numpy())
         assert record.signatures[pair.stem] == scored.signatures[pair.stem]
     assert record.about["seconds"] > 0
 
 
-def test_builtin_scores_what_its_view_shows(scored: Scored) -> None:
+def test_builtin_scores_its_crop(scored: Scored) -> None:
     record, model = run("builtin", scored)
     for pair in scored.pairs:
-        image, truth = CentreView(32)(np.array(Image.open(pair.image)), np.array(Image.open(pair.annotation)))
-        pixels, targets = torch.from_numpy(np.array(image)), torch.from_numpy(np.array(truth))
+        image, target = CentreView(32)(np.array(Image.open(pair.image)), np.array(Image.open(pair.annotation)))
+        pixels, targets = torch.from_numpy(np.array(image)), torch.from_numpy(np.array(target))
         expected = count_by_image(pixels.argmax(dim=2).unsqueeze(0), targets.unsqueeze(0), CLASSES)[0]
         np.testing.assert_array_equal(record.matrix(pair.stem), expected.numpy())
-    assert model.batches == [2, 2, 2, 1]  # all views have one size
+    assert model.batches == [2, 2, 2, 1]  # all crops have one size
 
 
 @pytest.mark.parametrize("name", ["whole", "slide", "multiscale", "builtin"])
-def test_batches_change_nothing_and_passes_are_as_foretold(scored: Scored, name: str) -> None:
+def test_batches_do_not_change_scores_and_passes_match_the_estimate(scored: Scored, name: str) -> None:
     one, model = run(name, scored, batch_size=1)
     many, other = run(name, scored, batch_size=5)
     assert {image: one.matrix(image).tolist() for image in one.names} == {
@@ -102,7 +102,7 @@ def test_batches_change_nothing_and_passes_are_as_foretold(scored: Scored, name:
 
 
 @pytest.mark.parametrize("name", ["whole", "multiscale", "builtin"])
-def test_a_stopped_evaluation_goes_on_where_it_was(scored: Scored, name: str) -> None:
+def test_an_interrupted_evaluation_resumes(scored: Scored, name: str) -> None:
     straight, whole_model = run(name, scored)
     record, first, second, saves = Record(CLASSES), Brightest(), Brightest(), [0]
 
@@ -115,7 +115,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(scored: Scored, name: str) ->
         evaluator(first).run(protocol(name), scored, record, save=stop_at_the_second)
     assert 0 < len(record) < len(SIZES)
     evaluator(second).run(protocol(name), scored, record)
-    assert first.batches + second.batches == whole_model.batches  # batched as if it had not been stopped
+    assert first.batches + second.batches == whole_model.batches  # batched as without the interruption
     assert record.names == straight.names
     for image in record.names:
         np.testing.assert_array_equal(record.matrix(image), straight.matrix(image))
@@ -124,16 +124,16 @@ def test_a_stopped_evaluation_goes_on_where_it_was(scored: Scored, name: str) ->
     assert complete.batches == []
 
 
-def test_masks_are_those_that_were_scored(scored: Scored) -> None:
+def test_written_masks_equal_the_scored_ones(scored: Scored) -> None:
     masks: dict[str, np.ndarray] = {}
     record = Record(CLASSES)
     evaluator(Brightest()).run(protocol("slide"), scored, record, write_mask=masks.__setitem__)
     assert sorted(masks) == record.names
     for pair in scored.pairs:
-        mask, truth = masks[pair.stem], np.array(Image.open(pair.annotation))
+        mask, target = masks[pair.stem], np.array(Image.open(pair.annotation))
         assert mask.dtype == np.uint8
-        assert mask.shape == truth.shape
-        counted = count_by_image(torch.from_numpy(mask)[None], torch.from_numpy(truth)[None], CLASSES)[0]
+        assert mask.shape == target.shape
+        counted = count_by_image(torch.from_numpy(mask)[None], torch.from_numpy(target)[None], CLASSES)[0]
         np.testing.assert_array_equal(counted.numpy(), record.matrix(pair.stem))
 
 

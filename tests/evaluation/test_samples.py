@@ -1,4 +1,4 @@
-"""Best, median and worst images, and the masks that are kept of them."""
+"""Best, median and worst images, and their saved masks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 from pspnet.classes import voc_palette
 from pspnet.data.channels import Pair
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.samples import choose_samples, keep_masks, rank_images, share_of_other_pixels
+from pspnet.evaluation.samples import choose_samples, keep_masks, mask_disagreement, rank_images
 
 
 def record_of(correct: dict[str, int]) -> Record:
-    """Images of ten pixels of class 0, of which so many are right."""
+    """Images of ten pixels of class 0 with the given numbers of correct pixels."""
     record = Record(2)
     for name, right in correct.items():
         record.add(name, np.array([[right, 10 - right], [0, 0]]))
@@ -29,11 +29,11 @@ def names(groups: dict[str, list[tuple[str, float]]]) -> dict[str, list[str]]:
 def test_images_are_ranked_by_their_own_score() -> None:
     record = record_of({"b": 10, "a": 10, "c": 2, "d": 8})
     record.add("nothing", np.zeros((2, 2), dtype=np.int64))
-    # Of d: class 0 has 8/10, class 1 is predicted and not there: 0/2.
+    # Image d: class 0 has 8/10, class 1 is only predicted: 0/2.
     assert rank_images(record) == [("a", 1.0), ("b", 1.0), ("d", pytest.approx(0.4)), ("c", pytest.approx(0.1))]
 
 
-def test_groups_share_no_image() -> None:
+def test_groups_are_disjoint() -> None:
     record = record_of({f"{index:02d}": index for index in range(1, 11)})
     assert names(choose_samples(record, 2)) == {
         "best": ["10", "09"],
@@ -47,29 +47,29 @@ def test_groups_share_no_image() -> None:
     assert names(choose_samples(few, 0)) == {"best": [], "median": [], "worst": []}
 
 
-def test_masks_are_predicted_once_and_again_when_they_are_others(tmp_path: Path) -> None:
-    truth = np.zeros((2, 5), dtype=np.uint8)
+def test_masks_are_predicted_once_and_again_if_they_differ(tmp_path: Path) -> None:
+    target = np.zeros((2, 5), dtype=np.uint8)
     mask = np.array([[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=np.uint8)
     Image.fromarray(np.zeros((2, 5, 3), dtype=np.uint8)).save(tmp_path / "x.jpg")
-    Image.fromarray(truth).save(tmp_path / "x_truth.png")
-    pair, record, asked = Pair(tmp_path / "x.jpg", tmp_path / "x_truth.png"), record_of({"x": 8}), []
+    Image.fromarray(target).save(tmp_path / "x_target.png")
+    pair, record, calls = Pair(tmp_path / "x.jpg", tmp_path / "x_target.png"), record_of({"x": 8}), []
 
     def predict(found: Pair, image: np.ndarray) -> np.ndarray:
-        asked.append((found.stem, image.shape))
+        calls.append((found.stem, image.shape))
         return mask
 
     for _ in range(2):
         keep_masks(tmp_path / "kept", record, [pair], voc_palette(), predict, None, 255)
-    assert asked == [("x", (2, 5, 3))]
+    assert calls == [("x", (2, 5, 3))]
     path = tmp_path / "kept" / "x.png"
     np.testing.assert_array_equal(np.asarray(Image.open(path)), mask)
-    assert share_of_other_pixels(path, truth, record) == 0
-    Image.fromarray(truth).save(path)
-    assert share_of_other_pixels(path, truth, record) == pytest.approx(4 / 20)
+    assert mask_disagreement(path, target, record) == 0
+    Image.fromarray(target).save(path)
+    assert mask_disagreement(path, target, record) == pytest.approx(4 / 20)
     keep_masks(tmp_path / "kept", record, [pair], voc_palette(), predict, None, 255)
-    assert len(asked) == 2
+    assert len(calls) == 2
     for wrong in (np.zeros((3, 5), dtype=np.uint8), np.full((2, 5), 2, dtype=np.uint8)):
         Image.fromarray(wrong).save(path)
-        assert share_of_other_pixels(path, truth, record) == 1.0
+        assert mask_disagreement(path, target, record) == 1.0
     path.write_bytes(b"no image")
-    assert share_of_other_pixels(path, truth, record) == 1.0
+    assert mask_disagreement(path, target, record) == 1.0

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from pspnet.evaluation.metrics import format_scores
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.report import format_scores
 from pspnet.evaluation.summary import Result, format_results, metrics_json
 
 NAMES = ("sky", "a_rather_long_name", "car")
@@ -55,12 +55,12 @@ def test_mask_files_have_no_cost() -> None:
     assert "passes" not in entry
 
 
-def test_one_protocol_has_the_plain_table() -> None:
+def test_one_protocol_uses_the_plain_table() -> None:
     result = both()["whole"]
     assert format_results({"whole": result}, NAMES) == format_scores(result.scores, NAMES, 1)
 
 
-def test_several_protocols_stand_side_by_side() -> None:
+def test_several_protocols_are_shown_side_by_side() -> None:
     assert format_results(both(), NAMES).splitlines() == [
         "IoU %                   whole    builtin",
         "sky                      75.0       75.0",

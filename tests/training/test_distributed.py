@@ -1,6 +1,6 @@
-"""Two processes on the CPU, as torchrun starts them, against one process. One launch serves nearly all these tests.
+"""Two CPU processes under torchrun compared with one process. One launch serves nearly all tests.
 
-PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1, whose groups are left in the same way.
+PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1, which is tested for the same shutdown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.build import build_model
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes, join_processes
+from pspnet.system.distributed import Processes, join_processes
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.setup import build_run
 from pspnet.training.state.checkpoint import load_checkpoint
@@ -37,20 +37,20 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240
 CLASS_WEIGHTS = [1.0, 3.0, 0.5]
 
-LEAVE_OFTEN = """
+LEAVE_REPEATEDLY = """
 import sys
 import torch
 from torch import distributed, nn
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 processes = Processes(rank, 2, rank)
 for number in range(60):
     store = distributed.FileStore(f"{folder}/{number}", 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))  # shares the group, and is the last to let it go
+    model = nn.parallel.DistributedDataParallel(nn.Linear(1, 1))  # holds the last reference to the group
     processes.any(True, torch.device("cpu"))
-    processes.least(rank)
+    processes.min(rank)
     processes.copy_from_main([torch.zeros(1)])
     processes.barrier()
     processes.shutdown()
@@ -71,8 +71,8 @@ def small_config(data: Path, run: Path, **changes: Any) -> Config:
 
 
 def write_undecided_model(config: Config, folder: Path) -> None:
-    """A model whose answers change with the place. Trained for so short a time from its own random start, the network
-    would answer one class everywhere, and nearly any error would leave its scores as they are."""
+    """Write a model whose predictions vary over the image. After this short training a random network would predict one
+    class everywhere, and nearly any error would leave its scores unchanged."""
     torch.manual_seed(1)
     network = build_model(**architecture_of(config))
     with torch.no_grad():
@@ -81,13 +81,13 @@ def write_undecided_model(config: Config, folder: Path) -> None:
 
 
 def plain_network() -> nn.Module:
-    """Two convolutions: without batch norm, so that nothing depends on how a batch is dealt out."""
+    """Two convolutions without batch norm, so that the result does not depend on how a batch is distributed."""
     torch.manual_seed(3)
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
 
 
 def images_and_targets() -> tuple[torch.Tensor, torch.Tensor]:
-    """(3 steps, 6 images, ...) of which every image has another number of ignored pixels."""
+    """(3 steps, 6 images, ...); every image has another number of ignored pixels."""
     generator = torch.Generator().manual_seed(4)
     images = torch.rand(3, 6, 3, 8, 8, generator=generator)
     targets = torch.randint(0, 3, (3, 6, 8, 8), generator=generator).to(torch.uint8)
@@ -98,7 +98,7 @@ def images_and_targets() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_plain_network(processes: Processes, groups: list[list[int]]) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Weights and losses after three steps, each over one mini-batch for every group of image numbers."""
+    """Return weights and losses after three steps with one mini-batch per group of image numbers."""
     network = plain_network()
     model: nn.Module = network
     if processes.world_size > 1:
@@ -117,7 +117,7 @@ def train_plain_network(processes: Processes, groups: list[list[int]]) -> tuple[
 
 
 def work_as_process(data: Path, folder: Path) -> None:
-    """What each of the two processes does; it leaves `folder/rank<r>.pt`."""
+    """Work of each of the two processes; it writes `folder/rank<r>.pt`."""
     import signal
 
     from torch import distributed
@@ -127,10 +127,10 @@ def work_as_process(data: Path, folder: Path) -> None:
     from pspnet.training.loop import train
 
     processes = join_processes("cpu")
-    # Several runs share this launch, so the first one must not end it.
+    # Several runs share this launch, so the first one must not destroy the group.
     Processes.shutdown = lambda self: None  # type: ignore[method-assign]
     rank = processes.rank
-    results: dict[str, Any] = {"place": (processes.rank, processes.world_size, processes.is_main)}
+    results: dict[str, Any] = {"rank": (processes.rank, processes.world_size, processes.is_main)}
     results["sum"] = processes.sum(torch.tensor([rank + 1, 10])).tolist()
     results["any"] = [processes.any(rank == 1, torch.device("cpu")), processes.any(False, torch.device("cpu"))]
     own = torch.full((2,), float(rank))
@@ -166,7 +166,7 @@ def work_as_process(data: Path, folder: Path) -> None:
         except ValueError as error:
             results[name] = (isinstance(error, ConfigError), str(error))
 
-    # The last of all, because it ends the process that reads the broken file, and with it the group.
+    # Last, because it ends the process that reads the broken file, and so the group.
     broken = folder / "broken"
     if rank == 0:
         shutil.copytree(str(data), str(broken))
@@ -181,7 +181,7 @@ def work_as_process(data: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    # As torchrun sets it for its processes: sums in another order would differ in the last bit.
+    # As under torchrun: sums in another order would differ in the last bit.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -197,7 +197,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def launched(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder that the two processes wrote to, and what each of them found."""
+    """Return the folder that the two processes wrote to, and the results of each."""
     folder = tmp_path_factory.mktemp("processes")
     write_undecided_model(small_config(data, folder), folder / "start")
     with socket.socket() as free:
@@ -227,18 +227,18 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     alone.shutdown()
 
 
-def test_processes_know_each_other(launched: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_collective_operations(launched: tuple[Path, list[dict[str, Any]]]) -> None:
     ranks = launched[1]
-    assert [found["place"] for found in ranks] == [(0, 2, True), (1, 2, False)]
+    assert [found["rank"] for found in ranks] == [(0, 2, True), (1, 2, False)]
     assert [found["sum"] for found in ranks] == [[3, 20], [3, 20]]
     assert [found["any"] for found in ranks] == [[True, False], [True, False]]
     assert [found["copied"] for found in ranks] == [[0.0, 0.0], [0.0, 0.0]]
 
 
-def test_two_processes_take_the_step_that_one_takes_over_the_whole_batch(
+def test_two_processes_equal_one_process_over_the_whole_batch(
     launched: tuple[Path, list[dict[str, Any]]],
 ) -> None:
-    """Also with gradients accumulated over mini-batches of other sizes and other numbers of ignored pixels."""
+    """Also with gradients accumulated over mini-batches of different sizes and numbers of ignored pixels."""
     whole, losses = train_plain_network(Processes(), [[0, 1, 2, 3, 4, 5]])
     start = plain_network().state_dict()
     for found in launched[1]:
@@ -255,11 +255,11 @@ def test_two_processes_take_the_step_that_one_takes_over_the_whole_batch(
 def test_scores_are_exactly_those_of_one_process(
     data: Path, launched: tuple[Path, list[dict[str, Any]]], name: str
 ) -> None:
-    """The saved weights, validated by one process, give the very counts that two processes found together."""
+    """Validation of the saved weights in one process gives exactly the counts of two processes."""
     folder, ranks = launched
     assert ranks[0][name] == ranks[1][name]
     counts = load_checkpoint(folder / name / "checkpoints" / "best.safetensors")["counts"]
-    assert (counts.sum(dim=0) > 100).sum() >= 3, "one class everywhere would prove nothing"
+    assert (counts.sum(dim=0) > 100).sum() >= 3, "a single predicted class would prove nothing"
     run = build_run(small_config(data, folder / "one", model=str(folder / name / "model")))
     confusion = evaluate_whole(run.network, load_batches(run.validation_loader), 7, run.device, None, True)
     assert torch.equal(confusion.counts, counts)
@@ -282,16 +282,16 @@ def test_a_signal_to_one_process_stops_all_and_the_resumed_run_is_bit_identical(
     assert straight["history"] == resumed["history"]
 
 
-def test_only_the_main_process_speaks(launched: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_only_the_main_process_logs(launched: tuple[Path, list[dict[str, Any]]]) -> None:
     out = (launched[0] / "out.txt").read_text()
-    # Three runs to the end, one of them announced again when it went on, and one that failed.
+    # Three complete runs, one of them resumed, and one that failed.
     assert out.count("PSPNet resnet-50, 7 classes") == 5
     assert out.count(", 2 processes\n") == 5
     assert out.count("epoch=1 validation:mIOU=") == 3
     assert out.count("epoch=2 validation:mIOU=") == 3
 
 
-def test_fewer_images_than_processes_are_refused(launched: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_fewer_images_than_processes_are_rejected(launched: tuple[Path, list[dict[str, Any]]]) -> None:
     for found in launched[1]:
         is_config_error, text = found["batch"]
         assert is_config_error
@@ -301,7 +301,7 @@ def test_fewer_images_than_processes_are_refused(launched: tuple[Path, list[dict
         assert found["images"][1] == ("channel train: 1 images for 2 processes; each needs at least one image.")
 
 
-def test_a_process_that_ends_with_an_error_is_named_as_the_cause_by_the_others(
+def test_a_failed_process_is_reported_as_the_cause_by_the_others(
     launched: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     first, second = (found["lost"] for found in launched[1])
@@ -309,16 +309,16 @@ def test_a_process_that_ends_with_an_error_is_named_as_the_cause_by_the_others(
     assert "validation_00000.jpg: not a readable image" in first[1]
     assert second[0] == "ProcessLostError"
     assert second[1].startswith(
-        "Another process of this run has ended, and this one with it; its own message says why."
+        "Another process of this run has ended, so this one ends too; see its message for the cause."
     )
 
 
 @pytest.mark.parametrize("python", [sys.executable, os.environ.get("PSPNET_PYTHON38")], ids=["this Python", "python38"])
-def test_processes_leave_their_group_and_wait_for_nothing(tmp_path: Path, python: str | None) -> None:
+def test_processes_leave_their_group_without_deadlock(tmp_path: Path, python: str | None) -> None:
     if python is None:
         pytest.skip("PSPNET_PYTHON38 names no Python 3.8 with torch 1.12.1 (.ci/python38.sh makes one)")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    commands = [[python, "-c", LEAVE_OFTEN, str(tmp_path), str(rank)] for rank in (0, 1)]
+    commands = [[python, "-c", LEAVE_REPEATEDLY, str(tmp_path), str(rank)] for rank in (0, 1)]
     processes = [subprocess.Popen(command, env=environment) for command in commands]
     try:
         assert [process.wait(timeout=90) for process in processes] == [0, 0]

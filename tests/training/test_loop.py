@@ -1,4 +1,4 @@
-"""A whole training run in miniature: what it writes, what it says, and that a stop costs nothing."""
+"""Complete small training runs: files, log lines, and lossless stop and resume."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_config(shapes: Path, run: Path, **changes: Any) -> Config:
-    """A run of three epochs whose folders all lie in `run`."""
+    """Config of three epochs with all folders in `run`."""
     folders = {"output_dir": str(run), "model_dir": str(run / "model"), "checkpoint_dir": str(run / "checkpoints")}
     return Config(**{**SMALL, "data": str(shapes), **folders, **changes})
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> StopRequest:
-    """A request that arrives while the step number `steps` of this process is computed."""
+    """Return a stop request that arrives during step number `steps` of this process."""
     stop, taken, original = StopRequest(), [0], TrainingStep.__call__
 
     def step(self: TrainingStep, *arguments: Any) -> torch.Tensor:
@@ -64,7 +64,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> StopRequest:
 
 
 def tensors_of(state: Any, name: str = "") -> dict[str, Any]:
-    """All tensors, and every other value, of a nested state by path."""
+    """Return all tensors and other values of a nested state by path."""
     if isinstance(state, dict):
         items = list(state.items())
     elif isinstance(state, (list, tuple)):
@@ -75,7 +75,7 @@ def tensors_of(state: Any, name: str = "") -> dict[str, Any]:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Bit-identical checkpoints, models, scores and records of two runs, but for folders and clocks."""
+    """Assert bit-identical checkpoints, models, scores and records of two runs, except for folders and times."""
     for name in ("last.safetensors", "best.safetensors"):
         one, other = (load_checkpoint(run / "checkpoints" / name) for run in (first, second))
         for state in (one, other):
@@ -98,7 +98,7 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert records[0] == records[1]
 
 
-def test_run_leaves_model_scores_curves_and_pictures(
+def test_run_writes_model_scores_curves_and_pictures(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(shapes, tmp_path, epochs=2, class_names="shapes", sample_images=2, tensorboard=True)
@@ -131,7 +131,7 @@ def test_run_leaves_model_scores_curves_and_pictures(
 
 
 def check_tensorboard(folder: Path, steps: int) -> None:
-    """Scalars under the names of metrics.jsonl, and a strip of four pictures for each of the two sample images."""
+    """Check scalars under the names of metrics.jsonl, and a strip of four pictures per sample image."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
@@ -143,7 +143,7 @@ def check_tensorboard(folder: Path, steps: int) -> None:
     assert np.asarray(Image.open(io.BytesIO(picture.encoded_image_string))).shape == (48, 4 * 64, 3)
 
 
-def test_log_lines_are_those_that_metric_definitions_match(
+def test_log_lines_match_the_metric_definitions(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(small_config(shapes, tmp_path, epochs=2, log_every=3))
@@ -180,7 +180,7 @@ def test_progress_bar_leaves_the_log_lines_on_standard_output(
     assert "step=1/4" not in captured.out
 
 
-# Everything that keeps state from step to step is on; batches of one image, and a last step of one such batch.
+# All stateful features are on; batches of one image, and a last step of a single batch.
 STATEFUL: dict[str, Any] = {
     "mini_batch_size": 1, "accumulate_steps": 2, "ema_decay": 0.9, "early_stopping": True,
     "early_stopping_min_epochs": 1, "early_stopping_patience": 9, "clip_grad_norm": 1.0, "head_lr_multiplier": 2.0,
@@ -189,10 +189,10 @@ STATEFUL: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", params=["adam", "rmsprop"])
-def straight(
+def uninterrupted(
     request: pytest.FixtureRequest, shapes: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    """An optimizer, and the folder of a run with it that nothing disturbed."""
+    """Return an optimizer and the folder of an uninterrupted run with it."""
     run = tmp_path_factory.mktemp(request.param)
     outcome = train(small_config(shapes, run, optimizer=request.param, **STATEFUL))
     assert outcome.exit_code == 0
@@ -207,9 +207,9 @@ def resume(config: Config) -> Outcome:
 
 
 def test_resume_after_an_epoch_is_bit_identical(
-    shapes: Path, tmp_path: Path, straight: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, uninterrupted: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimizer, undisturbed = straight
+    optimizer, expected = uninterrupted
     config = small_config(shapes, tmp_path, optimizer=optimizer, **STATEFUL)
     original = Trainer._finish_epoch
 
@@ -221,42 +221,42 @@ def test_resume_after_an_epoch_is_bit_identical(
         patch.setattr(Trainer, "_finish_epoch", killed_afterwards)
         train(config)
     resume(config)
-    assert_same_run(undisturbed, tmp_path)
+    assert_same_run(expected, tmp_path)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 6])
 def test_resume_from_within_an_epoch_is_bit_identical(
     shapes: Path,
     tmp_path: Path,
-    straight: tuple[str, Path],
+    uninterrupted: tuple[str, Path],
     steps: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Four steps an epoch: after the first one, at the end of an epoch, and with a best model already there."""
-    optimizer, undisturbed = straight
+    """Four steps per epoch: stop after the first one, at the end of an epoch, and after a best model exists."""
+    optimizer, expected = uninterrupted
     config = small_config(shapes, tmp_path, optimizer=optimizer, **STATEFUL)
     with monkeypatch.context() as patch:
         outcome = train(config, stop_after(patch, steps))
     assert outcome.exit_code == 143
     assert (tmp_path / "model").joinpath("model.safetensors").is_file() == (steps > 4)
     last = tmp_path / "checkpoints" / "last.safetensors"
-    assert f"Stopped. Checkpoint: {last}. The same command goes on from it." in capsys.readouterr().out
+    assert f"Stopped. Checkpoint: {last}. The same command resumes from it." in capsys.readouterr().out
     assert load_checkpoint(last)["position"]["step"] == steps
     resume(config)
     epoch = 1 if steps <= 4 else 2
     assert f"Resuming from {last}: epoch {epoch}, step {steps}.\n" in capsys.readouterr().out
-    assert_same_run(undisturbed, tmp_path)
+    assert_same_run(expected, tmp_path)
 
 
 def test_resume_after_a_stop_while_validating_is_bit_identical(
     shapes: Path,
     tmp_path: Path,
-    straight: tuple[str, Path],
+    uninterrupted: tuple[str, Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    optimizer, undisturbed = straight
+    optimizer, expected = uninterrupted
     config = small_config(shapes, tmp_path, optimizer=optimizer, **STATEFUL)
     stop, original, seen = StopRequest(), loop.evaluate_whole, []
 
@@ -276,24 +276,24 @@ def test_resume_after_a_stop_while_validating_is_bit_identical(
     assert len(seen) == 1, "the rest of the validation images should not be scored"
     assert outcome.history == []
     resume(config)
-    told = re.findall(r"^epoch=1 train:loss", capsys.readouterr().out, re.MULTILINE)
-    assert len(told) == 1, "the epoch's loss should be reported once"
-    assert_same_run(undisturbed, tmp_path)
+    lines = re.findall(r"^epoch=1 train:loss", capsys.readouterr().out, re.MULTILINE)
+    assert len(lines) == 1, "the epoch's loss should be reported once"
+    assert_same_run(expected, tmp_path)
 
 
 def test_signal_of_another_process_counts_as_sigterm() -> None:
     assert StopRequest().exit_code == 143
 
 
-def test_workers_change_nothing(shapes: Path, tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_change_the_result(shapes: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         run = tmp_path / str(workers)
         train(small_config(shapes, run, epochs=2, workers=workers, max_steps_per_epoch=2))
     assert_same_run(tmp_path / "0", tmp_path / "2")
 
 
-def test_resumed_optimizer_state_lies_in_memory_like_its_parameters(shapes: Path, tmp_path: Path) -> None:
-    """A file keeps no layout; with another one than the parameter's, fused updates on a GPU are not possible."""
+def test_resumed_optimizer_state_has_the_memory_layout_of_its_parameters(shapes: Path, tmp_path: Path) -> None:
+    """Files do not store the layout; fused updates on a GPU need the parameter's layout."""
     config = small_config(shapes, tmp_path, epochs=1)
     train(config)
     source = tmp_path / "checkpoints" / "last.safetensors"
@@ -309,13 +309,13 @@ def test_resumed_optimizer_state_lies_in_memory_like_its_parameters(shapes: Path
     assert kernels > 10
 
 
-def test_resume_with_other_settings_is_refused_and_loses_nothing(shapes: Path, tmp_path: Path) -> None:
+def test_resume_with_other_settings_is_rejected_and_changes_no_file(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     train(config)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     pattern = (
         r"last\.safetensors: this checkpoint belongs to another run: mini_batch_size was 2 and is now 3; "
-        r"optimizer was adam and is now sgd; seed was 0 and is now 5\. .* --name, or start it anew with --resume never"
+        r"optimizer was adam and is now sgd; seed was 0 and is now 5\. .* --name, or start again with --resume never"
     )
     with pytest.raises(WeightsError, match=pattern):
         train(config.replace(optimizer="sgd", mini_batch_size=3, seed=5))
@@ -326,7 +326,7 @@ def test_resume_with_other_settings_is_refused_and_loses_nothing(shapes: Path, t
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_settings_that_may_change_are_told(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_may_change_are_logged(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     train(config)
     outcome = train(config.replace(epochs=2, learning_rate=0.005, ema_decay=0.5, log_every=2))
@@ -337,7 +337,7 @@ def test_settings_that_may_change_are_told(shapes: Path, tmp_path: Path, capsys:
     assert [entry["epoch"] for entry in outcome.history] == [1, 2]
 
 
-def test_average_that_is_new_on_resume_begins_at_the_checkpoints_weights(shapes: Path, tmp_path: Path) -> None:
+def test_a_new_average_on_resume_starts_at_the_checkpoints_weights(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     train(config)
     path = tmp_path / "checkpoints" / "last.safetensors"
@@ -360,14 +360,14 @@ def test_resume_of_a_complete_run_writes_its_results_again(
     capsys.readouterr()
     second = train(config)
     out = capsys.readouterr().out
-    assert "this run is already complete. Its results are written again; to train anew use --resume never." in out
+    assert "this run is already complete. Its results are written again; use --resume never to train again." in out
     assert "epoch=" not in out
     assert second == first
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
     assert json.loads((tmp_path / "metrics.json").read_text())["mIOU"] == first.scores.mIOU
 
 
-def test_resume_never_starts_anew(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_never_starts_a_new_run(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     first = train(config)
     capsys.readouterr()
@@ -376,10 +376,10 @@ def test_resume_never_starts_anew(shapes: Path, tmp_path: Path, capsys: pytest.C
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4 + 2
 
 
-def test_resume_from_a_path_takes_the_best_weights_along(shapes: Path, tmp_path: Path) -> None:
+def test_resume_from_a_path_copies_the_best_weights(shapes: Path, tmp_path: Path) -> None:
     first = train(small_config(shapes, tmp_path / "a", epochs=2))
     source = tmp_path / "a" / "checkpoints" / "last.safetensors"
-    # So low a rate gains nothing any more: the best epoch stays one of the first run.
+    # The rate is too low for a gain: the best epoch stays one of the first run.
     other = small_config(shapes, tmp_path / "b", epochs=3, resume=str(source), learning_rate=1e-12)
     outcome = train(other)
     assert outcome.best_epoch == first.best_epoch
@@ -387,7 +387,7 @@ def test_resume_from_a_path_takes_the_best_weights_along(shapes: Path, tmp_path:
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_lost_best_weights_are_told_before_training(
+def test_lost_best_weights_are_reported_before_training(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
@@ -413,7 +413,7 @@ def test_checkpoints_that_cannot_be_resumed_from(shapes: Path, tmp_path: Path) -
         WeightsError, match=r"best\.safetensors: holds the best weights .* Resume from last\.safetensors"
     ):
         train(config.replace(resume=str(checkpoints / "best.safetensors")))
-    with pytest.raises(WeightsError, match=r"not a checkpoint of this program .*give their folder as `--model`"):
+    with pytest.raises(WeightsError, match=r"not a checkpoint of this program .*pass it with `--model`"):
         train(config.replace(resume=str(tmp_path / "model" / "model.safetensors")))
     with pytest.raises(WeightsError, match="no such checkpoint"):
         train(config.replace(resume=str(tmp_path / "other")))
@@ -424,7 +424,7 @@ def test_checkpoints_that_cannot_be_resumed_from(shapes: Path, tmp_path: Path) -
 
 
 def test_best_and_last_are_both_kept(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three epochs is made the best one; its weights, and no others, reach the model directory."""
+    """With the second of three epochs as the best one, the model directory contains its weights."""
     weights = {}
     original = Trainer._validate
 
@@ -476,10 +476,10 @@ def test_early_stopping_ends_the_run(
     again = config.replace(checkpoint_dir=str(tmp_path / "again"))
     with monkeypatch.context() as patch:
         assert train(again, stop_after(patch, 2 * 4 + 1)).exit_code == 143
-    assert train(again).history == outcome.history, "the epochs without gain are counted on after a stop"
+    assert train(again).history == outcome.history, "counting epochs without gain continues after a stop"
 
 
-def test_validate_every_counts_epochs_and_never_leaves_out_the_last(shapes: Path, tmp_path: Path) -> None:
+def test_validate_every_counts_epochs_and_includes_the_last(shapes: Path, tmp_path: Path) -> None:
     outcome = train(small_config(shapes, tmp_path, epochs=5, validate_every=2, max_steps_per_epoch=1))
     assert [entry["epoch"] for entry in outcome.history] == [2, 4, 5]
 
@@ -516,7 +516,7 @@ def test_checkpoints_within_an_epoch(shapes: Path, tmp_path: Path, monkeypatch: 
     assert positions == [(1, 3), (1, 6), (2, 0)]
 
 
-def test_averaged_weights_are_what_is_scored_and_saved(shapes: Path, tmp_path: Path) -> None:
+def test_averaged_weights_are_scored_and_saved(shapes: Path, tmp_path: Path) -> None:
     train(small_config(shapes, tmp_path, epochs=1, ema_decay=0.9))
     last = load_checkpoint(tmp_path / "checkpoints" / "last.safetensors")
     model = load_file(str(tmp_path / "model" / "model.safetensors"))
@@ -529,7 +529,7 @@ def test_averaged_weights_are_what_is_scored_and_saved(shapes: Path, tmp_path: P
 
 
 def test_four_images_are_overfitted(tmp_path: Path) -> None:
-    """Four images, seen without augmentation, are learned by heart."""
+    """Four images without augmentation are memorised."""
     write_shapes(tmp_path / "four", train=4, validation=1, size=(96, 72))
     images, masks = str(tmp_path / "four" / "train"), str(tmp_path / "four" / "train_annotation")
     channels = {"train": images, "train_annotation": masks, "validation": images, "validation_annotation": masks}
@@ -542,15 +542,15 @@ def test_four_images_are_overfitted(tmp_path: Path) -> None:
     assert outcome.scores.mIOU > 0.8
 
 
-def test_loss_that_is_not_finite_names_the_files_and_spares_the_checkpoint(
+def test_a_non_finite_loss_names_the_files_and_keeps_the_checkpoint(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(shapes, tmp_path, epochs=2)
     broken: list[str] = []
     original = TrainingStep._backward
 
-    def poisoned(self: TrainingStep, batch: Any, share: torch.Tensor) -> torch.Tensor:
-        loss = original(self, batch, share)
+    def poisoned(self: TrainingStep, batch: Any, weight: torch.Tensor) -> torch.Tensor:
+        loss = original(self, batch, weight)
         if self.optimizer.state and next(iter(self.optimizer.state.values()))["step"] >= 6:
             broken.extend(batch.names)
             return loss * float("nan")
@@ -569,7 +569,7 @@ def test_loss_that_is_not_finite_names_the_files_and_spares_the_checkpoint(
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
-def test_broken_file_met_in_training_leaves_the_checkpoint(shapes: Path, tmp_path: Path) -> None:
+def test_a_broken_training_file_keeps_the_checkpoint(shapes: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for folder in ("train", "train_annotation", "validation", "validation_annotation"):
         (data / folder).mkdir(parents=True)
@@ -600,7 +600,7 @@ def test_incremental_training_starts_from_the_model_channel(shapes: Path, tmp_pa
             assert torch.allclose(first[name], second[name], atol=1e-6), name
 
 
-def test_model_channel_of_another_architecture_is_refused(shapes: Path, tmp_path: Path) -> None:
+def test_model_channel_of_another_architecture_is_rejected(shapes: Path, tmp_path: Path) -> None:
     train(small_config(shapes, tmp_path / "first", epochs=1, max_steps_per_epoch=1))
     model = tmp_path / "first" / "model"
     config = small_config(shapes, tmp_path / "second", model=str(model), num_classes=9, output_stride=16, aux_weight=0)

@@ -1,4 +1,4 @@
-"""The first weights of a training run: a backbone's file of another program, and imported models as model channel."""
+"""Initial weights of a run: another program's backbone file, and imported models as model channel."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks are of the published size here, and drawing their values takes seconds."""
+    """These networks have the published size, and random initialisation takes seconds."""
     for name in ("kaiming_normal_", "kaiming_uniform_", "normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
 
 
 def semseg_file(path: Path, layers: tuple[int, ...] = (3, 4, 6, 3)) -> Path:
-    """An ImageNet backbone in semseg's names, every entry with a value of its own (and stored as one number)."""
+    """Write an ImageNet backbone with semseg's names, every entry filled with a distinct number."""
     names = {name.replace("stem.", ""): value for name, value in ResNet(layers, stem="deep").state_dict().items()}
     state = {name: torch.tensor(float(i)).expand(value.shape) for i, (name, value) in enumerate(names.items())}
     torch.save({**state, "fc.weight": torch.zeros(1)}, path)
@@ -65,11 +65,11 @@ def test_a_missing_file(tmp_path: Path) -> None:
         build_network(make_config(pretrained_weights=str(tmp_path / "none.pth")), CPU)
 
 
-def test_an_imported_model_is_trained_on(tmp_path: Path) -> None:
+def test_an_imported_model_is_fine_tuned(tmp_path: Path) -> None:
     weights = read_weights(semseg_file(tmp_path / "resnet50_v2.pth"), "semseg")
     architecture = weights.full_architecture(3)
     source = weights.build(3)
-    for value in source.state_dict().values():  # the heads were left as they lay in memory
+    for value in source.state_dict().values():  # the heads are uninitialised memory
         value.nan_to_num_()
     save_imported(tmp_path / "model", source, architecture, ("a", "b", "c"), np.zeros((3, 3), np.uint8), {})
     same = {"model": str(tmp_path / "model"), "use_pretrained_model": False, "align_corners": True}
@@ -79,7 +79,7 @@ def test_an_imported_model_is_trained_on(tmp_path: Path) -> None:
         build_network(make_config(**{**same, "align_corners": False, "contract_dilation": True}), CPU)
 
 
-def test_a_model_of_other_normalisation_is_refused(tmp_path: Path) -> None:
+def test_a_model_with_another_normalisation_is_rejected(tmp_path: Path) -> None:
     architecture = {"num_classes": 3, "stem": "deep", "width": 4, "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
     model = build_model(**architecture)
     defaults = {"backbone": "resnet-50", "output_stride": 8, "align_corners": False, "auxiliary_head": True}

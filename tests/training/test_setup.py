@@ -1,4 +1,4 @@
-"""What a run is built from where the network is not PSPNet: the built-in algorithm's others, and a foreign one."""
+"""Runs with networks other than PSPNet: the built-in algorithm's others, and a foreign one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pspnet.training.network import build_network
 from pspnet.training.run_log import RunLog
 from pspnet.training.setup import build_run
 
-# Plain gradient descent keeps no state, so that checkpoints of a network in full width stay small.
+# Plain gradient descent has no state, so checkpoints of the full-width network stay small.
 SMALL: dict[str, Any] = {
     "num_classes": 7, "use_pretrained_model": False, "crop_size": 32, "base_size": 64, "epochs": 1, "momentum": 0,
     "mini_batch_size": 1, "max_train_images": 2, "learning_rate": 0.01, "workers": 0, "device": "cpu",
@@ -43,7 +43,7 @@ def small_config(shapes: Path, run: Path, **changes: Any) -> Config:
     return Config(**{**SMALL, "data": str(shapes), **folders, **changes})
 
 
-def test_another_algorithm_trains_resumes_predicts_and_is_trained_on(
+def test_another_algorithm_trains_resumes_predicts_and_is_fine_tuned(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(shapes, tmp_path / "first", algorithm="deeplab")
@@ -67,8 +67,8 @@ def test_another_algorithm_trains_resumes_predicts_and_is_trained_on(
         expected = artifact.model(torch.from_numpy(image).permute(2, 0, 1)[None]).argmax(1)[0]
     assert (Predictor.load(model_dir, device="cpu")(image) == expected.numpy()).all()
 
-    further = small_config(shapes, tmp_path / "second", algorithm="deeplab", model=str(model_dir), seed=9)
-    network = build_network(further, torch.device("cpu"))
+    incremental = small_config(shapes, tmp_path / "second", algorithm="deeplab", model=str(model_dir), seed=9)
+    network = build_network(incremental, torch.device("cpu"))
     for name, value in artifact.model.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
     wrong = small_config(shapes, tmp_path / "second", algorithm="psp", model=str(model_dir), width=4)
@@ -78,7 +78,7 @@ def test_another_algorithm_trains_resumes_predicts_and_is_trained_on(
 
 
 class OneLayer(nn.Module):
-    """A foreign network without an auxiliary head."""
+    """Foreign network without an auxiliary head."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

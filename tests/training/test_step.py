@@ -1,4 +1,4 @@
-"""The optimizer step: equal to one large batch however it is cut, and harmless when the loss is not finite."""
+"""Optimizer step: equal to one large batch for any split, and safe for a non-finite loss."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.models.build import build_model
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
+from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import build_loss, loss_weight
-from pspnet.training.optimization.optimizer import ExponentialMovingAverage, build_optimizer, is_fused, parameter_groups
+from pspnet.training.optimization.optimizer import build_optimizer, is_fused, parameter_groups
 from pspnet.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ WEIGHTS = [None, torch.tensor([0.25, 1.0, 2.0, 5.0])]
 
 
 class Tiny(nn.Module):
-    """Two convolutions and an auxiliary output, without batch norm: nothing here depends on how a batch is cut."""
+    """Two convolutions and an auxiliary output, without batch norm: results are independent of the split."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ def tiny(dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> Tiny:
 
 
 def make_batch(count: int = 4, size: int = 10, seed: int = 0) -> Batch:
-    """Images whose share of ignored pixels differs: 0, 3, 6, ... rows of `size`."""
+    """Images with different numbers of ignored pixels: 0, 3, 6, ... rows of `size`."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     targets = torch.randint(0, CLASSES, (count, size, size), generator=generator, dtype=torch.uint8)
@@ -56,7 +57,7 @@ def make_batch(count: int = 4, size: int = 10, seed: int = 0) -> Batch:
     return Batch(images, targets, [f"image_{index}.jpg" for index in range(count)])
 
 
-def cut(batch: Batch, *sizes: int) -> list[Batch]:
+def split_batch(batch: Batch, *sizes: int) -> list[Batch]:
     parts, first = [], 0
     for size in sizes:
         chosen = slice(first, first + size)
@@ -92,12 +93,12 @@ def weights_after(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("class_weights", WEIGHTS)
 def test_accumulation_equals_the_large_batch(sizes: tuple[int, ...], class_weights: torch.Tensor | None) -> None:
     batch = make_batch()
-    at_once, in_parts = tiny(), tiny()
-    start = weights_after(at_once)
-    loss = step_of(at_once, class_weights=class_weights)([batch], 0, at_once)
-    parts_loss = step_of(in_parts, class_weights=class_weights)(cut(batch, *sizes), 0, in_parts)
-    assert (weights_after(at_once) - start).abs().max() > 1e-4
-    torch.testing.assert_close(weights_after(in_parts), weights_after(at_once), rtol=0, atol=1e-14)
+    unsplit, in_parts = tiny(), tiny()
+    start = weights_after(unsplit)
+    loss = step_of(unsplit, class_weights=class_weights)([batch], 0, unsplit)
+    parts_loss = step_of(in_parts, class_weights=class_weights)(split_batch(batch, *sizes), 0, in_parts)
+    assert (weights_after(unsplit) - start).abs().max() > 1e-4
+    torch.testing.assert_close(weights_after(in_parts), weights_after(unsplit), rtol=0, atol=1e-14)
     torch.testing.assert_close(parts_loss, loss, rtol=1e-13, atol=0)
 
 
@@ -105,7 +106,7 @@ def test_the_loss_is_the_mean_over_all_scored_pixels() -> None:
     batch, model = make_batch(), tiny()
     with torch.no_grad():
         expected = build_loss("cross_entropy")(model(batch.images), batch.targets)
-    loss = step_of(model)(cut(batch, 3, 1), 0, model)
+    loss = step_of(model)(split_batch(batch, 3, 1), 0, model)
     assert loss.dtype == torch.float64
     assert not loss.requires_grad
     assert float(loss) == pytest.approx(float(expected), rel=1e-12)
@@ -125,21 +126,21 @@ def test_a_mini_batch_without_scored_pixels_changes_nothing() -> None:
 
 def test_pspnet_accumulates_exactly_with_fixed_statistics() -> None:
     torch.manual_seed(0)
-    at_once = build_model(CLASSES, width=4).double().eval()  # evaluation mode: no batch statistics, no dropout
-    in_parts = copy.deepcopy(at_once)
+    unsplit = build_model(CLASSES, width=4).double().eval()  # evaluation mode: no batch statistics, no dropout
+    in_parts = copy.deepcopy(unsplit)
     batch = make_batch(count=3, size=32)
-    step_of(at_once, rate=0.01)([batch], 0, at_once)
-    step_of(in_parts, rate=0.01)(cut(batch, 2, 1), 0, in_parts)
-    torch.testing.assert_close(weights_after(in_parts), weights_after(at_once), rtol=1e-9, atol=1e-12)
+    step_of(unsplit, rate=0.01)([batch], 0, unsplit)
+    step_of(in_parts, rate=0.01)(split_batch(batch, 2, 1), 0, in_parts)
+    torch.testing.assert_close(weights_after(in_parts), weights_after(unsplit), rtol=1e-9, atol=1e-12)
 
 
 class OneOfTwo(Processes):
-    """A process whose only partner's summands are known beforehand."""
+    """Process whose only peer's summands are predefined."""
 
-    partner: list[torch.Tensor]
+    peer: list[torch.Tensor]
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        return value + self.partner.pop(0).to(value.dtype)
+        return value + self.peer.pop(0).to(value.dtype)
 
 
 @pytest.mark.parametrize("class_weights", WEIGHTS)
@@ -148,7 +149,7 @@ def test_two_processes_equal_one(class_weights: torch.Tensor | None) -> None:
     batch = make_batch()
     alone = tiny()
     loss = step_of(alone, class_weights=class_weights)([batch], 0, alone)
-    parts = cut(batch, 3, 1)
+    parts = split_batch(batch, 3, 1)
     counts = [loss_weight(part.targets, class_weights) for part in parts]
     own_losses = [build_loss("cross_entropy", class_weights=None if class_weights is None else class_weights.tolist())(
         tiny()(part.images), part.targets).detach() for part in parts]  # fmt: skip
@@ -156,10 +157,10 @@ def test_two_processes_equal_one(class_weights: torch.Tensor | None) -> None:
     for rank in (0, 1):
         other = 1 - rank
         processes = OneOfTwo(rank, 2)
-        share = counts[other] * 2 / sum(counts)
-        # What is summed in turn: the loss weights, then loss, whether one is not finite, and wish to stop together.
-        figures = torch.tensor([float(own_losses[other] * share) / 2, 0.0, 0.0], dtype=torch.float64)
-        object.__setattr__(processes, "partner", [counts[other], figures])
+        weight = counts[other] * 2 / sum(counts)
+        # Summands in order: the loss weight, then loss, number of non-finite losses and stop requests together.
+        sums = torch.tensor([float(own_losses[other] * weight) / 2, 0.0, 0.0], dtype=torch.float64)
+        object.__setattr__(processes, "peer", [counts[other], sums])
         model = tiny()
         losses.append(step_of(model, class_weights=class_weights, processes=processes)([parts[rank]], 0, model))
         results.append(weights_after(model))
@@ -168,9 +169,9 @@ def test_two_processes_equal_one(class_weights: torch.Tensor | None) -> None:
         torch.testing.assert_close(value, loss, rtol=1e-12, atol=0)
 
 
-def test_a_loss_that_is_not_finite_elsewhere_stops_every_process() -> None:
+def test_a_non_finite_loss_in_another_process_stops_every_process() -> None:
     processes = OneOfTwo(0, 2)
-    object.__setattr__(processes, "partner", [torch.tensor(10.0), torch.tensor([0.0, 1.0, 0.0])])
+    object.__setattr__(processes, "peer", [torch.tensor(10.0), torch.tensor([0.0, 1.0, 0.0])])
     model = tiny()
     start = weights_after(model)
     with pytest.raises(NonFiniteLossError, match="in another process; training stopped there"):
@@ -194,17 +195,17 @@ def test_gradients_are_clipped_to_their_norm() -> None:
 
 
 def test_the_accumulated_gradient_is_clipped_not_its_parts() -> None:
-    at_once, in_parts = tiny(), tiny()
-    step_of(at_once, rate=1.0, max_norm=0.01)([make_batch()], 0, at_once)
-    step_of(in_parts, rate=1.0, max_norm=0.01)(cut(make_batch(), 2, 2), 0, in_parts)
-    torch.testing.assert_close(weights_after(in_parts), weights_after(at_once), rtol=0, atol=1e-14)
+    unsplit, in_parts = tiny(), tiny()
+    step_of(unsplit, rate=1.0, max_norm=0.01)([make_batch()], 0, unsplit)
+    step_of(in_parts, rate=1.0, max_norm=0.01)(split_batch(make_batch(), 2, 2), 0, in_parts)
+    torch.testing.assert_close(weights_after(in_parts), weights_after(unsplit), rtol=0, atol=1e-14)
 
 
-# --- a loss that is not finite ----------------------------------------------------------------------------------------
+# --- non-finite loss --------------------------------------------------------------------------------------------------
 
 
 class Poisoned(Tiny):
-    """Gives `poison` as logits for every batch with an all-white image."""
+    """Returns `poison` as logits for every batch with an all-white image."""
 
     def __init__(self, poison: float) -> None:
         super().__init__()
@@ -217,7 +218,7 @@ class Poisoned(Tiny):
 
 
 @pytest.mark.parametrize(("poison", "shown"), [(math.nan, "nan"), (math.inf, "nan")])
-def test_a_loss_that_is_not_finite_names_the_files_and_leaves_the_weights(poison: float, shown: str) -> None:
+def test_a_non_finite_loss_names_the_files_and_keeps_the_weights(poison: float, shown: str) -> None:
     torch.manual_seed(0)
     model = Poisoned(poison)
     average = ExponentialMovingAverage(model, 0.5)
@@ -228,17 +229,17 @@ def test_a_loss_that_is_not_finite_names_the_files_and_leaves_the_weights(poison
     with pytest.raises(
         NonFiniteLossError, match=rf"The loss is {shown}; training stopped before the optimizer step"
     ) as caught:
-        step(cut(batch, 2, 2), 0, model)
+        step(split_batch(batch, 2, 2), 0, model)
     text = str(caught.value)
     assert "image_2.jpg\n  image_3.jpg\n" in text
-    assert "image_0.jpg" not in text  # of a mini-batch that was well
+    assert "image_0.jpg" not in text  # in the finite mini-batch
     assert "clip_grad_norm" in text
     assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert step.optimizer.state_dict()["state"] == {}
     assert average.steps == 0
-    # The step goes on working with a batch that is well.
-    assert math.isfinite(float(step(cut(batch, 2, 2)[:1], 1, model)))
+    # The step still works with a finite batch.
+    assert math.isfinite(float(step(split_batch(batch, 2, 2)[:1], 1, model)))
 
 
 def test_an_infinite_loss_stops_too() -> None:
@@ -263,7 +264,7 @@ def test_only_the_first_file_names_are_listed() -> None:
 # --- deferred steps ---------------------------------------------------------------------------------------------------
 
 
-def test_a_deferred_step_gives_what_an_immediate_one_gives() -> None:
+def test_a_deferred_step_equals_an_immediate_one() -> None:
     now, later = tiny(), tiny()
     one, other = step_of(now, max_norm=0.01), step_of(later, max_norm=0.01, deferred=True)
     batches = [make_batch(seed=number) for number in range(3)]
@@ -271,19 +272,19 @@ def test_a_deferred_step_gives_what_an_immediate_one_gives() -> None:
     read = []
     for number, batch in enumerate(batches):
         other([batch], number, later, stop=number == 1)
-        outcomes = other.take_in(wait=False)
-        assert len(outcomes) == min(number, 1), "the step that was just begun is not waited for"
-        read += outcomes
-    read += other.take_in()
-    assert [outcome.loss for outcome in read] == losses
-    assert [outcome.stop for outcome in read] == [False, True, False]
-    assert [outcome.loss for outcome in one.take_in(wait=False)] == losses
-    assert other.take_in() == []
+        results = other.drain(wait=False)
+        assert len(results) == min(number, 1), "the latest step must not be awaited"
+        read += results
+    read += other.drain()
+    assert [result.loss for result in read] == losses
+    assert [result.stop for result in read] == [False, True, False]
+    assert [result.loss for result in one.drain(wait=False)] == losses
+    assert other.drain() == []
     assert torch.equal(weights_after(later), weights_after(now))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad"])
-def test_a_deferred_step_with_a_bad_loss_and_those_after_it_are_left_out(optimizer: str) -> None:
+def test_a_deferred_step_with_a_bad_loss_and_later_steps_are_skipped(optimizer: str) -> None:
     torch.manual_seed(0)
     model = Poisoned(math.nan)
     step = step_of(model, optimizer, deferred=True)
@@ -296,38 +297,38 @@ def test_a_deferred_step_with_a_bad_loss_and_those_after_it_are_left_out(optimiz
     step([make_batch(seed=2)], 2, model)
     assert torch.equal(weights_after(model), start)
     with pytest.raises(NonFiniteLossError, match=r"The loss is nan; training stopped before the optimizer step") as e:
-        step.take_in()
+        step.drain()
     assert "image_3.jpg" in str(e.value)
 
 
-def test_a_deferred_step_of_an_optimizer_that_is_not_fused_says_that_nothing_was_saved() -> None:
+def test_a_deferred_step_without_a_fused_optimizer_reports_that_it_was_not_saved() -> None:
     torch.manual_seed(0)
     model = Poisoned(math.nan)
     step = step_of(model, "rmsprop", deferred=True)
     bad = make_batch()
     bad.images[0] = 255
     step([bad], 0, model)
-    with pytest.raises(NonFiniteLossError, match=r"stopped after this step, and nothing of it was saved\. The mini"):
-        step.take_in()
+    with pytest.raises(NonFiniteLossError, match=r"stopped after this step, which was not saved\. The mini"):
+        step.drain()
 
 
-def test_a_deferred_step_tells_a_gradient_whose_norm_is_not_finite() -> None:
+def test_a_deferred_step_reports_a_non_finite_gradient_norm() -> None:
     model = tiny()
     start = weights_after(model)
     model.head.weight.register_hook(lambda gradient: gradient * math.inf)
     step = step_of(model, max_norm=1.0, deferred=True)
     step([make_batch()], 0, model)
     with pytest.raises(NonFiniteLossError, match=r"The norm of the gradient is (inf|nan) although the loss is finite"):
-        step.take_in()
+        step.drain()
     if is_fused(step.optimizer):
         assert torch.equal(weights_after(model), start)
 
 
-# --- parts of a mini-batch --------------------------------------------------------------------------------------------
+# --- micro-batches ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("largest", [1, 2, 3, 4, 9])
-def test_parts_of_a_mini_batch_equal_the_whole(largest: int) -> None:
+def test_micro_batches_equal_the_mini_batch(largest: int) -> None:
     whole, parts = tiny(), tiny()
     loss = step_of(whole)([make_batch()], 0, whole)
     parts_loss = step_of(parts, micro_batch_size=largest)([make_batch()], 0, parts)
@@ -335,11 +336,11 @@ def test_parts_of_a_mini_batch_equal_the_whole(largest: int) -> None:
     torch.testing.assert_close(parts_loss, loss, rtol=1e-13, atol=0)
 
 
-# --- formats and sizes ------------------------------------------------------------------------------------------------
+# --- precisions and sizes ---------------------------------------------------------------------------------------------
 
 
 def pspnet_after_a_step(count: int, precision: Precision, optimizer: str = "sgd") -> tuple[nn.Module, float, float]:
-    """A width-4 PSPNet in training mode after one step: the model, the loss and how far the weights moved."""
+    """A width-4 PSPNet in training mode after one step: the model, the loss and the distance that the weights moved."""
     torch.manual_seed(0)
     model = build_model(CLASSES, width=4).train()
     start = weights_after(model)
@@ -384,7 +385,7 @@ def test_float16_on_a_gpu() -> None:
 # --- randomness and state ---------------------------------------------------------------------------------------------
 
 
-def test_dropout_depends_on_seed_and_step_alone() -> None:
+def test_dropout_depends_only_on_seed_and_step() -> None:
     def result(seed: int, number: int, disturbance: int) -> torch.Tensor:
         model = tiny(dropout=0.5)
         torch.manual_seed(disturbance)
@@ -397,7 +398,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "nag", "adam", "adagrad", "rmsprop"])
-def test_a_restored_step_goes_on_bit_for_bit(optimizer: str) -> None:
+def test_a_restored_step_continues_bit_for_bit(optimizer: str) -> None:
     def build(model: Tiny) -> TrainingStep:
         groups = parameter_groups(model, 0.01, head_lr_multiplier=10.0)
         return TrainingStep(

@@ -1,4 +1,4 @@
-"""Geometry of the report's charts in the units of their drawings; the templates draw them as SVG.
+"""Geometry of the report's charts in drawing units; the templates render them as SVG.
 
 Colours and strokes belong to the style sheet. y grows downwards, as in SVG.
 """
@@ -20,8 +20,8 @@ class Chart:
     """Lines over common axes.
 
     Attributes:
-        title: what is shown.
-        ticks: (x, text) below, (y, text) on the left.
+        title: caption.
+        x_ticks, y_ticks: (x, text) below, (y, text) on the left.
         lines: name, `points` of a polyline, and the last value as text.
     """
 
@@ -39,7 +39,7 @@ class Chart:
 
 
 def line_chart(title: str, lines: Mapping[str, Line], x_label: str = "epoch") -> Chart:
-    """A chart of lines that are not empty; the y axis starts at 0 unless the values are negative."""
+    """Return a chart of non-empty lines; the y axis starts at 0 unless values are negative."""
     width, height, left, right, top, bottom = 360, 220, 52, 350, 12, 184
     x_values = [x for line in lines.values() for x, _ in line]
     y_values = [y for line in lines.values() for _, y in line]
@@ -72,7 +72,7 @@ def line_chart(title: str, lines: Mapping[str, Line], x_label: str = "epoch") ->
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` numbers from at or below `low` to at or above `high`, 1, 2 or 5 times a power of ten apart."""
+    """Return about `count` ticks that cover `low` to `high`, spaced 1, 2 or 5 times a power of ten."""
     span = high - low if high > low else abs(high) or 1.0
     rough = span / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -83,17 +83,17 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of confidence: its lower and upper end, share of the pixels, accuracy and mean confidence, 0..1."""
+    """One bin of confidence: lower and upper end, fraction of the pixels, accuracy and mean confidence, 0..1."""
 
     low: float
     high: float
-    share: float
+    fraction: float
     accuracy: float
     confidence: float
 
 
 def reliability_bins(counts: np.ndarray) -> list[Bin]:
-    """(3, B) confidence counts -> the bins that hold pixels."""
+    """(3, B) confidence counts -> the non-empty bins."""
     accuracy, confidence = reliability(counts)
     bins, total = counts.shape[1], counts[0].sum()
     return [
@@ -104,21 +104,21 @@ def reliability_bins(counts: np.ndarray) -> list[Bin]:
 
 
 def calibration_sentence(counts: np.ndarray) -> str:
-    """Whether the network is surer than it is right, in words, with the figures."""
+    """Return a sentence that compares confidence with accuracy."""
     pixels = counts[0].sum()
     accuracy, confidence = counts[1].sum() / pixels, counts[2].sum() / 1500 / pixels
     error = 100 * float(expected_calibration_error(counts))
     if abs(accuracy - confidence) < 0.005:
-        verdict = "On average it is as sure as it is right"
+        verdict = "On average the confidence matches the accuracy"
     else:
-        verdict = "It is surer than it is right" if confidence > accuracy else "It is less sure than it is right"
+        verdict = "The network is overconfident" if confidence > accuracy else "The network is underconfident"
     return (
         f"{verdict}: mean confidence {100 * confidence:.1f} %, accuracy {100 * accuracy:.1f} %; expected calibration "
         f"error {error:.2f} %."
     )
 
 
-def spread(values: Sequence[float | None]) -> float:
-    """Half the width of an axis around 0 that holds all values: a round number, at least 0.01."""
+def extent(values: Sequence[float | None]) -> float:
+    """Return the limit of a symmetric axis around 0 that contains all values: a round number, at least 0.01."""
     largest = max([abs(value) for value in values if value is not None], default=0.0)
     return nice_ticks(0.0, max(largest, 0.01), 2)[-1]

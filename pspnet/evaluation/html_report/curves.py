@@ -1,4 +1,4 @@
-"""The course of a training run, from its metrics.jsonl."""
+"""Training curves from a run's metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pspnet.errors import DataError
 
 METRICS_LOG = "metrics.jsonl"
 Line = list[tuple[float, float]]
-"""(epoch, value), by epoch; the middle of the third epoch is 2.5."""
+"""(epoch, value), sorted by epoch; the middle of the third epoch is 2.5."""
 
 _NAMES = {
     "train:loss": "training loss",
@@ -24,16 +24,16 @@ _POINTS = 400
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines by name: of those that the log holds, `training loss`, `mIoU`, `pixel accuracy`, `learning rate`."""
+    """Lines by name, as far as logged: `training loss`, `mIoU`, `pixel accuracy`, `learning rate`."""
 
     path: Path
     lines: dict[str, Line]
 
 
 def read_curves(path: Path) -> Curves:
-    """Read a run's log. A last line cut short by a stop is passed over; DataError for any other that is no JSON.
+    """Read a run's log. A truncated last line is ignored; DataError for any other invalid line.
 
-    Where a step was recorded twice the later record counts.
+    If a step was recorded twice, the later record is used.
     """
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
@@ -49,13 +49,13 @@ def read_curves(path: Path) -> Curves:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(texts):
                 break
-            raise DataError(f"{path}: line {number} is no record of a training run ({error}).") from error
+            raise DataError(f"{path}: line {number} is not a record of a training run ({error}).") from error
         if "train:loss" in entry and epoch > 0:
             steps_per_epoch = max(steps_per_epoch, step / epoch)
         for name, value in values.items():
             if math.isfinite(value):
                 found[name][step] = value
-    # A run stopped in its first epoch has no epoch to measure steps by: its steps stand for themselves.
+    # A run that stopped in its first epoch has no steps per epoch: use steps as x.
     scale = steps_per_epoch or 1.0
     lines = {
         name: _thinned([(step / scale, value) for step, value in sorted(points.items())])
@@ -66,6 +66,6 @@ def read_curves(path: Path) -> Curves:
 
 
 def _thinned(line: Line) -> Line:
-    """At most _POINTS of the points, evenly, with the last one."""
+    """Return at most about _POINTS evenly spaced points, including the last one."""
     step = max(1, math.ceil(len(line) / _POINTS))
     return [*line[:-1:step], line[-1]]

@@ -1,4 +1,4 @@
-"""The page: reads evaluations, measures and compares them, and writes one HTML file that needs nothing beside it."""
+"""Report page: reads evaluations, compares them and writes one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report is made of besides its folders.
+    """Options of a report.
 
     Attributes:
-        protocols: those to show; None for all of a single folder, the first of each of several.
-        images, annotations: folders of the data, None for those that the evaluation names.
-        run: folder of the training run, None for the one that the model lies in.
+        protocols: protocols to show; None for all of a single folder, or the first of each of several folders.
+        images, annotations: folders of the data, None for those recorded by the evaluation.
+        run: folder of the training run, None for the one that contains the model.
         samples: images of each group (best, median, worst); 0 for none.
     """
 
@@ -57,10 +57,10 @@ class ReportOptions:
 
 
 def write_report(folders: Sequence[Path], output: Path, options: ReportOptions | None = None) -> None:
-    """Write the report of one evaluation (or training run), or of several side by side, whole or not at all.
+    """Write the report of one evaluation (or training run), or a comparison of several, atomically.
 
-    Raises DataError for folders that can't be read and evaluations that can't be compared, ConfigError for protocols
-    that are not there, OSError where the file can't be written.
+    Raises DataError for unreadable folders and evaluations that cannot be compared, ConfigError for missing protocols,
+    OSError if the file cannot be written.
     """
     options = options or ReportOptions()
     subjects = [subject for folder in folders for subject in _subjects_of(folder, folders, options)]
@@ -68,7 +68,7 @@ def write_report(folders: Sequence[Path], output: Path, options: ReportOptions |
     if len(subjects) > 1 and len(measured) < len(subjects):
         run = next(subject for subject in subjects if subject.record is None)
         raise DataError(
-            f"{run.folder}: a training run without counts of images, so it can't be compared. Score its model first: "
+            f"{run.folder}: a training run has no per-image counts, so it cannot be compared. Score its model first: "
             f"pspnet evaluate {run.folder / 'model'} --images DIR --annotations DIR --output OUT; then give OUT here."
         )
     comparison = compare(measured, strict=len(folders) > 1) if len(measured) > 1 else None
@@ -81,7 +81,7 @@ def write_report(folders: Sequence[Path], output: Path, options: ReportOptions |
 
 
 def render(views: Sequence[SubjectView], comparison: Comparison | None, title: str) -> str:
-    """The page's text. Nothing in it is fetched: its policy forbids all but its own style, script and data."""
+    """Render the page. Its content security policy allows only its own style, script and data."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -106,17 +106,17 @@ def render(views: Sequence[SubjectView], comparison: Comparison | None, title: s
 
 
 def known(value: float | None) -> bool:
-    """Whether there is a number to show."""
+    """Return True for a number, False for None and NaN."""
     return value is not None and not math.isnan(value)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """0.1234 -> `12.3`; an en dash for nothing."""
+    """0.1234 -> `12.3`; an en dash for None and NaN."""
     return _DASH if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """A difference in percentage points with its sign; a true minus, and no sign for what rounds to nothing."""
+    """Format a difference in percentage points with its sign; a true minus, and no sign for 0."""
     if value is None or math.isnan(value):
         return _DASH
     text = f"{100 * value:+.{digits}f}"
@@ -124,7 +124,7 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 
 def interval_text(interval: Any, as_difference: bool = False, digits: int = 1) -> str:
-    """Both ends in percent, an en dash where there is no interval."""
+    """Format both ends in percent; an en dash without an interval."""
     if interval.low is None or interval.high is None:
         return _DASH
     if as_difference:
@@ -151,7 +151,7 @@ def _samples(subject: Subject, options: ReportOptions) -> Samples:
     if options.samples == 0 or subject.record is None:
         return Samples({})
     if subject.protocol == "builtin":
-        return Samples({}, "The protocol builtin scores a resized crop and not the image, so no images are shown.")
+        return Samples({}, "The protocol builtin scores a resized crop instead of the image, so no images are shown.")
     facts = subject.provenance
     folders = []
     for given, key in ((options.images, "images"), (options.annotations, "annotations")):
@@ -174,8 +174,7 @@ def _samples(subject: Subject, options: ReportOptions) -> Samples:
 
 
 def _files(folder: Path | None, suffixes: tuple[str, ...], required: bool) -> dict[str, Path]:
-    """Files by their names without ending. A folder that was given must be there; one that is only remembered need
-    not."""
+    """Return files by stem. A folder from the options must exist; a recorded one may be missing."""
     if folder is None or not (required or folder.is_dir()):
         return {}
     return {path.stem: path for path in list_files(folder, suffixes, "report")}

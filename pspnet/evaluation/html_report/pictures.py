@@ -1,4 +1,4 @@
-"""Images inside a page: data URIs, bounded in size, and what a report shows of an image."""
+"""Pictures of a report as data URIs of bounded size."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pspnet.data.dataset import read_pair
 from pspnet.data.io.images import encode_palette_png, read_annotation
 from pspnet.errors import DataError
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.samples import SAMPLES_NAME, choose_samples, share_of_other_pixels
+from pspnet.evaluation.samples import SAMPLES_NAME, choose_samples, mask_disagreement
 
 LONGEST_SIDE = 640
 _WRONG, _IGNORED = (213, 94, 0), (0, 114, 178)
-# One image in a batch may round otherwise than several: a few pixels of a kept mask may differ from the scored one.
-_OTHER_PIXELS = 0.01
+# Rounding depends on the batch size: a few pixels of a saved mask may differ from the scored one.
+_MAX_DISAGREEMENT = 0.01
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A data URI, with its size in px."""
+    """Data URI of a picture, with its size in px."""
 
     uri: str
     width: int
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a report: its pictures by name, and the classes (ids) that are in its truth or prediction."""
+    """One image of a report: its pictures by name, and the class ids in its ground truth or prediction."""
 
     name: str
     score: float
@@ -46,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The images by group (best, median, worst); `note` says what is missing, and how to have it."""
+    """Images by group (best, median, worst); `note` names missing images and the fix."""
 
     groups: dict[str, list[Sample]]
     note: str = ""
@@ -62,10 +62,10 @@ def collect_samples(
     ignore_index: int = IGNORE_INDEX,
     count: int = 3,
 ) -> Samples:
-    """The pictures of an evaluation's best, median and worst images, from the masks that it kept.
+    """Draw an evaluation's best, median and worst images from its saved masks.
 
     Args:
-        find_pair: the files of an image by its name, None where they are not to be found.
+        find_pair: returns the files of an image by its name, None if not found.
         count: images of each group.
     """
     groups: dict[str, list[Sample]] = {}
@@ -78,42 +78,41 @@ def collect_samples(
                 missing.append(name)
                 continue
             try:
-                image, truth = read_pair(pair, record.num_classes, label_map, ignore_index)
+                image, target = read_pair(pair, record.num_classes, label_map, ignore_index)
             except DataError:
                 missing.append(name)
                 continue
-            if share_of_other_pixels(mask_path, truth, record) > _OTHER_PIXELS:
+            if mask_disagreement(mask_path, target, record) > _MAX_DISAGREEMENT:
                 other.append(name)
                 continue
-            groups[group].append(draw_sample(name, score, image, truth, read_annotation(mask_path), palette))
+            groups[group].append(draw_sample(name, score, image, target, read_annotation(mask_path), palette))
     note = ""
     if missing:
         note = (
-            f"{len(missing)} of the images that belong here are not shown, {missing[0]} for example: image, annotation "
-            "or kept mask was not found. Give --images and --annotations if the data was moved; evaluate keeps "
-            "the masks."
+            f"{len(missing)} images are not shown, {missing[0]} for example: image, annotation or saved mask was not "
+            "found. Give --images and --annotations if the data was moved; evaluate saves the masks."
         )
     if other:
         note += (
-            f" {len(other)} images are not shown because their kept mask is not the one that was scored, {other[0]} "
-            "for example: evaluate again."
+            f" {len(other)} images are not shown because their saved mask is not the scored one, {other[0]} for "
+            "example: evaluate again."
         )
     return Samples(groups, note.strip())
 
 
 def draw_sample(
-    name: str, score: float, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: np.ndarray
+    name: str, score: float, image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette: np.ndarray
 ) -> Sample:
-    """Image (H, W, 3) and masks (H, W), uint8 -> its four pictures. What is not scored keeps the ignored colour."""
-    ignored = truth == IGNORE_INDEX
+    """Image (H, W, 3) and masks (H, W), uint8 -> four pictures. Ignored pixels keep the ignored colour."""
+    ignored = target == IGNORE_INDEX
     shown = np.where(ignored, np.uint8(IGNORE_INDEX), prediction)
     light = (image.mean(axis=2, keepdims=True) / 3 + 165).astype(np.uint8).repeat(3, axis=2)
-    errors = np.where((shown != truth)[..., None], np.array(_WRONG, dtype=np.uint8), light)
+    errors = np.where((shown != target)[..., None], np.array(_WRONG, dtype=np.uint8), light)
     errors = np.where(ignored[..., None], (light // 2 + np.array(_IGNORED) // 2).astype(np.uint8), errors)
-    present = np.union1d(np.unique(truth[~ignored]), np.unique(prediction[~ignored]))
+    present = np.union1d(np.unique(target[~ignored]), np.unique(prediction[~ignored]))
     pictures = {
         "image": photo(Image.fromarray(np.ascontiguousarray(image))),
-        "truth": mask_picture(truth, palette),
+        "ground_truth": mask_picture(target, palette),
         "prediction": mask_picture(prediction, palette),
         "errors": photo(Image.fromarray(errors)),
     }
@@ -121,7 +120,7 @@ def draw_sample(
 
 
 def photo(image: Image.Image) -> Picture:
-    """A JPEG data URI of an RGB image, at most LONGEST_SIDE px."""
+    """Encode an RGB image as a JPEG data URI of at most LONGEST_SIDE px."""
     image = image.resize(_bounded(image.size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82, optimize=True)
@@ -129,14 +128,14 @@ def photo(image: Image.Image) -> Picture:
 
 
 def mask_picture(mask: np.ndarray, palette: np.ndarray) -> Picture:
-    """A palette PNG data URI of an (H, W) mask, at most LONGEST_SIDE px; nearest neighbour keeps the colours."""
+    """Encode an (H, W) mask as a palette PNG data URI of at most LONGEST_SIDE px, with nearest-neighbour scaling."""
     image = encode_palette_png(mask, palette)
     image = image.resize(_bounded(image.size), Image.Resampling.NEAREST)
     return Picture(png_uri(image), *image.size)
 
 
 def png_uri(image: Image.Image) -> str:
-    """A PNG data URI of an image as it is."""
+    """Encode an image as a PNG data URI at its own size."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return _uri(buffer.getvalue(), "png")

@@ -1,4 +1,4 @@
-"""What a report is made from: evaluation folders, as `pspnet evaluate` leaves them, and folders of training runs."""
+"""Inputs of a report: output folders of `pspnet evaluate`, and folders of training runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pspnet.evaluation.provenance import read_provenance
 
 @dataclass(frozen=True)
 class Subject:
-    """One evaluation by one protocol, or a training run that left scores but no counts of images (record None).
+    """Evaluation by one protocol, or a training run with scores but without per-image counts (record None).
 
     Attributes:
-        label: what it is called in the report.
+        label: its name in the report.
         metrics: its entry in metrics.json.
         palette: (256, 3) uint8.
-        curves: of the training, None where no log of it was found.
+        curves: of the training, None without a log.
     """
 
     label: str
@@ -40,17 +40,17 @@ class Subject:
 
 
 def read_subjects(folder: Path, protocols: Sequence[str] | None = None, run: Path | None = None) -> list[Subject]:
-    """All evaluations of a folder, in the order of metrics.json, or those of some protocols; a run's scores.
+    """Read all evaluations of a folder, ordered as in metrics.json, or those of `protocols`; or a run's scores.
 
     Args:
-        run: folder of the training run, None to look for it where the model was.
+        run: folder of the training run, None to look for it next to the model.
 
-    Raises DataError for a folder that holds neither, damaged files, and incomplete evaluations; ConfigError for
-    protocols that are not there.
+    Raises DataError for a folder without either, damaged files and incomplete evaluations; ConfigError for missing
+    protocols.
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; expected what `pspnet evaluate` wrote to --output, or a run's folder."
+            f"{folder}: no such folder; expected an --output folder of `pspnet evaluate` or a run's folder."
         )
     if not (folder / PER_IMAGE_NAME).is_file():
         return [_read_run(folder)]
@@ -70,8 +70,8 @@ def read_subjects(folder: Path, protocols: Sequence[str] | None = None, run: Pat
         record, entry = records[name], entries.get(name, {})
         if not len(record) or entry.get("images", len(record)) != len(record):
             raise DataError(
-                f"{folder}: {PER_IMAGE_NAME} holds {len(record)} images of {name}, metrics.json another number: the "
-                "evaluation was stopped or goes on. Let it end, then report."
+                f"{folder}: {PER_IMAGE_NAME} has {len(record)} images of {name}, metrics.json another number: the "
+                "evaluation is incomplete or still running. Finish it, then report."
             )
         subjects.append(Subject(name, folder, name, record, names, palette, entry, provenance, curves))
     return subjects
@@ -80,8 +80,8 @@ def read_subjects(folder: Path, protocols: Sequence[str] | None = None, run: Pat
 def _read_run(folder: Path) -> Subject:
     if not (folder / METRICS_LOG).is_file():
         raise DataError(
-            f"{folder}: holds neither {PER_IMAGE_NAME} (an evaluation) nor {METRICS_LOG} (a training run). Expected "
-            "what `pspnet evaluate` wrote to --output, or a run's folder."
+            f"{folder}: contains neither {PER_IMAGE_NAME} (an evaluation) nor {METRICS_LOG} (a training run). Expected "
+            "an --output folder of `pspnet evaluate` or a run's folder."
         )
     metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     config_path = folder / "model" / "config.json"
@@ -97,7 +97,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: does not exist; `pspnet evaluate` writes it when it ends.") from error
+        raise DataError(f"{path}: does not exist; `pspnet evaluate` writes it at the end.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}); evaluate again.") from error
     if not isinstance(content, dict):
@@ -106,7 +106,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _classes(facts: dict[str, Any], metrics: dict[str, Any], count: int) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and palette: those that were written down, else the names of metrics.json, else default ones."""
+    """Return names and palette: the recorded ones, else the names of metrics.json, else default ones."""
     names = tuple(str(name) for name in facts.get("classes", metrics.get("per_class_iou", ())))
     if len(names) != count:
         names = default_class_names(count)
@@ -118,7 +118,7 @@ def _classes(facts: dict[str, Any], metrics: dict[str, Any], count: int) -> tupl
 
 
 def _find_curves(provenance: dict[str, Any], run: Path | None) -> Curves | None:
-    """Of the run that was named, else of the folder that the model directory lies in."""
+    """Read the curves of the given run, else of the folder that contains the model directory."""
     if run is not None:
         if not (run / METRICS_LOG).is_file():
             raise DataError(f"--run: {run} holds no {METRICS_LOG}; expected a training run's folder.")

@@ -1,4 +1,4 @@
-"""What the page shows of one evaluation, and of several beside each other, ready for the templates."""
+"""View models of the templates: one evaluation, and a comparison of several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pspnet.errors import DataError
-from pspnet.evaluation.html_report.charts import Bin, Chart, calibration_sentence, line_chart, reliability_bins, spread
+from pspnet.evaluation.html_report.charts import Bin, Chart, calibration_sentence, extent, line_chart, reliability_bins
 from pspnet.evaluation.html_report.confusion import Confusions, draw_confusions
 from pspnet.evaluation.html_report.intervals import Estimates, ImageCounts, Interval, difference, estimate
 from pspnet.evaluation.html_report.pictures import Samples
@@ -31,7 +31,7 @@ LOWER_IS_BETTER = ("calibration_error",)
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One score of all images. `constant` is the constant predictor's, None where it has none."""
+    """One score over all images. `constant` is the constant predictor's, None if undefined."""
 
     key: str
     label: str
@@ -41,7 +41,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: its scores (IoU with interval), share of the true pixels, images whose truth holds it."""
+    """One class: scores (IoU with interval), fraction of the ground-truth pixels, images that contain it."""
 
     index: int
     name: str
@@ -50,13 +50,13 @@ class ClassRow:
     recall: float | None
     precision: float | None
     boundary_iou: float | None
-    share: float
+    fraction: float
     images: int
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A subject's counts and resamples, kept for comparing it with others."""
+    """Counts and resamples of a subject, for comparisons."""
 
     subject: Subject
     counts: ImageCounts
@@ -72,7 +72,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class SubjectView:
-    """Everything that the page shows of one evaluation."""
+    """Content of the page for one evaluation."""
 
     label: str
     protocol: str
@@ -94,8 +94,8 @@ class SubjectView:
 
 @dataclass(frozen=True)
 class Column:
-    """One evaluation in a comparison; `differences` to the first one by score, None for the first and where its images
-    cannot be paired (`note` says why)."""
+    """One evaluation in a comparison; `differences` to the first one by score, None for the first and for other images
+    (`note` gives the reason)."""
 
     label: str
     estimates: Estimates
@@ -106,7 +106,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations side by side. `axis` is half the width of the differences' axis."""
+    """Evaluations side by side. `axis` is the limit of the symmetric axis of differences."""
 
     columns: list[Column]
     scores: list[tuple[str, str]]
@@ -117,7 +117,7 @@ class Comparison:
 
 
 def view_of(measured: Measured, samples: Samples) -> SubjectView:
-    """The view of an evaluation with counts of images."""
+    """Return the view of an evaluation with per-image counts."""
     subject, counts, estimates = measured.subject, measured.counts, measured.estimates
     assert subject.record is not None
     total = subject.record.total()
@@ -149,7 +149,7 @@ def view_of(measured: Measured, samples: Samples) -> SubjectView:
 
 
 def view_of_run(subject: Subject) -> SubjectView:
-    """The view of a training run: its scores have no intervals, since no counts of images are there."""
+    """Return the view of a training run: without per-image counts its scores have no intervals."""
     metrics = subject.metrics
     scores = [
         ScoreRow(key, label, Interval(float(metrics[key]), None, None))
@@ -181,10 +181,10 @@ def view_of_run(subject: Subject) -> SubjectView:
 
 
 def compare(measured: Sequence[Measured], strict: bool) -> Comparison:
-    """Several evaluations side by side, the differences to the first one.
+    """Compare several evaluations with the first one.
 
     Args:
-        strict: whether evaluations of other images are refused (DataError) or stand without differences.
+        strict: whether evaluations of other images raise DataError or are shown without differences.
     """
     first, columns = measured[0], []
     for other in measured:
@@ -195,9 +195,9 @@ def compare(measured: Sequence[Measured], strict: bool) -> Comparison:
             except DataError as error:
                 if strict:
                     raise DataError(
-                        f"{other.subject.folder} ({other.subject.protocol}) can't be compared with "
+                        f"{other.subject.folder} ({other.subject.protocol}) cannot be compared with "
                         f"{first.subject.folder} ({first.subject.protocol}): {error}. Evaluate both on the same images "
-                        "and annotations, by the same classes."
+                        "and annotations, with the same classes."
                     ) from error
                 note = f"no differences: {error}"
         columns.append(Column(other.subject.label, other.estimates, found, note, _cost(other.subject)))
@@ -216,18 +216,18 @@ def compare(measured: Sequence[Measured], strict: bool) -> Comparison:
 
 
 def colour_of(palette: np.ndarray, index: int) -> str:
-    """A class's colour as `#rrggbb`."""
+    """Return a class's colour as `#rrggbb`."""
     return "#" + bytes(int(part) for part in palette[index]).hex()
 
 
 def _axis(intervals: Sequence[Interval]) -> float:
     known = [end for interval in intervals for end in (interval.value, interval.low, interval.high)]
-    return spread([None if end is None or math.isnan(end) else end for end in known])
+    return extent([None if end is None or math.isnan(end) else end for end in known])
 
 
 def _class_rows(measured: Measured) -> list[ClassRow]:
     subject, counts, estimates = measured.subject, measured.counts, measured.estimates
-    pixels = counts.truth.sum(axis=0)
+    pixels = counts.target.sum(axis=0)
 
     def value(key: str, index: int) -> float | None:
         return estimates[key][index].value if key in estimates else None
@@ -242,7 +242,7 @@ def _class_rows(measured: Measured) -> list[ClassRow]:
             value("precision", index),
             value("boundary_iou", index),
             float(pixels[index] / max(1, pixels.sum())),
-            int((counts.truth[:, index] > 0).sum()),
+            int((counts.target[:, index] > 0).sum()),
         )
         for index, name in enumerate(subject.class_names)
     ]
@@ -280,7 +280,7 @@ def _cost(subject: Subject) -> str:
 
 
 def _facts(subject: Subject) -> list[tuple[str, str]]:
-    """Everything about how the scores came about, as terms and values; what was not written down is left out."""
+    """Return the origin of the scores as terms and values; missing facts are left out."""
     facts, model = subject.provenance, subject.provenance.get("model") or {}
     data = facts.get("data", {})
     settings = {**subject.metrics.get("settings", {})}
@@ -292,7 +292,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         ("Protocol settings", _joined(settings)),
         ("Cost", _cost(subject)),
         ("Device", facts.get("device")),
-        ("Number format", facts.get("precision")),
+        ("Precision", facts.get("precision")),
         ("Batch size", facts.get("batch_size")),
         ("Processes", facts.get("processes")),
         ("Images", facts.get("images")),
@@ -310,7 +310,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         ("Trained", _joined({key: value for key, value in trained.items() if key != "config"})),
         ("Training log", None if subject.curves is None else subject.curves.path),
         ("Versions", _joined(facts.get("versions", {}))),
-        ("Versions of the training", _joined(model.get("versions") or {})),
+        ("Training versions", _joined(model.get("versions") or {})),
         ("System", facts.get("system")),
     ]
     return [(term, str(value)) for term, value in terms if value not in (None, "")]

@@ -1,4 +1,4 @@
-"""The protocols by name, with their settings."""
+"""Protocols by name, with their settings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PROTOCOLS = ("whole", "slide", "multiscale", "builtin")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are run through a network to be scored.
+    """Protocol for running a network over images to be scored.
 
     Attributes:
         name: one of PROTOCOLS.
-        windows: of slide and multiscale; None for one pass per image.
-        crop_size: of builtin; None where images are scored whole.
+        windows: of slide and multiscale; None for one forward pass per image.
+        crop_size: of builtin; None if full images are scored.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Protocol:
 
     @property
     def view(self) -> CentreView | None:
-        """What is cut out of image and mask before they are scored, None for nothing."""
+        """Crop of image and mask before scoring; None for full images."""
         return None if self.crop_size is None else CentreView(self.crop_size)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides about the scores, for JSON."""
+        """All settings that affect the scores, for JSON."""
         if self.windows is not None:
             return {
                 "crop_size": self.windows.crop_size,
@@ -47,8 +47,8 @@ class Protocol:
         return {} if self.crop_size is None else {"crop_size": self.crop_size}
 
     def passes(self, height: int, width: int) -> int:
-        """How many images or windows go through the network for one image of this size; 0 for one without pixels, as
-        unreadable files are listed."""
+        """Return the number of forward passes of images or windows for an image of this size; 0 without pixels (an
+        unreadable file)."""
         if not height or not width:
             return 0
         return 1 if self.windows is None else self.windows.passes(height, width)
@@ -61,15 +61,15 @@ def choose_protocols(
     scales: Sequence[float] | None = None,
     flip: bool | None = None,
 ) -> list[Protocol]:
-    """Protocols by name, in the order of PROTOCOLS; `builtin` brings `whole` along, so that nobody sees it alone.
+    """Return protocols by name, in the order of PROTOCOLS; `builtin` adds `whole`, so that it is never shown alone.
 
     Args:
-        crop_size: side of windows and of the built-in's crop in px; None where the model does not say it.
-        base_size: long side in px at scale 1, 0 for the image's own; None where the model does not say it.
+        crop_size: side of windows and of the built-in's crop in px; None if the model does not record it.
+        base_size: long side in px at scale 1, 0 for the image's own; None if the model does not record it.
         scales: of multiscale, None for SCALES.
         flip: for slide and multiscale; None for slide without and multiscale with.
 
-    Raises ConfigError for names, sizes and scales that cannot be used.
+    Raises ConfigError for invalid names, sizes and scales.
     """
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown or not names:
@@ -107,18 +107,17 @@ def choose_protocols(
 def _known_crop(crop_size: int | None, protocol: str) -> int:
     if crop_size is None:
         raise ConfigError(
-            f"protocol {protocol}: the model directory does not say which crop_size the model was trained with; give "
-            "--crop_size."
+            f"protocol {protocol}: the model directory does not record the crop_size of the training; give --crop_size."
         )
     if crop_size < MIN_SIZE:
-        raise ConfigError(f"--crop_size: found {crop_size}; the network takes {MIN_SIZE} px and more.")
+        raise ConfigError(f"--crop_size: found {crop_size}; the network needs at least {MIN_SIZE} px.")
     return crop_size
 
 
 def _known_base(base_size: int | None, protocol: str) -> int:
     if base_size is None:
         raise ConfigError(
-            f"protocol {protocol}: the model directory does not say which base_size the model was trained with; give "
+            f"protocol {protocol}: the model directory does not record the base_size of the training; give "
             "--base_size (long side in px, 0 for the images' own size)."
         )
     return base_size

@@ -1,19 +1,18 @@
-"""The protocols `slide` and `multiscale`: overlapping windows whose probabilities are averaged at the image's own size.
+"""Protocols `slide` and `multiscale`: overlapping windows whose probabilities are averaged at the image's own size.
 
 Source: hszhao/semseg, tool/test.py, functions `test`, `scale_process` and `net_process`: each scale is predicted in
 windows of crop_size, two thirds of it apart, images smaller than a window padded with the mean colour; a pixel's
-probabilities are averaged over the windows that cover it, resized to the image's own size, averaged over the scales,
-and only then comes the arg-max. That code averages every window with its mirror image, at a single scale too; here
-this is `flip`.
+probabilities are averaged over the windows that cover it, resized to the image's own size and averaged over the scales
+before the arg-max. That code averages every window with its mirror image, also at a single scale; here this is `flip`.
 
 Legend: N images, C classes, H, W the image's own height and width; h, w those of a scaled and padded image; S
 crop_size.
 
-Memory in bytes, besides the network's own for `window_batch` windows of S x S, in float32 and for one image at a time:
-4 C (H W + S w + 2 S W) for the sum at the image's size, one strip of windows, and that strip while it is resized, and
-12 C S S window_batch for logits and probabilities. No map of a whole scaled image exists. For 2048x1024, 150 classes,
-S = 473 and scale 1.75 (3584 wide) that is 1.3 + 1.0 + 1.2 GB and 0.4 GB for each window of a batch. The peak seen on a
-CPU, over a network of next to nothing, was 3.5 GB with one window a batch and 4.0 GB with four.
+Memory in bytes, in addition to the network's for `window_batch` windows of S x S, in float32 and for one image:
+4 C (H W + S w + 2 S W) for the sum at the image's size, one strip of windows and its resized copy, and
+12 C S S window_batch for logits and probabilities. A map of a full scaled image is never stored. For 2048x1024, 150
+classes, S = 473 and scale 1.75 (3584 wide) that is 1.3 + 1.0 + 1.2 GB and 0.4 GB for each window of a batch. The peak
+measured on a CPU with a trivial network was 3.5 GB with one window per batch and 4.0 GB with four.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from torch import nn
 from pspnet.evaluation.protocols.rows import ResizedRows
 from pspnet.evaluation.protocols.windows import WindowSettings, coverage, pad_images, resize_images, window_starts
 
-# Several small images share their forward passes; the sums of their probabilities together stay below this.
+# Small images share forward passes as long as the sums of their probabilities stay below this.
 _SUM_BYTES = 2**29
 
 Advance = Callable[[int], object]
-"""Told how many windows went through the network since the last call."""
+"""Callback with the number of windows predicted since the last call."""
 
 
 def _ignore(_windows: int) -> None:
@@ -38,15 +37,15 @@ def _ignore(_windows: int) -> None:
 
 
 class SlidingPredictor:
-    """A network as a function of images of any size, through windows of one size.
+    """Prediction of images of any size through windows of one size.
 
     Args:
         model: (n, 3, S, S) RGB 0..255 -> logits (n, C, S, S), in evaluation mode.
         num_classes: C.
         settings: window, scales and flip.
-        colour: the colour 0..255 that becomes zero in the network, (1, 3, 1, 1): what small images are padded with.
-        window_batch: windows in one forward pass; with flip the mirror images count too.
-        dtype: number format of the sums.
+        colour: (1, 3, 1, 1) padding of small images, 0..255: the colour that normalises to zero.
+        window_batch: windows per forward pass, including mirror images.
+        dtype: dtype of the sums.
     """
 
     def __init__(
@@ -74,11 +73,11 @@ class SlidingPredictor:
     def masks_with_confidence(
         self, images: torch.Tensor, advance: Advance = _ignore
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `masks`, and (N, H, W): the averaged probability of each pixel's class."""
+        """Like `masks`, plus (N, H, W): the averaged probability of each pixel's class."""
         height, width = images.shape[-2:]
-        together = max(1, _SUM_BYTES // (4 * self.num_classes * height * width))
+        images_per_part = max(1, _SUM_BYTES // (4 * self.num_classes * height * width))
         masks, confidences = [], []
-        for part in images.split(together):
+        for part in images.split(images_per_part):
             probabilities = self.probabilities(part, advance)
             masks.append(probabilities.argmax(dim=1))
             confidences.append(probabilities.amax(dim=1))
@@ -106,7 +105,7 @@ class SlidingPredictor:
         strip = total.new_zeros(*total.shape[:2], side, full_width)  # (N, C, S, w): rows y to y + S of the scaled map
         for y, following in zip(starts, [*starts[1:], full_height]):
             self._add_row_of_windows(strip, padded[:, :, y : y + side], columns, advance)
-            # No later window reaches above `following`: these rows are complete. Padding is cut away.
+            # No later window reaches above `following`: these rows are complete. Padding is removed.
             first, last = max(y, top), min(following, top + height)
             if first < last:
                 complete = strip[:, :, first - y : last - y, left : left + width]
@@ -121,10 +120,10 @@ class SlidingPredictor:
     ) -> None:
         """Add the probabilities of all windows of (N, 3, S, w), of all images, to (N, C, S, w)."""
         side, mirrors = self.settings.crop_size, 2 if self.settings.flip else 1
-        places = [(number, x) for number in range(len(images)) for x in columns]
-        at_once = max(1, self.window_batch // mirrors)
-        for first in range(0, len(places), at_once):
-            chosen = places[first : first + at_once]
+        positions = [(number, x) for number in range(len(images)) for x in columns]
+        windows_per_pass = max(1, self.window_batch // mirrors)
+        for first in range(0, len(positions), windows_per_pass):
+            chosen = positions[first : first + windows_per_pass]
             windows = torch.stack([images[number, :, :, x : x + side] for number, x in chosen])  # (n, 3, S, S)
             for (number, x), probabilities in zip(chosen, self._window_probabilities(windows)):
                 strip[number, :, :, x : x + side] += probabilities

@@ -1,4 +1,4 @@
-"""How a model is run over a data set to be scored. `whole`: one pass per image, at the image's own size.
+"""Protocol `whole`: one forward pass per image, at the image's own size.
 
 Legend: N images in a batch, C classes, H, W image height and width.
 """
@@ -13,13 +13,13 @@ from torch import nn
 
 from pspnet.evaluation.metrics import ConfusionMatrix
 
-if TYPE_CHECKING:  # an endpoint predicts without the packages that training reads its data with
+if TYPE_CHECKING:  # an endpoint predicts without the packages that read training data
     from pspnet.data.dataset import Batch
 
 
 @torch.no_grad()
 def predict_whole(model: nn.Module, images: torch.Tensor, autocast_dtype: torch.dtype | None = None) -> torch.Tensor:
-    """(N, 3, H, W) RGB 0..255 -> (N, H, W) int64 class ids, one pass at full size."""
+    """(N, 3, H, W) RGB 0..255 -> (N, H, W) int64 class ids, one forward pass at full size."""
     with torch.autocast(images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
         logits = model(images)  # (N, C, H, W)
     result: torch.Tensor = logits.argmax(dim=1)  # (N, H, W)
@@ -34,7 +34,7 @@ def evaluate_whole(
     autocast_dtype: torch.dtype | None = None,
     channels_last: bool = False,
 ) -> ConfusionMatrix:
-    """Run the model over all batches in evaluation mode and count; the model's mode is put back afterwards."""
+    """Count the confusion matrix over all batches in evaluation mode; the model's mode is restored afterwards."""
     confusion = ConfusionMatrix(num_classes, device)
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""Where the windows of the sliding protocols lie: sizes, positions, padding and how often each pixel is covered.
+"""Windows of the sliding protocols: sizes, positions, padding and coverage.
 
 The arithmetic is that of the public PSPNet test code (hszhao/semseg, tool/test.py), so that scores can be compared.
 """
@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F
 
 STRIDE_RATE = 2 / 3
-"""Distance of two windows as a share of their side."""
+"""Stride of the windows as a fraction of their side."""
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Scales of the multi-scale scores that PSPNet's public results name."""
+"""Scales of PSPNet's published multi-scale scores."""
 
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """What the sliding protocols are set to.
+    """Settings of the sliding protocols.
 
     Attributes:
         crop_size: side of a window in px.
         base_size: the image's long side is scaled to scale x base_size px; 0 for scale x its own length.
-        scales: each scale is predicted by itself, and the probabilities are averaged.
+        scales: predicted separately; their probabilities are averaged.
         flip: average every window's probabilities with those of its mirror image.
-        stride_rate: distance of two windows as a share of crop_size.
+        stride_rate: stride as a fraction of crop_size.
     """
 
     crop_size: int
@@ -39,11 +39,11 @@ class WindowSettings:
 
     @property
     def stride(self) -> int:
-        """Distance of two windows in px."""
+        """Stride of the windows in px."""
         return math.ceil(self.crop_size * self.stride_rate)
 
     def scaled_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(height, width) that an image of this size gets, for each scale."""
+        """Return the scaled (height, width) of an image of this size for each scale."""
         sizes = []
         for scale in self.scales:
             long_side = max(1, round(scale * (self.base_size or max(height, width))))
@@ -54,7 +54,7 @@ class WindowSettings:
         return sizes
 
     def passes(self, height: int, width: int) -> int:
-        """How many windows, mirror images included, go through the network for an image of this size."""
+        """Return the number of windows, including mirror images, of an image of this size."""
         total = 0
         for sides in self.scaled_sizes(height, width):
             rows, columns = (
@@ -65,7 +65,7 @@ class WindowSettings:
 
 
 def window_starts(length: int, crop_size: int, stride: int) -> list[int]:
-    """First pixels of the windows that cover `length` px, in ascending order; the last window ends with the image.
+    """Return the first pixels of the windows that cover `length` px, ascending; the last window ends with the image.
 
     `length` must be crop_size or more, and stride at most crop_size.
     """
@@ -74,7 +74,7 @@ def window_starts(length: int, crop_size: int, stride: int) -> list[int]:
 
 
 def coverage(length: int, crop_size: int, starts: Sequence[int]) -> torch.Tensor:
-    """(length,) float32: how many of the windows cover each pixel."""
+    """Return (length,) float32: the number of windows that cover each pixel."""
     counts = torch.zeros(length)
     for start in starts:
         counts[start : start + crop_size] += 1
@@ -82,7 +82,7 @@ def coverage(length: int, crop_size: int, starts: Sequence[int]) -> torch.Tensor
 
 
 def resize_images(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(N, 3, H, W) -> (N, 3, *size), bilinear without anti-aliasing, as OpenCV does it; the same where it fits."""
+    """(N, 3, H, W) -> (N, 3, *size), bilinear without anti-aliasing, like OpenCV; unchanged if the size matches."""
     if tuple(images.shape[-2:]) == size:
         return images
     images = images if images.is_floating_point() else images.float()
@@ -90,9 +90,9 @@ def resize_images(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def pad_images(images: torch.Tensor, side: int, colour: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """Images with a border of `colour` (1, 3, 1, 1) up to `side` px, and the rows above and columns left of them.
+    """Pad images with `colour` (1, 3, 1, 1) to at least `side` px; return them with the top and left border.
 
-    The smaller half of an odd border lies above and on the left.
+    The smaller half of an odd border is at the top and left.
     """
     count, channels, height, width = images.shape
     if height >= side and width >= side:

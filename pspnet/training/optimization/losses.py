@@ -2,9 +2,9 @@
 
 Legend: N images, C classes, H, W size; K number of scored pixels.
 
-`SegmentationLoss` returns a mean and `loss_weight` says over how much: with the two, the mean over several mini-batches
-or processes can be put together, which makes gradient accumulation equal to the large batch: exactly so for
-cross_entropy, while the other losses choose or count their pixels within a mini-batch.
+`SegmentationLoss` returns a mean and `loss_weight` its weight. Together they give the mean over several mini-batches or
+processes, so that gradient accumulation equals one large batch: exactly for cross_entropy; the other losses select or
+count their pixels within a mini-batch.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def loss_weight(targets: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
-    """How much a mini-batch counts in a mean over several: its scored pixels, each with its class's weight. Float64."""
-    # No bincount: on a GPU the host would have to wait for it.
+    """Return the weight of a mini-batch in a mean over several: its scored pixels times class weights, float64."""
+    # No bincount: it synchronises with the GPU.
     if class_weights is None:
         return (targets != IGNORE_INDEX).sum(dtype=torch.float64)
-    weights = torch.zeros(256, dtype=torch.float64, device=targets.device)  # of the ignored ones too: 0
+    weights = torch.zeros(256, dtype=torch.float64, device=targets.device)  # ignored pixels: 0
     weights[: len(class_weights)] = class_weights.to(targets.device, torch.float64)
     return weights[targets.long()].sum()
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy over the scored pixels, sum of weighted losses / sum of weights; 0 where no pixel is scored."""
+    """Cross-entropy over the scored pixels, sum of weighted losses / sum of weights; 0 without scored pixels."""
 
     class_weights: torch.Tensor | None
 
@@ -48,18 +48,18 @@ class CrossEntropy(nn.Module):
         return self._mean(total, targets)
 
     def of_head_logits(self, logits: torch.Tensor, targets: torch.Tensor, align_corners: bool) -> torch.Tensor:
-        """The same for (N, C, h, w) logits, as if they were up-sampled to the targets' size first."""
+        """Return the loss of (N, C, h, w) logits as if they were up-sampled to the targets' size first."""
         weights = _as_type(self.class_weights, logits)
         return self._mean(upsampled_cross_entropy(logits, targets, weights, align_corners), targets)
 
     def _mean(self, total: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # PyTorch's own mean is NaN for a crop that shows nothing but ignored pixels, which padding makes possible.
+        # PyTorch's own mean is NaN for a crop of only ignored pixels, which padding can produce.
         return total / loss_weight(targets, self.class_weights).clamp(min=1e-12).to(total.dtype)
 
 
 class OhemCrossEntropy(nn.Module):
     """Cross-entropy over the hard pixels: those whose true class has a probability below `threshold`, and at least the
-    hardest `min_kept` share of the scored ones (Shrivastava et al. 2016; as used for segmentation by OCNet and HRNet).
+    hardest fraction `min_kept` of the scored ones (Shrivastava et al. 2016; used for segmentation by OCNet and HRNet).
     """
 
     class_weights: torch.Tensor | None
@@ -76,25 +76,25 @@ class OhemCrossEntropy(nn.Module):
         weights = _as_type(self.class_weights, logits)
         losses = F.cross_entropy(logits, targets, weights, ignore_index=IGNORE_INDEX, reduction="none")  # (N, H, W)
         scored = targets != IGNORE_INDEX  # (N, H, W)
-        losses, truth = losses[scored], targets[scored]  # (K,), (K,)
+        losses, labels = losses[scored], targets[scored]  # (K,), (K,)
         if losses.numel() == 0:
             return logits.sum() * 0.0
         log_probability = F.log_softmax(logits.detach(), dim=1)  # (N, C, H, W)
         nll = -log_probability.gather(1, targets.clamp(max=logits.shape[1] - 1).unsqueeze(1)).squeeze(1)[scored]  # (K,)
         kept = max(1, int(self.min_kept * nll.numel()))
-        # The smaller of "the kept-th hardest" and "probability below the threshold" takes in both sets.
+        # The smaller of "the kept-th hardest" and "probability below the threshold" selects the union of both sets.
         limit = torch.minimum(
             nll.topk(kept).values[-1], -torch.log(torch.tensor(self.threshold, device=nll.device, dtype=nll.dtype))
         )
         hard = nll >= limit  # (K,)
-        share = hard.sum() if weights is None else weights[truth[hard]].sum()
-        return losses[hard].sum() / share.clamp(min=1e-12)
+        total = hard.sum() if weights is None else weights[labels[hard]].sum()
+        return losses[hard].sum() / total.clamp(min=1e-12)
 
 
 class SegmentationLoss(nn.Module):
     """Main loss + aux_weight x the same loss on the auxiliary logits (PSPNet section 3.3: 0.4).
 
-    Logits smaller than the targets are a head's: they count as if they were up-sampled bilinearly.
+    Logits smaller than the targets come straight from a head and are scored as if up-sampled bilinearly.
     """
 
     def __init__(self, function: LossFunction, aux_weight: float = 0.4, align_corners: bool = False) -> None:
@@ -104,7 +104,7 @@ class SegmentationLoss(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        """Outputs of PSPNet in training mode, targets (N, H, W) of any integer type -> scalar, float32 or better."""
+        """PSPNet's outputs in training mode and (N, H, W) targets of any integer dtype -> scalar, at least float32."""
         targets = targets.long()
         if isinstance(outputs, torch.Tensor):
             return self._score(outputs, targets)
@@ -137,7 +137,7 @@ def build_loss(
     ohem_min_kept: float = 0.0625,
     align_corners: bool = False,
 ) -> SegmentationLoss:
-    """The loss called `name`: cross_entropy, ohem, dice, lovasz or focal."""
+    """Build the loss `name`: cross_entropy, ohem, dice, lovasz or focal."""
     weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
     if name == "cross_entropy":
         return SegmentationLoss(CrossEntropy(weights), aux_weight, align_corners)
@@ -164,7 +164,7 @@ def _library_loss(name: str) -> LossFunction:
 
 
 class _OverScoredPixels(nn.Module):
-    """A library loss which returns 0 for a mini-batch without a scored pixel, where the library's gives NaN."""
+    """Library loss that returns 0 for a mini-batch without scored pixels, where the library returns NaN."""
 
     def __init__(self, function: nn.Module) -> None:
         super().__init__()

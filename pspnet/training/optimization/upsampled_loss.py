@@ -1,8 +1,8 @@
-"""Cross-entropy of logits at the head's size against targets at the image's, without logits at the image's size.
+"""Cross-entropy of head-size logits against image-size targets, without storing image-size logits.
 
-Bilinear up-sampling is a product with a fixed matrix for the rows and one for the columns. Strip by strip of rows, the
-logits are up-sampled, scored, and their gradient is taken back to the head's size, all in the forward pass: what is
-stored is one gradient of the head's size. The sums are those of up-sampling first, in another order.
+Bilinear up-sampling is a product with one fixed matrix for the rows and one for the columns. The forward pass
+up-samples and scores the logits strip by strip of rows and maps the gradient back to the head's size, so that only one
+gradient of the head's size is stored. The sums equal those of up-sampling first, in another order.
 
 Shape letters:
     N  images                          K  classes
@@ -22,21 +22,21 @@ from torch.autograd.function import once_differentiable
 
 from pspnet.classes import IGNORE_INDEX
 
-# Numbers of an up-sampled strip: what stays in a CPU core's cache, and what fills a GPU.
+# Elements of an up-sampled strip: fits a CPU core's cache, or fills a GPU.
 _STRIP = {"cpu": 2**20, "cuda": 2**24}
 
 
 def upsampled_cross_entropy(
     logits: Tensor, targets: Tensor, class_weights: Tensor | None, align_corners: bool
 ) -> Tensor:
-    """The sum of the weighted cross-entropies of all scored pixels, as if `logits` were up-sampled bilinearly first.
+    """Return the sum of the weighted cross-entropies of all scored pixels, as if `logits` were up-sampled first.
 
     Args:
         logits: (N, K, h, w), float32 or float64.
         targets: (N, H, W) class ids as int64, 255 = ignored.
         class_weights: (K,), or None for 1 everywhere.
 
-    Returns a scalar in the logits' type. It can be differentiated once, by the logits.
+    Returns a scalar of the logits' dtype, differentiable once with respect to the logits.
     """
     result: Tensor = _UpsampledCrossEntropy.apply(logits, targets, class_weights, align_corners)
     return result
@@ -56,7 +56,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         for first in range(0, count, images):
             chosen = logits[first : first + images].contiguous()  # (n, K, h, w)
             wide = torch.mm(chosen.view(-1, w), columns.t()).view(-1, h, width)  # (n * K, h, W)
-            change = torch.zeros_like(wide)  # the gradient by `wide`
+            change = torch.zeros_like(wide)  # gradient with respect to `wide`
             for top in range(0, height, strip):
                 part = rows[top : top + strip].unsqueeze(0).expand(len(wide), -1, -1)  # (n * K, r, h)
                 full = torch.bmm(part, wide).view(len(chosen), classes, -1, width)  # (n, K, r, W)
@@ -78,19 +78,19 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 def _score(logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """(n, K, r, W) logits, (n, r, W) targets -> the sum of the losses (float64), and its gradient (n, K, r, W)."""
     scored = targets != IGNORE_INDEX  # (n, r, W)
-    truth = targets.masked_fill(~scored, 0)  # (n, r, W)
-    weights = scored.to(logits.dtype) if class_weights is None else class_weights[truth] * scored  # (n, r, W)
+    labels = targets.masked_fill(~scored, 0)  # (n, r, W)
+    weights = scored.to(logits.dtype) if class_weights is None else class_weights[labels] * scored  # (n, r, W)
     log_probabilities = F.log_softmax(logits, dim=1)  # (n, K, r, W)
-    truth, weights = truth.unsqueeze(1), weights.unsqueeze(1)  # (n, 1, r, W)
-    losses = -log_probabilities.gather(1, truth) * weights  # (n, 1, r, W)
+    labels, weights = labels.unsqueeze(1), weights.unsqueeze(1)  # (n, 1, r, W)
+    losses = -log_probabilities.gather(1, labels) * weights  # (n, 1, r, W)
     gradient = log_probabilities.exp_().mul_(weights)  # (n, K, r, W)
-    gradient.scatter_(1, truth, gradient.gather(1, truth) - weights)
+    gradient.scatter_(1, labels, gradient.gather(1, labels) - weights)
     return losses.sum(dtype=torch.float64), gradient
 
 
 @lru_cache(maxsize=64)
 def interpolation(size: int, cells: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size, cells): the weight of each cell at every position of one axis, in bilinear up-sampling."""
+    """Return (size, cells): the weight of each cell at every position of one axis in bilinear up-sampling."""
     with torch.inference_mode(False), torch.no_grad():
         unit = torch.eye(cells, dtype=torch.float64).unsqueeze(0)  # (1, cells, cells): cell, position
         weights = F.interpolate(unit, size, mode="linear", align_corners=align_corners)[0]  # (cells, size)

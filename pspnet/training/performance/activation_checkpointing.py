@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations of the deepest layers are computed twice instead of kept.
+"""Activation checkpointing: activations of the deepest layers are recomputed instead of stored.
 
 T. Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174.
 """
@@ -23,31 +23,30 @@ LAYERS = ("layer3", "layer4")
 _LEAST_TORCH_FOR_BFLOAT16 = (2, 0)
 
 
-def check_recomputable(precision: Precision) -> None:
-    """Raise ConfigError where this PyTorch would repeat a pass in another number format than the first one."""
+def check_precision_supported(precision: Precision) -> None:
+    """Raise ConfigError if this PyTorch would repeat the forward pass in another precision."""
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if precision.autocast_dtype is torch.bfloat16 and version < _LEAST_TORCH_FOR_BFLOAT16:
         raise ConfigError(
             f"gradient_checkpointing: found True with precision bfloat16 and PyTorch {torch.__version__}, which would "
-            "repeat passes in another number format; use --precision float32, or PyTorch 2.0 or newer."
+            "repeat the forward pass in another precision; use --precision float32, or PyTorch 2.0 or newer."
         )
 
 
-def recompute_blocks(network: nn.Module) -> int:
-    """Have each block of the backbone's layer3 and layer4 keep its input alone, in place; returns how many blocks.
+def checkpoint_activations(network: nn.Module) -> int:
+    """Make each block of the backbone's layer3 and layer4 store only its input, in place; return the number of blocks.
 
-    Names and values of the state dict stay. Outputs, gradients and batch norm's statistics are those of the plain
-    network.
+    The state dict does not change. Outputs, gradients and batch-norm statistics equal those of the plain network.
     """
     backbone: Any = network.backbone
     blocks = [block for name in LAYERS for block in getattr(backbone, name)]
     for block in blocks:
-        block.__class__ = _recomputed(type(block))
+        block.__class__ = _checkpointed(type(block))
     return len(blocks)
 
 
-def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of blocks, with a forward pass that is repeated in the backward pass."""
+def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass of the block whose forward pass is repeated in the backward pass."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         plain: Callable[[Tensor], Tensor] = kind.forward.__get__(self)
@@ -58,22 +57,22 @@ def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
         def run(x: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            # The statistics of a batch count once, although it passes twice.
-            with contextlib.nullcontext() if calls == 1 else statistics_kept(self):
+            # Update the batch-norm statistics only in the first of the two forward passes.
+            with contextlib.nullcontext() if calls == 1 else frozen_running_statistics(self):
                 return plain(x)
 
-        # No random numbers are drawn in these blocks, so there is no state of theirs to put back.
+        # These blocks draw no random numbers, so there is no state to restore.
         result: Tensor = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
         return result
 
-    return type(f"Recomputed{kind.__name__}", (kind,), {"forward": forward})
+    return type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward})
 
 
 @contextlib.contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside still normalise with the batch's own statistics, but take nothing in.
+def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Context manager in which batch norms use the batch's statistics without updating their running statistics.
 
-    They keep what they keep for the backward pass: checkpointing compares that with the first pass.
+    They save the same tensors for the backward pass, which checkpointing compares with the first pass.
     """
     norms: list[Any] = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]

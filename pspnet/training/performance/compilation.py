@@ -1,4 +1,4 @@
-"""torch.compile around the network: where it can work, for one batch size, and what happens where it fails."""
+"""torch.compile of the network for one batch size, with a fallback to the plain model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LEAST_TORCH = (2, 1)
 _LEAST_CAPABILITY = (7, 0)
 
 
-def obstacle(device: torch.device) -> str | None:
-    """Why torch.compile cannot work here, as a clause; None where nothing is known against it."""
+def unsupported_reason(device: torch.device) -> str | None:
+    """Return the reason why torch.compile cannot work here as a clause; None if it should work."""
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < _LEAST_TORCH or not hasattr(torch, "compile"):
         return f"it needs PyTorch 2.1 or newer, and this is {torch.__version__}"
@@ -32,24 +32,24 @@ def obstacle(device: torch.device) -> str | None:
     return None
 
 
-def compile_wanted(setting: str | bool, device: torch.device, deterministic: bool = False) -> bool:
-    """The setting `compile`: auto compiles on GPUs that can, unless results are to repeat bit by bit.
+def should_compile(setting: str | bool, device: torch.device, deterministic: bool = False) -> bool:
+    """Evaluate the setting `compile`; auto compiles on supported GPUs unless `deterministic` is set.
 
-    Raises ConfigError where it is asked for and cannot work.
+    Raises ConfigError if compilation is requested but cannot work.
     """
     if setting == "auto":
-        return device.type == "cuda" and not deterministic and obstacle(device) is None
-    reason = obstacle(device) if setting else None
+        return device.type == "cuda" and not deterministic and unsupported_reason(device) is None
+    reason = unsupported_reason(device) if setting else None
     if reason is not None:
         raise ConfigError(f"compile = True cannot work here: {reason}. Use --compile False or auto.")
     return bool(setting)
 
 
 @contextlib.contextmanager
-def _backward_compiled_at_once() -> Iterator[None]:
-    """Compile the backward pass with the forward pass, so that a failure of either is met at the same place.
+def _eager_backward_compilation() -> Iterator[None]:
+    """Compile the backward pass together with the forward pass, so that both fail in the same place.
 
-    Versions of PyTorch that cannot do so compile it when it is first run.
+    Versions of PyTorch without this option compile it on the first backward pass.
     """
     try:
         from torch._functorch import config
@@ -69,54 +69,54 @@ def _backward_compiled_at_once() -> Iterator[None]:
 
 
 class CompiledModel(nn.Module):
-    """A model that is compiled for batches of one size; smaller ones, as an epoch's last, go through the model itself.
+    """Model compiled for one batch size; other batches, such as an epoch's last, use the plain model.
 
-    So it is compiled once in a run. Both forms have the same weights and statistics.
+    So it is compiled once per run. Both forms share weights and statistics.
 
     Args:
         model: the network, bare or wrapped for data parallelism.
-        batch_size: images of the batches that are worth it.
-        required: whether a failure to compile ends the run; otherwise it goes on with the model itself.
-        tell: takes the sentence that says so.
+        batch_size: number of images of the batches to compile for.
+        required: whether a failure to compile ends the run; otherwise the plain model is used.
+        log: receives a note about the failure.
     """
 
     def __init__(
-        self, model: nn.Module, batch_size: int, required: bool = True, tell: Callable[[str], None] = print
+        self, model: nn.Module, batch_size: int, required: bool = True, log: Callable[[str], None] = print
     ) -> None:
         super().__init__()
         self.original = model
         self.batch_size = batch_size
         self.required = required
-        self._tell = tell
-        # Held in a tuple, so that the compiled form is no second submodule with the same parameters.
+        self._log = log
+        # In a tuple, so that the compiled form is not registered as a second submodule with the same parameters.
         self._compiled: tuple[Any] | None = (torch.compile(model, dynamic=False),)
-        self._proven = False
+        self._succeeded = False
 
     def forward(self, images: Tensor) -> Any:
-        """What the model returns for (N, 3, H, W) images. ConfigError where compiling fails and was asked for."""
+        """Run the model on (N, 3, H, W) images; ConfigError if compilation fails and is required."""
         if self._compiled is None or images.shape[0] != self.batch_size:
             return self.original(images)
-        if self._proven:
+        if self._succeeded:
             return self._compiled[0](images)
         try:
-            with _backward_compiled_at_once():
+            with _eager_backward_compilation():
                 outputs = self._compiled[0](images)
-        except Exception as error:  # a compiler can fail in any way
+        except Exception as error:  # compilers raise all kinds of exceptions
             if is_out_of_memory(error):
                 raise
-            self._give_up(error)
+            self._fall_back(error)
             return self.original(images)
-        self._proven = True
+        self._succeeded = True
         return outputs
 
-    def _give_up(self, error: Exception) -> None:
-        cause = getattr(error, "inner_exception", error)  # PyTorch's own error says little more than "raised"
+    def _fall_back(self, error: Exception) -> None:
+        cause = getattr(error, "inner_exception", error)  # PyTorch's wrapper has little information
         lines = [line for line in str(cause).splitlines() if line.strip()]
-        said = f"{type(cause).__name__}: {lines[0].strip() if lines else 'no details'}"
+        reason = f"{type(cause).__name__}: {lines[0].strip() if lines else 'no details'}"
         if self.required:
             raise ConfigError(
-                f"compile = True: PyTorch {torch.__version__} could not compile the network ({said}). Use --compile "
-                "False, or auto, which then goes on without."
+                f"compile = True: PyTorch {torch.__version__} could not compile the network ({reason}). Use --compile "
+                "False, or auto, which falls back to the plain network."
             ) from error
         self._compiled = None
-        self._tell(f"Note: the network could not be compiled ({said}); training goes on without.")
+        self._log(f"Note: the network could not be compiled ({reason}); training continues without compilation.")

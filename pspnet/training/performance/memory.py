@@ -1,4 +1,4 @@
-"""How many images fit the device's memory at once, found by trial, and its errors as sentences."""
+"""Micro-batch size that fits the device's memory, found by trial, and out-of-memory messages."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch import nn
 from pspnet.data.dataset import Batch
 from pspnet.errors import DeviceMemoryError, is_out_of_memory
 from pspnet.system.device import memory_in_words
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 from pspnet.training.step import TrainingStep
 
-# What an optimizer keeps for a weight, at most (adam, rmsprop), and does not hold yet when the trial runs.
+# Largest number of values that an optimizer keeps per weight (adam, rmsprop); allocated only after the trial.
 _OPTIMIZER_COPIES = 2
 
 
 @contextlib.contextmanager
-def memory_explained(advice: str) -> Iterator[None]:
-    """An error for lack of memory inside this context becomes a DeviceMemoryError that ends with `advice`."""
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Context manager that turns an out-of-memory error into a DeviceMemoryError that ends with `advice`."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DeviceMemoryError(f"The device's memory is full ({first}). {advice}") from error
+        raise DeviceMemoryError(f"The device is out of memory ({first}). {advice}") from error
 
 
-def largest_that_fits(fits: Callable[[int], bool], wanted: int) -> int:
-    """The largest number up to `wanted` for which `fits` holds, 0 if none: by halving, then by bisection.
+def largest_that_fits(fits: Callable[[int], bool], requested: int) -> int:
+    """Return the largest number up to `requested` for which `fits` is true, 0 if none: by halving, then bisection.
 
-    `fits` must hold for every number below one for which it holds.
+    `fits` must be monotonic: true for every number below one for which it is true.
     """
-    if fits(wanted):
-        return wanted
-    too_many, fitting = wanted, 0
+    if fits(requested):
+        return requested
+    too_many, fitting = requested, 0
     while too_many > 1 and not fitting:
         half = too_many // 2
         if fits(half):
@@ -55,25 +55,25 @@ def largest_that_fits(fits: Callable[[int], bool], wanted: int) -> int:
 
 
 def fits_in_memory(step: TrainingStep, network: nn.Module, images: int, crop_size: int) -> bool:
-    """Whether forward and backward over so many images fit; the run is afterwards as if it had not been tried.
+    """Return True if forward and backward over `images` images fit in memory; the run's state is restored afterwards.
 
-    Room for the optimizer's state, which comes with the first step, is held while it is tried, and in data-parallel
-    runs for the gradients that travel.
+    The trial reserves memory for the optimizer's state, which is allocated in the first step, and in data-parallel runs
+    for the gradient buckets.
     """
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     copies = _OPTIMIZER_COPIES + (step.processes.world_size > 1)
     pixels = torch.zeros(images, 3, crop_size, crop_size, dtype=torch.uint8)
     targets = torch.zeros(images, crop_size, crop_size, dtype=torch.uint8)
-    held: list[torch.Tensor] = []
+    reserved: list[torch.Tensor] = []
     try:
-        held = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(copies)]
-        step.try_out(Batch(pixels, targets, []), network)
+        reserved = [torch.empty_like(parameter) for parameter in network.parameters() for _ in range(copies)]
+        step.trial_pass(Batch(pixels, targets, []), network)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return False
     finally:
-        held.clear()
+        reserved.clear()
         step.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in buffers:
@@ -86,43 +86,45 @@ def fits_in_memory(step: TrainingStep, network: nn.Module, images: int, crop_siz
 def choose_micro_batch(
     setting: str | int | None,
     fits: Callable[[int], bool],
-    share: int,
+    images_per_process: int,
     crop_size: int,
     processes: Processes,
     device: torch.device,
-    may_cut: bool = True,
+    may_split: bool = True,
 ) -> int | None:
-    """How many images one device takes at once; None for all of a mini-batch.
+    """Return the micro-batch size of one device; None for its whole mini-batch.
 
     Args:
         setting: micro_batch_size.
-        fits: whether so many images of the crop fit.
-        share: images of a mini-batch that one process has, at most.
-        may_cut: whether the run allows micro_batch_size; the advice leaves it out otherwise.
+        fits: True if this number of crops fits in memory.
+        images_per_process: largest number of images of a mini-batch in one process.
+        may_split: whether the run allows micro_batch_size; the advice leaves it out otherwise.
 
-    Raises DeviceMemoryError, with the largest number that fits, where what was asked for does not.
+    Raises DeviceMemoryError, with the largest number that fits, if the requested number does not fit.
     """
-    wanted = share if setting in (None, "auto") else min(int(str(setting)), share)
-    # The smallest of all processes' numbers: they cut their mini-batches alike.
-    found = processes.least(largest_that_fits(fits, wanted), device)
-    if not found or (found < wanted and setting != "auto"):
-        place = memory_in_words(device)
-        raise DeviceMemoryError(_too_large(setting, wanted, found, crop_size, processes.world_size, place, may_cut))
-    return None if found == share else found
+    requested = images_per_process if setting in (None, "auto") else min(int(str(setting)), images_per_process)
+    # The minimum over all processes, so that they split their mini-batches alike.
+    found = processes.min(largest_that_fits(fits, requested), device)
+    if not found or (found < requested and setting != "auto"):
+        memory = memory_in_words(device)
+        raise DeviceMemoryError(
+            _too_large_message(setting, requested, found, crop_size, processes.world_size, memory, may_split)
+        )
+    return None if found == images_per_process else found
 
 
-def _too_large(
-    setting: str | int | None, wanted: int, found: int, crop_size: int, devices: int, place: str, may_cut: bool
+def _too_large_message(
+    setting: str | int | None, requested: int, found: int, crop_size: int, devices: int, memory: str, may_split: bool
 ) -> str:
     each = f" on each of {devices} devices" if devices > 1 else ""
-    less = "--gradient_checkpointing True, which computes parts twice, or a smaller --crop_size"
+    less = "--gradient_checkpointing True, which recomputes activations, or a smaller --crop_size"
     if not found:
-        return f"Not even one image of crop_size {crop_size} fits {place} in training{each}. Use {less}."
-    text = f"{wanted} images of crop_size {crop_size} at once do not fit {place}{each}: at most {found} do. Use "
+        return f"Not even one image of crop_size {crop_size} fits {memory} in training{each}. Use {less}."
+    text = f"{requested} images of crop_size {crop_size} together do not fit {memory}{each}: at most {found} do. Use "
     if setting is None:
         text += f"--mini_batch_size {found * devices}"
-        if may_cut:
-            text += ", or --micro_batch_size auto, which keeps the mini-batch and adds up the gradients of its parts"
+        if may_split:
+            text += ", or --micro_batch_size auto, which accumulates the gradients of smaller parts"
         text += "; "
     else:
         text += f"--micro_batch_size {found} or auto; "

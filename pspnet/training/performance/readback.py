@@ -1,4 +1,4 @@
-"""Numbers that a GPU has computed, read without draining its queue of work."""
+"""Async readback of numbers from a GPU without draining its queue."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import torch
 
 
 class Readback:
-    """A few numbers on their way from the device to the host.
+    """Asynchronous copy of a few numbers from the device to the host.
 
-    Reading them waits until the device has computed them, and for nothing that was given to it afterwards. On a CPU
-    they are there at once.
+    `numbers` waits until the device has computed them, but not for work queued later. On a CPU it returns immediately.
 
     Args:
         values: one-dimensional.
@@ -25,7 +24,7 @@ class Readback:
             self._computed.record()
 
     def numbers(self) -> list[float]:
-        """The values."""
+        """Return the values, after waiting for the copy."""
         if self._computed is not None:
             self._computed.synchronize()
         numbers: list[float] = self._host.tolist()

@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped, in one file without pickle.
+"""Checkpoints: the full state of a run in one file without pickle, so that a resume is exact.
 
 A checkpoint is a safetensors file. Its tensors are those of the nested state (weights, optimizer, EMA); the rest of the
-state is JSON in the file's metadata, with a reference wherever a tensor stood. Random numbers and learning rate need no
-state: they follow from the seed and the position (see docs/architecture.md).
+state is JSON in the file's metadata, with references in place of tensors. Random numbers and learning rate need no
+state: they are functions of the seed and the position (see docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _TUPLE = "__tuple__"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (nested dicts, lists, tuples, numbers, strings, None, tensors) to `path`, whole or not at all.
+    """Write `state` (nested dicts, lists, tuples, numbers, strings, None, tensors) to `path` atomically.
 
-    Raises OSError where the folder cannot be written or the disk is full; an older checkpoint then stays as it was.
+    Raises OSError if the folder cannot be written or the disk is full; an older checkpoint then stays unchanged.
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _flatten(state, "", tensors)
@@ -41,16 +41,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(
                 f"{path}: the checkpoint could not be written ({error}). Free some space or give another folder with "
-                "--checkpoint_dir; an older checkpoint there is as it was."
+                "--checkpoint_dir; an older checkpoint there is unchanged."
             ) from error
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, tensors on the CPU.
+    """Load the state that `save_checkpoint` wrote, with tensors on the CPU.
 
-    Raises WeightsError for a file that is missing, truncated or no checkpoint of this program.
+    Raises WeightsError for a file that is missing, truncated or not a checkpoint of this program.
     """
     if not path.is_file():
         raise WeightsError(
@@ -62,7 +62,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             if metadata.get("format") != FORMAT:
                 raise WeightsError(
                     f"{path}: not a checkpoint of this program (expected the format {FORMAT}, found "
-                    f"{metadata.get('format')!r}). A model directory's weights are no checkpoint: give their folder as "
+                    f"{metadata.get('format')!r}). A model directory is not a checkpoint: pass it with "
                     "`--model` instead."
                 )
             state: dict[str, Any] = _unflatten(json.loads(metadata["state"]), file)
@@ -77,9 +77,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """The JSON form of `value`; its tensors go to `tensors` under the path at which they stood."""
+    """Return the JSON form of `value`; its tensors go to `tensors` under their path in the state."""
     if isinstance(value, torch.Tensor):
-        # Cloned: safetensors refuses tensors that share memory, and an optimizer may alias its own.
+        # Cloned: safetensors rejects tensors that share memory, and an optimizer's may.
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {_TENSOR: name}
     if isinstance(value, dict):
@@ -88,7 +88,7 @@ def _flatten(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_flatten(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
         return {_TUPLE: items} if isinstance(value, tuple) else items
-    assert value is None or isinstance(value, (bool, int, float, str)), f"{name}: {type(value)} has no place in a file"
+    assert value is None or isinstance(value, (bool, int, float, str)), f"{name}: {type(value)} is not storable"
     return value
 
 

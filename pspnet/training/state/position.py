@@ -1,4 +1,4 @@
-"""How far a run has come, and what it came to."""
+"""Position of a run, and its outcome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pspnet.evaluation.metrics import Scores
 
 @dataclass
 class Position:
-    """How far a run has come. `batch` counts the mini-batches of `epoch` (from 1) that were trained on."""
+    """Progress of a run. `batch` counts the finished mini-batches of `epoch` (from 1)."""
 
     epoch: int = 1
     batch: int = 0
@@ -22,7 +22,7 @@ class Position:
 
 @dataclass
 class Outcome:
-    """What `train` came to: exit code 0 for a finished run, 128 + signal number for one that was asked to stop."""
+    """Outcome of `train`: exit code 0 for a finished run, 128 + signal number for an interrupted one."""
 
     exit_code: int
     scores: Scores | None = None

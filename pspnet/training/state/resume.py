@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, whether it is one of this run, and the best weights that belong to it."""
+"""Resume: the checkpoint to resume from, a check that it belongs to this run, and its best weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pspnet.errors import WeightsError
 from pspnet.system.atomic_files import atomic_write
 from pspnet.training.state.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint
 
-# Settings that a run can't change half-way: weights, optimizer state or data position would no longer fit.
+# Settings that must not change on resume: weights, optimizer state or data position would no longer match.
 _FIXED_KEYS = (
     "algorithm", "backbone", "stem", "output_stride", "align_corners", "contract_dilation", "width", "num_classes",
     "aux_weight", "optimizer", "mini_batch_size", "accumulate_steps", "seed", "max_train_images", "max_steps_per_epoch",
 )  # fmt: skip
-# Settings that say where and how fast, but not what is computed.
+# Settings that affect paths and speed, but not the result.
 _FREE_KEYS = (
     "name", "model_dir", "output_dir", "checkpoint_dir", "workers", "log_every", "tensorboard", "progress", "resume",
     "sample_images", "data", "train", "train_annotation", "validation", "validation_annotation", "label_map", "model",
@@ -25,7 +25,7 @@ _FREE_KEYS = (
 
 
 def find_checkpoint(resume: str, checkpoint_dir: Path) -> Path | None:
-    """The checkpoint that the setting `resume` (auto, never or a path) stands for; None for a new run."""
+    """Return the checkpoint that the setting `resume` (auto, never or a path) selects; None for a new run."""
     if resume == "never":
         return None
     if resume == "auto":
@@ -35,11 +35,11 @@ def find_checkpoint(resume: str, checkpoint_dir: Path) -> Path | None:
 
 
 def load_run_state(path: Path) -> dict[str, Any]:
-    """The state of a run at `path`; WeightsError also for a checkpoint of weights alone, as the best one is."""
+    """Load the state of a run; WeightsError also for a weights-only checkpoint such as the best one."""
     state = load_checkpoint(path)
     if "position" not in state:
         raise WeightsError(
-            f"{path}: holds the best weights of a run, but not the state to go on from. Resume from {LAST_NAME} in "
+            f"{path}: holds the best weights of a run, but not the state to resume from. Resume from {LAST_NAME} in "
             "that folder, or start a new run from the finished model directory with --model."
         )
     return state
@@ -48,13 +48,13 @@ def load_run_state(path: Path) -> dict[str, Any]:
 def check_same_run(
     before: dict[str, Any], now: dict[str, Any], images_before: int, images_now: int, source: Path
 ) -> list[str]:
-    """The settings that differ but may, in words; WeightsError for those that may not.
+    """Return a note for each setting that changed; WeightsError for one that must not change.
 
     Args:
-        before, now: the settings in the checkpoint and of this run, by key.
+        before, now: the settings of the checkpoint and of this run, by key.
         images_before, images_now: the length of the train channel.
     """
-    # Checkpoints from before there was a choice.
+    # Missing in older checkpoints.
     before = {"contract_dilation": False, "tf32": True, **before}
     differing = [key for key in now if key not in _FREE_KEYS and before.get(key) != now[key]]
     wrong = [f"{key} was {before.get(key)} and is now {now[key]}" for key in differing if key in _FIXED_KEYS]
@@ -63,18 +63,18 @@ def check_same_run(
     if wrong:
         raise WeightsError(
             f"{source}: this checkpoint belongs to another run: {'; '.join(wrong)}. Use the settings of that run, give "
-            "this one another --name, or start it anew with --resume never."
+            "this one another --name, or start again with --resume never."
         )
     return [f"{key}={now[key]} (the checkpoint had {before.get(key)})" for key in differing]
 
 
-def take_best_along(state: dict[str, Any], source: Path, checkpoint_dir: Path, copy: bool) -> str | None:
-    """See to it, before any training, that the best weights of the run at `source` are in `checkpoint_dir`.
+def adopt_best_weights(state: dict[str, Any], source: Path, checkpoint_dir: Path, copy: bool) -> str | None:
+    """Copy the best weights of the run at `source` to `checkpoint_dir` before training, if they are elsewhere.
 
-    Returns None, or why they can't be had; the state then forgets them, and the best is chosen among later epochs.
+    Returns None, or the reason if they cannot be read; the best epoch is then removed from the state.
 
     Args:
-        copy: True in the one process that writes files.
+        copy: True in the process that writes files.
     """
     if state["best_counts"] is None:
         return None

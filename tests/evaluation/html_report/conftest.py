@@ -1,4 +1,4 @@
-"""Small evaluation folders as `pspnet evaluate` leaves them, with names that must not become markup."""
+"""Small evaluation folders as written by `pspnet evaluate`, with names that must not become markup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MakeEvaluation = Callable[..., Path]
 
 
 def names_of(classes: int) -> tuple[str, ...]:
-    """Class 1 is called like a script, class 2 like the end of an attribute."""
+    """Class names: class 1 looks like a script, class 2 like the end of an attribute."""
     return tuple(
         [f"class {index}" if index not in (1, 2) else (EVIL, '"><img src=x>')[index - 1] for index in range(classes)]
     )
@@ -33,15 +33,15 @@ def names_of(classes: int) -> tuple[str, ...]:
 def masks_of(classes: int, images: int, seed: int, size: tuple[int, int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Truths, the same for every seed, and predictions that are mostly right."""
     rng, noise = np.random.default_rng(5), np.random.default_rng(seed)
-    truths, predictions = [], []
+    targets, predictions = [], []
     for _ in range(images):
         blocks = rng.integers(0, classes, (size[0] // 8, size[1] // 8), dtype=np.uint8)
-        truth = blocks.repeat(8, 0).repeat(8, 1)
-        wrong = noise.random(truth.shape) < noise.random() * 0.4
-        predictions.append(np.where(wrong, (truth + 1) % classes, truth).astype(np.uint8))
-        truth[:2] = 255
-        truths.append(truth)
-    return truths, predictions
+        target = blocks.repeat(8, 0).repeat(8, 1)
+        wrong = noise.random(target.shape) < noise.random() * 0.4
+        predictions.append(np.where(wrong, (target + 1) % classes, target).astype(np.uint8))
+        target[:2] = 255
+        targets.append(target)
+    return targets, predictions
 
 
 def write_evaluation(
@@ -53,22 +53,22 @@ def write_evaluation(
     protocols: tuple[str, ...] = ("whole",),
     details: tuple[str, ...] = DETAILS,
 ) -> Path:
-    """The folder `root/name`; its data lies in `root/data`, shared by all evaluations of that root."""
+    """Return the folder `root/name`; its data is in `root/data`, shared by all evaluations of that root."""
     size, folder = (40, 56), root / name
-    truths, predictions = masks_of(classes, images, seed, size)
-    for kind in ("images", "truths"):
+    targets, predictions = masks_of(classes, images, seed, size)
+    for kind in ("images", "targets"):
         (root / "data" / kind).mkdir(parents=True, exist_ok=True)
-    for index, truth in enumerate(truths):
+    for index, target in enumerate(targets):
         image = np.random.default_rng(index).integers(0, 255, (*size, 3), dtype=np.uint8)
         Image.fromarray(image).save(root / "data" / "images" / f"{index}&<b>.png")
-        Image.fromarray(truth).save(root / "data" / "truths" / f"{index}&<b>.png")
-    pairs = load_pairs(root / "data" / "images", root / "data" / "truths")[:images]
+        Image.fromarray(target).save(root / "data" / "targets" / f"{index}&<b>.png")
+    pairs = load_pairs(root / "data" / "images", root / "data" / "targets")[:images]
     tally, records = Tally(classes, details), {}
     for protocol in protocols:
         record = records[protocol] = Record(classes, {"settings": {"crop_size": 40}, "seconds": 1.5})
-        for pair, truth, mask in zip(pairs, truths, predictions):
+        for pair, target, mask in zip(pairs, targets, predictions):
             confidences = torch.from_numpy(np.random.default_rng(seed).random((1, *size), dtype=np.float32))
-            rows = tally.rows(torch.from_numpy(mask)[None], torch.from_numpy(truth)[None], confidences)
+            rows = tally.rows(torch.from_numpy(mask)[None], torch.from_numpy(target)[None], confidences)
             matrix, counted = tally.split(rows[0].numpy())
             record.add(pair.stem, matrix, details=counted)
     palette = palette_for(names_of(classes))
@@ -78,7 +78,7 @@ def write_evaluation(
     facts = {
         "command": f"pspnet evaluate {EVIL}",
         "images": str(root / "data" / "images"),
-        "annotations": str(root / "data" / "truths"),
+        "annotations": str(root / "data" / "targets"),
         "label_map": None,
         "ignore": 255,
         "data": data_fingerprint(pairs),
@@ -94,7 +94,7 @@ def write_evaluation(
 
 
 def write_run(root: Path, epochs: int = 6) -> Path:
-    """A training run's log and scores in `root/run`."""
+    """Write a training run's log and scores to `root/run`."""
     lines = []
     for epoch in range(1, epochs + 1):
         step = 10 * epoch

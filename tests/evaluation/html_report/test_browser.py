@@ -1,4 +1,4 @@
-"""The page in a real browser: sorting, hovering and enlarging by clicks; widths, dark colours, no script, no network.
+"""Report page in a real browser: sorting, hovering, enlarging; widths, dark mode, no script, no network.
 
 Needs playwright (a development package) and an installed Chromium: `apt-get install chromium` on Debian.
 """
@@ -37,7 +37,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_report(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Write a report of folders and open it; whatever the page complains of, or tries to fetch, fails the test."""
+    """Write a report of folders and open it; page errors and network requests fail the test."""
     contexts, complaints = [], []
 
     def open_page(*folders: Path, width: int = 1280, **context: Any) -> Any:
@@ -91,7 +91,7 @@ def test_tables_are_sorted_by_clicks(open_report: Open, make_evaluation: Make) -
     assert numbers([text.replace(",", "") for text in column(page, "table.largest", 2)]) == sorted(pixels)
 
 
-def test_the_pointer_reads_a_small_matrix(open_report: Open, make_evaluation: Make) -> None:
+def test_the_pointer_shows_values_of_a_small_matrix(open_report: Open, make_evaluation: Make) -> None:
     page = open_report(make_evaluation())
     cell = page.locator("table.confusion tbody tr").nth(1).locator("td").nth(2)
     cell.hover()
@@ -100,7 +100,7 @@ def test_the_pointer_reads_a_small_matrix(open_report: Open, make_evaluation: Ma
     assert text.startswith('<script>alert(1)</script> predicted as "><img src=x>: ')
 
 
-def test_pointer_and_keys_read_a_large_matrix(open_report: Open, make_evaluation: Make) -> None:
+def test_pointer_and_keys_show_values_of_a_large_matrix(open_report: Open, make_evaluation: Make) -> None:
     page = open_report(make_evaluation(classes=150, images=4))
     image, readout = page.locator(".plate image"), page.locator("#readout-1")
     image.scroll_into_view_if_needed()
@@ -118,13 +118,13 @@ def test_pointer_and_keys_read_a_large_matrix(open_report: Open, make_evaluation
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     assert readout.inner_text().startswith("class 21 predicted as class 22: ")
-    truth, predicted = (int(name.split()[1]) for name in pair)
-    image.hover(position={"x": (predicted + 0.5) * cell, "y": (truth + 0.5) * cell})
+    target, predicted = (int(name.split()[1]) for name in pair)
+    image.hover(position={"x": (predicted + 0.5) * cell, "y": (target + 0.5) * cell})
     assert f"{listed[pair]} px" in readout.inner_text()
     assert pixels >= 0
 
 
-def test_a_click_enlarges_a_picture_and_another_puts_it_back(open_report: Open, make_evaluation: Make) -> None:
+def test_a_click_enlarges_a_picture_and_another_restores_it(open_report: Open, make_evaluation: Make) -> None:
     page = open_report(make_evaluation())
     sample = page.locator(".sample").first
     panes = sample.locator(".pane")
@@ -146,7 +146,7 @@ def test_nothing_overflows_the_window(open_report: Open, make_evaluation: Make, 
     make_run()
     page = open_report(make_evaluation(protocols=("whole", "slide")), width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if width == 1280:  # on a desktop no table has to be scrolled either
+    if width == 1280:  # on a desktop no table needs scrolling
         boxes = page.evaluate(
             "Array.from(document.querySelectorAll('.scroll'), (box) => box.scrollWidth - box.clientWidth)"
         )
@@ -166,16 +166,16 @@ def test_comparisons_open_and_sort_by_difference(open_report: Open, make_evaluat
     assert len(set(values)) == 5
 
 
-def test_without_script_everything_is_there(open_report: Open, make_evaluation: Make) -> None:
+def test_the_page_is_complete_without_script(open_report: Open, make_evaluation: Make) -> None:
     page = open_report(make_evaluation(), java_script_enabled=False)
     assert page.locator("table.classes tbody tr").count() == 5
     assert page.locator("th button").count() == 0
     sample = page.locator(".sample").first
-    sample.get_by_label("truth").check()
+    sample.get_by_label("ground truth").check()
     assert [pane.is_visible() for pane in sample.locator(".pane").all()] == [False, True, False, False]
 
 
-def test_dark_and_light_follow_the_reader(open_report: Open, make_evaluation: Make) -> None:
+def test_dark_and_light_mode(open_report: Open, make_evaluation: Make) -> None:
     folder = make_evaluation()
     colours = [
         open_report(folder, color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
@@ -184,7 +184,7 @@ def test_dark_and_light_follow_the_reader(open_report: Open, make_evaluation: Ma
     assert colours == ["rgb(245, 246, 248)", "rgb(18, 21, 26)"]
 
 
-def test_it_prints(open_report: Open, make_evaluation: Make) -> None:
+def test_printing(open_report: Open, make_evaluation: Make) -> None:
     page = open_report(make_evaluation(), color_scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -1,11 +1,17 @@
-"""The geometry of charts, and sentences about calibration."""
+"""Geometry of charts, and the calibration sentence."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pspnet.evaluation.html_report.charts import calibration_sentence, line_chart, nice_ticks, reliability_bins, spread
+from pspnet.evaluation.html_report.charts import (
+    calibration_sentence,
+    extent,
+    line_chart,
+    nice_ticks,
+    reliability_bins,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +29,7 @@ def test_ticks_are_round(low: float, high: float, count: int, ticks: list[float]
     assert nice_ticks(low, high, count) == pytest.approx(ticks)
 
 
-def test_a_line_lies_where_its_axes_say() -> None:
+def test_a_line_matches_its_axes() -> None:
     chart = line_chart("Loss", {"loss": [(0.0, 4.0), (5.0, 2.0), (10.0, 0.0)]})
     assert (chart.x_ticks[0], chart.x_ticks[-1]) == ((chart.left, "0"), (chart.right, "10"))
     assert (chart.y_ticks[0], chart.y_ticks[-1]) == ((chart.bottom, "0"), (chart.top, "4"))
@@ -44,8 +50,8 @@ def test_bins_without_pixels_are_left_out() -> None:
     counts[:, 14] = 300, 270, 300 * 1450
     counts[:, 0] = 100, 10, 100 * 50
     low, high = reliability_bins(counts)
-    assert (low.low, low.high, low.share, low.accuracy) == (0.0, 1 / 15, 0.25, 0.1)
-    assert (high.share, high.accuracy) == (0.75, 0.9)
+    assert (low.low, low.high, low.fraction, low.accuracy) == (0.0, 1 / 15, 0.25, 0.1)
+    assert (high.fraction, high.accuracy) == (0.75, 0.9)
     assert high.confidence == pytest.approx(1450 / 1500)
 
 
@@ -54,18 +60,18 @@ def test_bins_without_pixels_are_left_out() -> None:
     [
         (
             50,
-            "It is surer than it is right: mean confidence 80.0 %, accuracy 50.0 %; expected calibration error 30.00",
+            "The network is overconfident: mean confidence 80.0 %, accuracy 50.0 %; expected calibration error 30.00",
         ),
-        (95, "It is less sure than it is right: mean confidence 80.0 %, accuracy 95.0 %"),
-        (80, "On average it is as sure as it is right: mean confidence 80.0 %"),
+        (95, "The network is underconfident: mean confidence 80.0 %, accuracy 95.0 %"),
+        (80, "On average the confidence matches the accuracy: mean confidence 80.0 %"),
     ],
 )
-def test_calibration_in_words(correct: int, text: str) -> None:
+def test_calibration_sentence(correct: int, text: str) -> None:
     counts = np.zeros((3, 15), dtype=np.int64)
     counts[:, 12] = 100, correct, 100 * 1200
     assert calibration_sentence(counts).startswith(text)
 
 
-def test_the_axis_of_differences_holds_them() -> None:
-    assert spread([0.1, None, -0.34]) >= 0.34
-    assert spread([]) == pytest.approx(0.01)
+def test_the_axis_contains_all_differences() -> None:
+    assert extent([0.1, None, -0.34]) >= 0.34
+    assert extent([]) == pytest.approx(0.01)

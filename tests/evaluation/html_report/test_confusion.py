@@ -1,4 +1,4 @@
-"""The confusion matrix as table or picture, and the largest confusions."""
+"""Confusion matrix as table or image, and the largest confusions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from PIL import Image
 
 from pspnet.evaluation.html_report.confusion import (
-    MOST_CLASSES_AS_TABLE,
+    MAX_TABLE_CLASSES,
+    cell_colours,
     draw_confusions,
     largest_confusions,
-    share_colours,
 )
 
 COUNTS = np.array([[90, 10, 0], [1, 0, 999], [0, 0, 0]])
 NAMES = ("sky", "road", "tree")
 
 
-def test_few_classes_are_a_table_of_shares() -> None:
+def test_few_classes_are_a_table_of_fractions() -> None:
     found = draw_confusions(COUNTS, NAMES)
     assert found.image is None
     assert [[cell.text for cell in row] for row in found.rows] == [["90", "10", ""], ["·", "", "100"], ["", "", ""]]
@@ -28,22 +28,22 @@ def test_few_classes_are_a_table_of_shares() -> None:
     assert (found.rows[0][0].dark, found.rows[0][1].dark) == (True, False)
 
 
-def test_right_is_blue_and_wrong_is_orange() -> None:
-    colours = share_colours(np.array([[1.0, 0.25], [0.0, 0.0]])).tolist()
+def test_correct_is_blue_and_wrong_is_orange() -> None:
+    colours = cell_colours(np.array([[1.0, 0.25], [0.0, 0.0]])).tolist()
     assert colours[0][0] == [8, 81, 156]
-    assert colours[0][1] == [217, 164, 128]  # half of the way: the root of a quarter
+    assert colours[0][1] == [217, 164, 128]  # half strength: the root of a quarter
     assert colours[1] == [[255, 255, 255], [255, 255, 255]]
 
 
-def test_many_classes_are_a_picture_with_data() -> None:
-    classes = MOST_CLASSES_AS_TABLE + 1
+def test_many_classes_are_an_image_with_data() -> None:
+    classes = MAX_TABLE_CLASSES + 1
     counts = np.diag(np.arange(classes))
     counts[0, 5] = 7
     found = draw_confusions(counts, tuple(f"class {index}" for index in range(classes)))
     assert found.rows is None
     assert found.data["codes"][0] == 5
     assert found.data["counts"][0] == 7
-    assert found.data["truth"][:3] == [7, 1, 2]
+    assert found.data["totals"][:3] == [7, 1, 2]
     picture = Image.open(io.BytesIO(base64.b64decode(found.image.split(",")[1])))
     assert picture.size == (classes, classes)
     assert picture.getpixel((5, 0)) == (179, 72, 0)  # x is the prediction

@@ -1,4 +1,4 @@
-"""A training log as lines over epochs: repeated steps, a cut last line, damage."""
+"""Training log as curves over epochs: repeated steps, a truncated last line, damage."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_steps_become_epochs(tmp_path: Path) -> None:
     }
 
 
-def test_the_later_record_of_a_step_counts_and_a_cut_line_does_not(tmp_path: Path) -> None:
+def test_the_later_record_of_a_step_is_used_and_a_truncated_line_ignored(tmp_path: Path) -> None:
     first, again = ({"step": 4, "epoch": 1, "train:loss": loss} for loss in (2.0, 1.0))
     path = write(tmp_path / "metrics.jsonl", first, again, '{"step": 8, "epo')
     assert read_curves(path).lines == {"training loss": [(1.0, 1.0)]}
 
 
-def test_a_run_without_a_whole_epoch_is_shown_by_steps(tmp_path: Path) -> None:
+def test_a_run_without_a_full_epoch_is_shown_by_steps(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.jsonl", {"step": 3, "epoch": 1, "learning_rate": 0.5})
     assert read_curves(path).lines == {"learning rate": [(3.0, 0.5)]}
 
@@ -53,9 +53,9 @@ def test_long_logs_are_thinned_to_their_end(tmp_path: Path) -> None:
     assert line[0] == (1.0, 0.0001)
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damage_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.jsonl", "rubbish", {"step": 3, "epoch": 1, "learning_rate": 0.5})
-    with pytest.raises(DataError, match=r"metrics.jsonl: line 1 is no record of a training run"):
+    with pytest.raises(DataError, match=r"metrics.jsonl: line 1 is not a record of a training run"):
         read_curves(path)
     with pytest.raises(DataError, match=r"cannot be read"):
         read_curves(tmp_path / "nowhere.jsonl")

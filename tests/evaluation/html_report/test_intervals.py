@@ -1,4 +1,4 @@
-"""Scores of resampled images, their intervals and paired differences, against plain loops and cases by hand."""
+"""Bootstrap scores, intervals and paired differences against plain loops and cases computed by hand."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CLASSES = 4
 
 
 def record_of(seed: int = 0, images: int = 6, absent: int | None = 3) -> Record:
-    """Random matrices of one truth for every seed; class `absent` occurs nowhere."""
-    truth, rng = np.random.default_rng(99), np.random.default_rng(seed)
+    """Random matrices with the same ground truth for every seed; class `absent` does not occur."""
+    target, rng = np.random.default_rng(99), np.random.default_rng(seed)
     record = Record(CLASSES)
     for index in range(images):
         matrix = np.zeros((CLASSES, CLASSES), dtype=np.int64)
         for label in range(CLASSES):
-            pixels = int(truth.integers(1, 50))
+            pixels = int(target.integers(1, 50))
             if label != absent:
                 others = [other for other in range(CLASSES) if other != absent]
                 matrix[label, others] = rng.multinomial(pixels, [1 / len(others)] * len(others))
@@ -34,7 +34,7 @@ def record_of(seed: int = 0, images: int = 6, absent: int | None = 3) -> Record:
     return record
 
 
-def test_scores_are_those_of_the_summed_matrices() -> None:
+def test_scores_equal_those_of_the_summed_matrices() -> None:
     record = record_of()
     counts = ImageCounts.of(record)
     found, expected = counts.scores(), Scores.from_counts(record.total())
@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_summed_matrices() -> None:
     assert with_zero["mIOU"][0] == pytest.approx(builtin_scores(record.total()).mIOU, abs=1e-15)
 
 
-def test_a_resample_scores_as_its_images_do() -> None:
+def test_a_resample_equals_the_score_of_its_images() -> None:
     record = record_of()
     counts = ImageCounts.of(record)
     weights = np.concatenate(list(draw_weights(6, 5, seed=3)))
@@ -69,16 +69,16 @@ def test_a_resample_scores_as_its_images_do() -> None:
         assert found["fw_iou"][row] == pytest.approx(expected.fw_iou, abs=1e-15)
 
 
-def test_draws_are_seeded_and_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_are_seeded_and_independent_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = np.concatenate(list(draw_weights(7, 40, seed=1)))
-    monkeypatch.setattr(statistics, "_WEIGHTS_AT_ONCE", 7 * 9)
+    monkeypatch.setattr(statistics, "_MAX_WEIGHTS", 7 * 9)
     parts = list(draw_weights(7, 40, seed=1))
     assert [len(part) for part in parts] == [9, 9, 9, 9, 4]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert (np.concatenate(list(draw_weights(7, 40, seed=2))) != whole).any()
 
 
-def test_identical_images_give_intervals_of_no_width() -> None:
+def test_identical_images_give_intervals_of_width_0() -> None:
     record = Record(2)
     for name in "abcde":
         record.add(name, np.array([[3, 1], [1, 5]]))
@@ -93,8 +93,8 @@ def test_identical_images_give_intervals_of_no_width() -> None:
     assert "calibration_error" not in found
 
 
-def test_the_interval_of_a_mean_is_that_of_the_binomial() -> None:
-    """Half of 100 images right, half wrong: accuracy of a resample is a binomial share of 100."""
+def test_the_interval_of_a_mean_matches_the_binomial() -> None:
+    """Half of 100 images correct: the accuracy of a resample is binomial with n = 100."""
     record = Record(2)
     for index in range(100):
         record.add(f"{index:03d}", np.array([[10, 0], [0, 0]]) if index < 50 else np.array([[0, 10], [0, 0]]))
@@ -105,7 +105,7 @@ def test_the_interval_of_a_mean_is_that_of_the_binomial() -> None:
     assert accuracy.high == pytest.approx(0.6, abs=0.021)
 
 
-def test_one_image_decides_nothing() -> None:
+def test_a_single_image_has_no_interval() -> None:
     single = ImageCounts.of(record_of(images=1))
     found = estimate(single, single.resampled(50))
     assert found["mIOU"][0].low is None
@@ -116,7 +116,7 @@ def test_one_image_decides_nothing() -> None:
     counts = ImageCounts.of(record)
     ious = estimate(counts, counts.resampled(50))["iou"]
     assert ious[0].low is not None
-    assert (ious[1].low, ious[1].high) == (None, None)  # only image a holds class 1, in its prediction
+    assert (ious[1].low, ious[1].high) == (None, None)  # only image a has class 1, in its prediction
 
 
 def test_an_absent_class_has_neither_score_nor_interval() -> None:
@@ -137,7 +137,7 @@ def test_differences_are_paired() -> None:
     counts = [ImageCounts.of(record) for record in (first, second)]
     draws = [one.resampled(300) for one in counts]
     found = difference(counts[0], counts[1], (draws[0], draws[1]))["pixel_accuracy"][0]
-    # Every image gains exactly 10 of 100 pixels, so every resample does, however far apart the images are.
+    # Every image gains exactly 10 of 100 pixels, so every resample does too.
     assert (found.value, found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
     assert found.excludes_zero
     wide = estimate(counts[0], draws[0])["pixel_accuracy"][0]
@@ -146,7 +146,7 @@ def test_differences_are_paired() -> None:
     assert all(one.value == one.low == one.high == 0 and not one.excludes_zero for one in same["pixel_accuracy"])
 
 
-def test_other_images_are_refused() -> None:
+def test_other_images_are_rejected() -> None:
     counts = ImageCounts.of(record_of())
     draws = counts.resampled(5)
     fewer = record_of(images=5)
@@ -155,7 +155,7 @@ def test_other_images_are_refused() -> None:
         difference(counts, other, (draws, draws))
     changed = record_of()
     changed.add("image 2", changed.matrix("image 2") + np.eye(CLASSES, dtype=np.int64))
-    with pytest.raises(DataError, match="the truth of 1 images differs, image 2 for example"):
+    with pytest.raises(DataError, match="the ground truth of 1 images differs, image 2 for example"):
         difference(counts, ImageCounts.of(changed), (draws, draws))
     with pytest.raises(DataError, match="they have 4 and 2 classes"):
         difference(counts, ImageCounts.of(Record(2)), (draws, draws))

@@ -1,4 +1,4 @@
-"""The page as a parser sees it: whole, self-contained, escaped, with the values of the evaluation."""
+"""Parsed report page: complete, self-contained, escaped, with the values of the evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FETCHING = {"src", "href", "action", "data", "srcset", "poster"}
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed, and collects what the tests ask for."""
+    """Parser that checks that every element is closed, and collects tags, texts and ids."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -73,9 +73,9 @@ def page(make_evaluation: Make, make_run: Make, tmp_path: Path) -> Page:
     return report(tmp_path, make_evaluation())
 
 
-def test_the_page_is_whole_and_has_every_section(page: Page) -> None:
+def test_the_page_is_complete_and_has_every_section(page: Page) -> None:
     assert [tag for tag, _ in page.elements].count("h1") == 1
-    sections = ["scores-1", "classes-1", "confusion-1", "calibration-1", "images-1", "training-1", "made-1", "method"]
+    sections = ["scores-1", "classes-1", "confusion-1", "calibration-1", "images-1", "training-1", "provenance-1", "method"]
     assert [name for name in page.ids if name in sections] == sections
     assert len(page.ids) == len(set(page.ids))
     targets = [found["href"][1:] for tag, found in page.elements if tag == "a"]
@@ -114,7 +114,7 @@ def test_names_never_become_markup(page: Page) -> None:
     assert any("&<b> \u2013 mIoU" in text for text in page.texts)
 
 
-def test_names_stay_data_where_the_matrix_is_a_picture(make_evaluation: Make, tmp_path: Path) -> None:
+def test_names_stay_data_if_the_matrix_is_an_image(make_evaluation: Make, tmp_path: Path) -> None:
     page = report(tmp_path, make_evaluation(classes=40))
     assert page.count("script") == 2
     content = json.loads(page.scripts[0])
@@ -123,14 +123,14 @@ def test_names_stay_data_where_the_matrix_is_a_picture(make_evaluation: Make, tm
     assert page.count("table", **{"class": "confusion"}) == 0
 
 
-def test_the_values_are_those_of_the_evaluation(page: Page, tmp_path: Path) -> None:
+def test_values_equal_those_of_the_evaluation(page: Page, tmp_path: Path) -> None:
     scores = Scores.from_counts(read_records(tmp_path / "scores" / "per_image.npz")["whole"].total())
     start = page.texts.index("mIoU")
     assert page.texts[start + 1] == f"{100 * scores.mIOU:.1f}"
     low, high = (float(part) for part in page.texts[start + 2].split("\u2013"))
     assert low < 100 * scores.mIOU < high
     assert f"{100 * scores.pixel_accuracy:.1f}" in page.texts
-    assert page.count("img") == 4 * 8  # of eight images three are best, three worst, the other two median
+    assert page.count("img") == 4 * 8  # eight images: three best, three worst, two median
     assert page.count("polyline") == 4
     assert "Best validation mIoU 50.0 % at epoch 5 of 6." in page.texts
     facts = " ".join(page.texts)
@@ -139,7 +139,7 @@ def test_the_values_are_those_of_the_evaluation(page: Page, tmp_path: Path) -> N
     assert "torch " in facts
 
 
-def test_what_was_not_counted_is_left_out(make_evaluation: Make, tmp_path: Path) -> None:
+def test_missing_counts_are_left_out(make_evaluation: Make, tmp_path: Path) -> None:
     page = report(tmp_path, make_evaluation(details=()), samples=0)
     assert "calibration-1" not in page.ids
     assert "images-1" not in page.ids
@@ -148,14 +148,14 @@ def test_what_was_not_counted_is_left_out(make_evaluation: Make, tmp_path: Path)
     assert page.count("img") == 0
 
 
-def test_moved_images_are_said_and_found_again(make_evaluation: Make, tmp_path: Path) -> None:
+def test_moved_images_are_reported_and_found_with_options(make_evaluation: Make, tmp_path: Path) -> None:
     folder = make_evaluation()
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     page = report(tmp_path, folder)
     assert page.count("img") == 0
     assert any("Give --images and --annotations if the data was moved" in text for text in page.texts)
     moved = tmp_path / "elsewhere"
-    assert report(tmp_path, folder, images=moved / "images", annotations=moved / "truths").count("img") == 32
+    assert report(tmp_path, folder, images=moved / "images", annotations=moved / "targets").count("img") == 32
     with pytest.raises(DataError, match="does not exist"):
         report(tmp_path, folder, images=tmp_path / "nowhere")
 
@@ -170,28 +170,28 @@ def test_two_evaluations_are_compared_with_paired_intervals(make_evaluation: Mak
     assert page.count("details", **{"class": "run"}) == 2
 
 
-def test_the_same_evaluation_twice_differs_nowhere(make_evaluation: Make, tmp_path: Path) -> None:
+def test_the_same_evaluation_twice_has_no_differences(make_evaluation: Make, tmp_path: Path) -> None:
     page = report(tmp_path, make_evaluation(name="first"), make_evaluation(name="second"))
-    assert any(text.startswith("0 of the differences exclude 0.") for text in page.texts)
+    assert any(text.startswith("The intervals of 0 differences exclude 0.") for text in page.texts)
     assert page.count("td", **{"class": "clear"}) == 0
     assert "0.0 to 0.0" in page.texts
 
 
-def test_evaluations_of_other_images_are_refused(make_evaluation: Make, make_run: Make, tmp_path: Path) -> None:
+def test_evaluations_of_other_images_are_rejected(make_evaluation: Make, make_run: Make, tmp_path: Path) -> None:
     first = make_evaluation(name="first")
     other = make_evaluation(name="other", images=7)
     with pytest.raises(
-        DataError, match=r"other \(whole\) can't be compared with .*first \(whole\): their images differ"
+        DataError, match=r"other \(whole\) cannot be compared with .*first \(whole\): their images differ"
     ):
         report(tmp_path, first, other)
     with pytest.raises(DataError, match="they have 5 and 4 classes"):
         report(tmp_path, first, make_evaluation(name="fewer", classes=4))
-    with pytest.raises(DataError, match="a training run without counts of images"):
+    with pytest.raises(DataError, match="a training run has no per-image counts"):
         report(tmp_path, first, make_run())
     assert not (tmp_path / "report.html").exists()
 
 
-def test_protocols_stand_side_by_side(make_evaluation: Make, tmp_path: Path) -> None:
+def test_protocols_are_shown_side_by_side(make_evaluation: Make, tmp_path: Path) -> None:
     page = report(tmp_path, make_evaluation(protocols=("whole", "slide", "builtin")))
     assert "Protocols side by side" in page.texts
     assert page.ids.count("comparison") == 1

@@ -1,4 +1,4 @@
-"""What a report shows of an image: sizes, colours, and which masks are trusted."""
+"""Pictures of a report: sizes, colours, and checks of saved masks."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def test_pictures_are_bounded_and_masks_keep_their_colours() -> None:
 
 def test_the_error_map_marks_wrong_and_ignored_pixels() -> None:
     image = np.full((32, 48, 3), 90, dtype=np.uint8)
-    truth, prediction = np.zeros((32, 48), dtype=np.uint8), np.zeros((32, 48), dtype=np.uint8)
+    target, prediction = np.zeros((32, 48), dtype=np.uint8), np.zeros((32, 48), dtype=np.uint8)
     prediction[:, 16:] = 2
-    truth[:, 32:] = 255
-    sample = draw_sample("x", 0.5, image, truth, prediction, voc_palette())
+    target[:, 32:] = 255
+    sample = draw_sample("x", 0.5, image, target, prediction, voc_palette())
     errors = np.asarray(decoded(sample.pictures["errors"])).astype(int)
-    assert np.abs(errors[8, 8] - 195).max() < 8  # right: light grey
-    assert np.abs(errors[8, 24] - [213, 94, 0]).max() < 25  # wrong: orange, as far as JPEG keeps it
+    assert np.abs(errors[8, 8] - 195).max() < 8  # correct: light grey
+    assert np.abs(errors[8, 24] - [213, 94, 0]).max() < 25  # wrong: orange, up to JPEG loss
     assert errors[8, 40, 2] > errors[8, 40, 0] + 30  # ignored: blue
     assert sample.classes == [0, 2]
-    assert list(sample.pictures) == ["image", "truth", "prediction", "errors"]
+    assert list(sample.pictures) == ["image", "ground_truth", "prediction", "errors"]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def collected(make_evaluation: Callable[..., Path]) -> Callable[..., object]:
         record = read_records(folder / "per_image.npz")["whole"]
 
         def find_pair(name: str) -> Pair | None:
-            return Pair(data / "images" / f"{name}.png", data / "truths" / f"{name}.png") if known else None
+            return Pair(data / "images" / f"{name}.png", data / "targets" / f"{name}.png") if known else None
 
         return collect_samples(folder, "whole", record, find_pair, voc_palette(), count=count)
 
@@ -72,13 +72,15 @@ def test_best_median_and_worst_are_collected(collected: Callable[..., object]) -
     assert found.note == ""
 
 
-def test_what_cannot_be_shown_is_said(collected: Callable[..., object], make_evaluation: Callable[..., Path]) -> None:
+def test_the_note_names_images_that_cannot_be_shown(
+    collected: Callable[..., object], make_evaluation: Callable[..., Path]
+) -> None:
     missing = collected(known=False)
     assert not any(missing.groups.values())
-    assert missing.note.startswith("6 of the images that belong here are not shown")
+    assert missing.note.startswith("6 images are not shown")
     folder = make_evaluation()
     for path in (folder / "samples" / "whole").iterdir():
         write_palette_png(path, (read_annotation(path) + 1) % 5, voc_palette())
     other = collected()
     assert not any(other.groups.values())
-    assert "6 images are not shown because their kept mask is not the one that was scored" in other.note
+    assert "6 images are not shown because their saved mask is not the scored one" in other.note

@@ -1,4 +1,4 @@
-"""Which folders can be reported on, and what is said of the others."""
+"""Folders that can be reported on, and errors for others."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_every_protocol_is_a_subject_in_its_order(make_evaluation: Make, make_ru
     assert whole.class_names[:2] == ("class 0", "<script>alert(1)</script>")
     assert whole.palette[1].tolist() == [128, 0, 0]
     assert whole.metrics["settings"] == {"crop_size": 40}
-    # The model lies in run/model, so the log beside it is its training's.
+    # The model is in run/model, so the log next to it belongs to its training.
     assert whole.curves.path == run / "metrics.jsonl"
     assert [subject.protocol for subject in read_subjects(folder, ["slide"])] == ["slide"]
 
 
-def test_another_run_can_be_named(make_evaluation: Make, make_run: Make, tmp_path: Path) -> None:
+def test_another_run_can_be_given(make_evaluation: Make, make_run: Make, tmp_path: Path) -> None:
     folder, run = make_evaluation(), make_run()
     moved = shutil.move(str(run), str(tmp_path / "moved"))
     assert read_subjects(folder)[0].curves is None
@@ -38,7 +38,7 @@ def test_another_run_can_be_named(make_evaluation: Make, make_run: Make, tmp_pat
         read_subjects(folder, run=tmp_path)
 
 
-def test_an_evaluation_without_provenance_takes_the_names_of_its_scores(make_evaluation: Make) -> None:
+def test_an_evaluation_without_provenance_uses_the_names_of_its_scores(make_evaluation: Make) -> None:
     folder = make_evaluation()
     (folder / "provenance.json").unlink()
     subject = read_subjects(folder)[0]
@@ -54,11 +54,11 @@ def test_a_run_has_scores_and_curves(make_run: Make) -> None:
     assert set(subject.curves.lines) == {"training loss", "mIoU", "pixel accuracy", "learning rate"}
 
 
-def test_what_cannot_be_read_is_named(make_evaluation: Make, tmp_path: Path) -> None:
+def test_unreadable_folders_are_reported(make_evaluation: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         read_subjects(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds neither per_image\.npz .* nor metrics\.jsonl"):
+    with pytest.raises(DataError, match=r"contains neither per_image\.npz .* nor metrics\.jsonl"):
         read_subjects(tmp_path / "empty")
     folder = make_evaluation()
     with pytest.raises(ConfigError, match=r"--protocol: found 'slide'; .* holds whole\."):
@@ -75,12 +75,12 @@ def test_what_cannot_be_read_is_named(make_evaluation: Make, tmp_path: Path) -> 
         read_subjects(folder)
 
 
-def test_a_stopped_evaluation_is_refused(make_evaluation: Make) -> None:
+def test_an_incomplete_evaluation_is_rejected(make_evaluation: Make) -> None:
     folder = make_evaluation()
     records = read_records(folder / "per_image.npz")
     records["whole"].remove(records["whole"].names[0])
     write_records(folder / "per_image.npz", records)
-    with pytest.raises(DataError, match=r"holds 7 images of whole, metrics\.json another number"):
+    with pytest.raises(DataError, match=r"has 7 images of whole, metrics\.json another number"):
         read_subjects(folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["protocols"] = {}

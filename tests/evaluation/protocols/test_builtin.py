@@ -1,4 +1,4 @@
-"""The built-in algorithm's view and mean IoU on cases worked out by hand, and against its published steps."""
+"""Built-in algorithm's crop and mean IoU on cases computed by hand, and against its published steps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.protocols.builtin import CentreView, builtin_scores
 
 
-def test_the_short_side_fits_and_the_centre_is_cut_out() -> None:
+def test_the_short_side_is_resized_and_the_centre_cropped() -> None:
     # 8x4 at side 4: nothing is resized, columns 2 to 5 remain.
     image = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
     mask = np.arange(32, dtype=np.uint8).reshape(4, 8)
-    seen, truth = CentreView(4)(image, mask)
+    seen, target = CentreView(4)(image, mask)
     np.testing.assert_array_equal(seen, image[:, 2:6])
-    np.testing.assert_array_equal(truth, mask[:, 2:6])
+    np.testing.assert_array_equal(target, mask[:, 2:6])
 
 
 def test_an_upright_image() -> None:
@@ -27,14 +27,14 @@ def test_an_upright_image() -> None:
 def test_masks_are_resized_by_nearest_neighbour() -> None:
     # 4x4 to 2x2: Pillow takes the pixel at the centre of each 2x2 block, its lower right one.
     mask = np.array([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 255]], dtype=np.uint8)
-    seen, truth = CentreView(2)(np.full((4, 4, 3), 9, np.uint8), mask)
-    assert truth.tolist() == [[5, 7], [13, 255]]
+    seen, target = CentreView(2)(np.full((4, 4, 3), 9, np.uint8), mask)
+    assert target.tolist() == [[5, 7], [13, 255]]
     assert (seen == 9).all()
 
 
-def test_images_that_shrink_are_averaged() -> None:
+def test_downscaled_images_are_averaged() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
-    image[:, ::2] = 200  # columns in turn
+    image[:, ::2] = 200  # every other column
     seen, _ = CentreView(4)(image, np.zeros((8, 8), np.uint8))
     assert ((seen > 60) & (seen < 140)).all()
 
@@ -43,10 +43,10 @@ def test_images_that_shrink_are_averaged() -> None:
 def test_every_size_gives_the_crop(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     image, mask = rng.integers(0, 256, (*size, 3)).astype(np.uint8), rng.integers(0, 3, size).astype(np.uint8)
-    seen, truth = CentreView(40)(image, mask, rng)
+    seen, target = CentreView(40)(image, mask, rng)
     assert seen.shape == (40, 40, 3)
-    assert truth.shape == (40, 40)
-    assert set(np.unique(truth)) <= {0, 1, 2}
+    assert target.shape == (40, 40)
+    assert set(np.unique(target)) <= {0, 1, 2}
 
 
 def test_absent_classes_count_as_0() -> None:
@@ -59,10 +59,10 @@ def test_absent_classes_count_as_0() -> None:
     assert scores.pixel_accuracy == honest.pixel_accuracy == 0.8
 
 
-def test_with_all_classes_there_both_means_agree() -> None:
+def test_with_all_classes_present_both_means_agree() -> None:
     counts = np.random.default_rng(1).integers(1, 50, (5, 5))
     assert builtin_scores(counts).mIOU == pytest.approx(Scores.from_counts(counts).mIOU, rel=1e-15)
 
 
-def test_nothing_scored_is_0() -> None:
+def test_no_scored_pixels_give_0() -> None:
     assert builtin_scores(np.zeros((3, 3), dtype=np.int64)).mIOU == 0

@@ -1,4 +1,4 @@
-"""Protocols by name: settings as asked for, defaults of the model, errors that say what is allowed."""
+"""Protocols by name: requested settings, defaults of the model, errors with the allowed values."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def test_all_protocols_with_their_settings() -> None:
     assert builtin.view is not None
     assert builtin.view.crop_size == 240
     assert [protocol.passes(360, 480) for protocol in (whole, slide, builtin)] == [1, 6, 1]
-    # Long sides 240, 360, ..., 840; each times two mirror images.
+    # Long sides 240, 360, ..., 840; each times two for mirror images.
     assert multiscale.passes(360, 480) == 2 * (1 * 1 + 2 * 2 + 2 * 3 + 3 * 4 + 3 * 4 + 4 * 5)
 
 
-def test_options_win_over_the_defaults() -> None:
+def test_options_override_the_defaults() -> None:
     slide, multiscale = choose_protocols(["multiscale", "slide"], 64, 0, [1.0, 2.0], flip=False)
     assert (slide.name, multiscale.name) == ("slide", "multiscale")
     assert slide.windows == WindowSettings(64, 0, (1.0,), flip=False)
@@ -31,7 +31,7 @@ def test_options_win_over_the_defaults() -> None:
     assert choose_protocols(["slide"], 64, 0, flip=True)[0].windows == WindowSettings(64, 0, (1.0,), flip=True)
 
 
-def test_builtin_is_never_seen_alone() -> None:
+def test_builtin_adds_whole() -> None:
     assert [protocol.name for protocol in choose_protocols(["builtin"], 240, None)] == ["whole", "builtin"]
     assert [protocol.name for protocol in choose_protocols(["builtin", "whole"], 240, None)] == ["whole", "builtin"]
 
@@ -45,16 +45,19 @@ def test_whole_needs_no_sizes() -> None:
     [
         ((["whoel"], 240, 480), "--protocol: found 'whoel'; expected one or more of whole, slide, multiscale, builtin"),
         (([], 240, 480), "--protocol: found none; expected one or more"),
-        ((["slide"], None, 480), "protocol slide: the model directory does not say which crop_size .*give --crop_size"),
-        ((["builtin"], None, 480), "protocol builtin: the model directory does not say which crop_size"),
-        ((["multiscale"], 240, None), "does not say which base_size .*give --base_size"),
-        ((["slide"], 16, 480), "--crop_size: found 16; the network takes 32 px and more"),
+        (
+            (["slide"], None, 480),
+            "slide: the model directory does not record the crop_size .*give --crop_size",
+        ),
+        ((["builtin"], None, 480), "protocol builtin: the model directory does not record the crop_size"),
+        ((["multiscale"], 240, None), "does not record the base_size .*give --base_size"),
+        ((["slide"], 16, 480), "--crop_size: found 16; the network needs at least 32 px"),
         ((["slide"], 240, -1), "--base_size: found -1; expected px, or 0"),
         ((["multiscale"], 240, 480, []), r"--scales: found \[\]; expected one or more numbers above 0"),
         ((["multiscale"], 240, 480, [1.0, 0.0]), r"--scales: found \[1\.0, 0\.0\]"),
         ((["multiscale"], 240, 480, [9.0]), r"--scales: found \[9\.0\]"),
     ],
 )
-def test_wrong_settings_are_named(arguments: tuple, text: str) -> None:
+def test_invalid_settings_are_reported(arguments: tuple, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         choose_protocols(*arguments)

@@ -1,4 +1,4 @@
-"""Rows that arrive in any portions give the resized map that F.interpolate gives."""
+"""Streaming resize of rows in any portions equals F.interpolate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_rows_in_any_portions_equal_interpolate(data: st.DataObject, height: int
 
 
 @pytest.mark.parametrize("portions", [[10], [4, 6], [1] * 10])
-def test_rows_of_the_right_size_are_added_as_they_are(portions: list[int]) -> None:
+def test_rows_of_the_target_size_are_added_unchanged(portions: list[int]) -> None:
     whole = torch.rand(1, 2, 10, 8)
     total = torch.zeros(1, 2, 10, 8)
     rows, start = ResizedRows(total, 10), 0

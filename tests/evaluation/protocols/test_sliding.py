@@ -1,4 +1,4 @@
-"""Sliding windows and scales against one pass, against a slow loop over whole maps, and on cases with known answers."""
+"""Sliding windows and scales against one pass, a slow loop over full maps, and cases with known results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLOUR = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
 
 
 class PerPixel(nn.Module):
-    """Logits are a function of the pixel's colour alone, so windows and mirror images can change nothing."""
+    """Per-pixel function of the colour, so windows and mirror images cannot change the result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def make_images(count: int, height: int, width: int, seed: int = 0) -> torch.Ten
 
 
 def tiny_pspnet() -> nn.Module:
-    """A network whose answers change with the place: the classifier's weights are enlarged."""
+    """Network whose predictions vary over the image: the classifier's weights are enlarged."""
     torch.manual_seed(1)
     model = build_model(CLASSES, width=4).double().eval()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def predictor(model: nn.Module, settings: WindowSettings, window_batch: int = 4)
 
 
 def slow_probabilities(model: nn.Module, image: torch.Tensor, settings: WindowSettings) -> torch.Tensor:
-    """The public test code's way: whole maps, one window at a time. (1, 3, H, W) -> (1, C, H, W)."""
+    """Algorithm of the public test code: full maps, one window at a time. (1, 3, H, W) -> (1, C, H, W)."""
     height, width = image.shape[-2:]
     side, total = settings.crop_size, torch.zeros(1, CLASSES, height, width, dtype=torch.float64)
     for scaled_height, scaled_width in settings.scaled_sizes(height, width):
@@ -84,7 +84,7 @@ def slow_probabilities(model: nn.Module, image: torch.Tensor, settings: WindowSe
 
 @pytest.mark.parametrize("size", [(48, 48), (40, 48), (33, 40)])
 def test_one_window_over_the_image_equals_whole(size: tuple[int, int]) -> None:
-    """Without padding for the square; for the others the padded window is the whole image to compare with."""
+    """Without padding for the square; the others are compared with the padded image."""
     model, images = tiny_pspnet(), make_images(2, *size)
     slide = predictor(model, WindowSettings(48))
     top, left = (48 - size[0]) // 2, (48 - size[1]) // 2
@@ -98,11 +98,11 @@ def test_one_window_over_the_image_equals_whole(size: tuple[int, int]) -> None:
     assert len(slide.masks(images).unique()) > 1
 
 
-def test_one_window_in_float32_is_whole_to_the_last_digits() -> None:
+def test_one_window_in_float32_equals_whole_to_the_last_digits() -> None:
     model, images = tiny_pspnet().float(), make_images(1, 64, 64)
     result = SlidingPredictor(model, CLASSES, WindowSettings(64), COLOUR).probabilities(images)
     assert result.dtype == torch.float32
-    # The same memory format: another order of sums would differ in digits that the enlarged classifier shows.
+    # The same memory format: another order of sums would change digits that the enlarged classifier amplifies.
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(result, model(images).softmax(dim=1), rtol=0, atol=1e-6)
@@ -120,13 +120,13 @@ def test_strips_equal_the_slow_loop(
     settings = WindowSettings(32, base_size, scales, flip)
     result = predictor(model, settings, window_batch=3).probabilities(images)
     expected = torch.cat([slow_probabilities(model, image, settings) for image in images.split(1)])
-    # Images are float32 on both ways; the sums are float64.
+    # Images are float32 in both; the sums are float64.
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(result.sum(dim=1), torch.ones(2, *size, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
-def test_averages_count_the_windows_that_cover_a_pixel() -> None:
-    """A network that answers by the place in its window: the average is over the windows' own answers."""
+def test_probabilities_are_averaged_over_the_covering_windows() -> None:
+    """Network whose output depends on the position in its window: the result averages over the windows."""
 
     class Columns(nn.Module):
         def forward(self, windows: torch.Tensor) -> torch.Tensor:
@@ -134,10 +134,10 @@ def test_averages_count_the_windows_that_cover_a_pixel() -> None:
             certain[:, 0, :, :16] = certain[:, 1, :, 16:] = 1e4
             return certain
 
-    # Windows at columns 0, 22 (stride ceil(32 x 2/3)) and 28; each says class 0 on its left half.
+    # Windows at columns 0, 22 (stride ceil(32 x 2/3)) and 28; each predicts class 0 on its left half.
     settings = WindowSettings(32)
     result = SlidingPredictor(Columns(), 2, settings, COLOUR, dtype=torch.float64).probabilities(make_images(1, 32, 60))
-    first = result[0, 0]  # (32, 60) share of windows that say class 0
+    first = result[0, 0]  # (32, 60) fraction of windows that predict class 0
     assert first[0, :16].tolist() == [1.0] * 16
     assert first[0, 16:22].tolist() == [0.0] * 6
     assert first[0, 22:28].tolist() == [0.5] * 6  # windows 1 and 2
@@ -149,7 +149,7 @@ def test_averages_count_the_windows_that_cover_a_pixel() -> None:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_function_of_the_pixel_is_not_changed_by_windows_and_mirrors(flip: bool) -> None:
+def test_a_per_pixel_function_is_unchanged_by_windows_and_mirrors(flip: bool) -> None:
     images = make_images(3, 50, 75)
     model = PerPixel()
     direct = model(images).softmax(dim=1)
@@ -158,7 +158,7 @@ def test_a_function_of_the_pixel_is_not_changed_by_windows_and_mirrors(flip: boo
     assert torch.equal(predictor(model, WindowSettings(32, flip=flip)).masks(images), direct.argmax(dim=1))
 
 
-def test_a_function_of_the_pixel_on_flat_images_is_the_same_at_all_scales() -> None:
+def test_a_per_pixel_function_on_flat_images_is_the_same_at_all_scales() -> None:
     colours = make_images(2, 1, 1, seed=3)
     images = colours.expand(2, 3, 40, 61).contiguous()
     model = PerPixel()
@@ -173,8 +173,8 @@ def test_scale_1_without_mirrors_is_slide() -> None:
     assert torch.equal(predictor(model, slide).probabilities(images), predictor(model, multiple).probabilities(images))
 
 
-def test_mirrored_images_give_mirrored_answers_with_flip() -> None:
-    """With flip the answer to a mirror image is the mirrored answer, if windows lie symmetrically."""
+def test_mirrored_images_give_mirrored_masks_with_flip() -> None:
+    """With flip the mask of a mirror image is the mirrored mask, if windows are symmetric."""
     model, images = tiny_pspnet(), make_images(1, 32, 54)  # windows at 0 and 22
     settings = WindowSettings(32, flip=True)
     result = predictor(model, settings).probabilities(images)
@@ -192,13 +192,13 @@ def test_no_window_is_run_twice_and_batches_are_full(window_batch: int, flip: bo
     assert max(model.batches) == max(2 if flip else 1, window_batch - window_batch % 2 if flip else window_batch)
 
 
-def test_images_are_split_where_their_sums_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_split_if_their_sums_would_be_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     images, model = make_images(3, 40, 50), PerPixel()
     expected = predictor(model, WindowSettings(32), 99).masks(images)
     model.batches.clear()
     monkeypatch.setattr(sliding, "_SUM_BYTES", 4 * CLASSES * 40 * 50 * 2)
     assert torch.equal(predictor(model, WindowSettings(32), 99).masks(images), expected)
-    assert model.batches == [2 * 2, 2 * 2, 2, 2]  # rows of two windows, of two images and of one
+    assert model.batches == [2 * 2, 2 * 2, 2, 2]  # rows of two windows: of two images, then of one
 
 
 def test_bfloat16_is_summed_in_float32() -> None:

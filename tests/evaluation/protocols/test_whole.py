@@ -1,4 +1,4 @@
-"""The whole-image protocol: every image at its own size, whatever the batches."""
+"""Whole-image protocol: every image at its own size, independent of the batches."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_pspnet_scores_do_not_depend_on_the_batches() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_put_back(training: bool) -> None:
+def test_the_mode_is_restored(training: bool) -> None:
     model = Brightest().train(training)
     evaluate_whole(model, mixed_sizes(), CLASSES, CPU)
     assert model.modes == [False, False, False]
@@ -81,7 +81,7 @@ def test_the_mode_is_put_back(training: bool) -> None:
     assert model.norm.training is training
 
 
-def test_the_mode_is_put_back_after_an_error() -> None:
+def test_the_mode_is_restored_after_an_error() -> None:
     def broken() -> Iterator[Batch]:
         yield from mixed_sizes()
         raise OSError("disk gone")
@@ -92,7 +92,7 @@ def test_the_mode_is_put_back_after_an_error() -> None:
     assert model.training
 
 
-def test_statistics_and_gradients_are_left_alone() -> None:
+def test_statistics_and_gradients_are_unchanged() -> None:
     torch.manual_seed(0)
     model = build_model(CLASSES, width=4).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -102,13 +102,13 @@ def test_statistics_and_gradients_are_left_alone() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_nothing_to_evaluate_scores_0() -> None:
+def test_no_batches_score_0() -> None:
     confusion = evaluate_whole(Brightest(), [], CLASSES, CPU)
     assert confusion.counts.tolist() == [[0, 0, 0]] * 3
     assert confusion.scores().mIOU == 0
 
 
-def test_the_memory_layout_changes_no_score() -> None:
+def test_the_memory_layout_does_not_change_scores() -> None:
     plain, last = Brightest(), Brightest()
     expected = evaluate_whole(plain, mixed_sizes(), CLASSES, CPU, channels_last=False)
     confusion = evaluate_whole(last, mixed_sizes(), CLASSES, CPU, channels_last=True)

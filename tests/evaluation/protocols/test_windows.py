@@ -15,7 +15,7 @@ from pspnet.evaluation.protocols.windows import WindowSettings, coverage, pad_im
 
 @settings(max_examples=300, deadline=None)
 @given(crop=st.integers(1, 120), extra=st.integers(0, 700), rate=st.floats(0.05, 1.0))
-def test_windows_cover_all_pixels_and_none_stands_twice(crop: int, extra: int, rate: float) -> None:
+def test_windows_cover_all_pixels_without_duplicates(crop: int, extra: int, rate: float) -> None:
     length, stride = crop + extra, math.ceil(crop * rate)
     starts = window_starts(length, crop, stride)
     counts = coverage(length, crop, starts)
@@ -25,7 +25,7 @@ def test_windows_cover_all_pixels_and_none_stands_twice(crop: int, extra: int, r
     assert counts.min() >= 1
     assert int(counts.sum()) == crop * len(starts)
     assert max(np.diff(starts), default=0) <= stride
-    # None too many: one window fewer could not reach the end.
+    # Minimal: one window fewer could not reach the end.
     assert len(starts) == 1 or (len(starts) - 2) * stride + crop < length
 
 

@@ -1,4 +1,4 @@
-"""Losses against PyTorch's own and against numbers worked out by hand."""
+"""Losses against PyTorch's own and against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARY_LOSSES = ("dice", "lovasz", "focal")
 
 
 def logits_and_targets(classes: int = 4, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random (2, C, 5, 6) logits that want a gradient and (2, 5, 6) targets, a fifth of them ignored."""
+    """Random (2, C, 5, 6) logits that require a gradient and (2, 5, 6) targets, a fifth of them ignored."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, classes, 5, 6, generator=generator, dtype=dtype).requires_grad_()
     targets = torch.randint(0, classes, (2, 5, 6), generator=generator)
@@ -33,7 +33,7 @@ def logits_and_targets(classes: int = 4, dtype: torch.dtype = torch.float64) -> 
 
 
 def pixels(*probabilities: float) -> torch.Tensor:
-    """(1, 2, 1, K) logits whose class 0 has these probabilities."""
+    """Return (1, 2, 1, K) logits whose class 0 has these probabilities."""
     return torch.tensor([[math.log(p) for p in probabilities], [math.log(1 - p) for p in probabilities]]).view(
         1, 2, 1, len(probabilities)
     )
@@ -64,7 +64,7 @@ def test_class_weights_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "ohem", *LIBRARY_LOSSES])
-def test_nothing_scored_is_a_loss_of_0_with_gradients_of_0(name: str) -> None:
+def test_no_scored_pixels_give_a_loss_and_gradients_of_0(name: str) -> None:
     if name in LIBRARY_LOSSES:
         pytest.importorskip("segmentation_models_pytorch")
     logits, _ = logits_and_targets(dtype=torch.float32)
@@ -75,14 +75,14 @@ def test_nothing_scored_is_a_loss_of_0_with_gradients_of_0(name: str) -> None:
     assert (logits.grad == 0).all()
 
 
-def test_nothing_scored_with_class_weights() -> None:
+def test_no_scored_pixels_with_class_weights() -> None:
     logits, _ = logits_and_targets(dtype=torch.float32)
     for name in ("cross_entropy", "ohem"):
         loss = build_loss(name, class_weights=[1.0, 2.0, 3.0, 4.0])(logits, torch.full((2, 5, 6), 255))
         assert loss.item() == 0.0
 
 
-# --- what a mini-batch counts -----------------------------------------------------------------------------------------
+# --- weight of a mini-batch -------------------------------------------------------------------------------------------
 
 
 def test_loss_weight_counts_scored_pixels() -> None:
@@ -95,10 +95,10 @@ def test_loss_weight_counts_scored_pixels() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 4.0]])
-def test_means_weighted_by_loss_weight_make_up_the_whole_mean(weights: list[float] | None) -> None:
+def test_means_weighted_by_loss_weight_give_the_overall_mean(weights: list[float] | None) -> None:
     logits, targets = logits_and_targets()
     logits = logits.detach()
-    targets[1, 1:4] = 255  # the two images count differently
+    targets[1, 1:4] = 255  # the two images have different weights
     tensor = None if weights is None else torch.tensor(weights)
     loss = build_loss("cross_entropy", class_weights=weights)
     parts = [
@@ -117,16 +117,16 @@ def test_ohem_keeps_the_pixels_below_the_threshold() -> None:
     assert float(loss) == pytest.approx(-(math.log(0.6) + math.log(0.5)) / 2, rel=1e-5)
 
 
-def test_ohem_keeps_the_hardest_share_where_all_are_easy() -> None:
+def test_ohem_keeps_the_hardest_fraction_if_all_are_easy() -> None:
     logits, targets = pixels(0.9, 0.95, 0.8, 0.99, 0.1), torch.tensor([[[0, 0, 0, 0, 255]]])
     half = OhemCrossEntropy(threshold=0.7, min_kept=0.5)(logits, targets)
     assert float(half) == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2, rel=1e-5)
-    # A share of less than one pixel still keeps the hardest one.
+    # A fraction of less than one pixel still keeps the hardest one.
     one = OhemCrossEntropy(threshold=0.7, min_kept=0.01)(logits, targets)
     assert float(one) == pytest.approx(-math.log(0.8), rel=1e-5)
 
 
-def test_ohem_weighs_classes() -> None:
+def test_ohem_applies_class_weights() -> None:
     logits, targets = pixels(0.9, 0.6, 0.75), torch.tensor([[[0, 0, 1]]])  # 0.25 for the last one's class
     loss = OhemCrossEntropy(0.7, 0.1, torch.tensor([1.0, 3.0]))(logits, targets)
     assert float(loss) == pytest.approx(-(math.log(0.6) + 3 * math.log(0.25)) / 4, rel=1e-5)
@@ -194,23 +194,23 @@ def test_library_losses_fall_with_better_logits_and_skip_ignored_pixels(name: st
     assert float(loss(changed, targets)) == pytest.approx(float(value), rel=1e-5)
 
 
-def test_a_missing_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_error_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    build_loss("cross_entropy")  # which needs it not
+    build_loss("cross_entropy")  # does not need it
     with pytest.raises(
         ConfigError, match=r"loss = dice .*not installed: run `pip install segmentation-models-pytorch`"
     ):
         build_loss("dice")
 
 
-def test_an_unknown_loss_is_refused() -> None:
+def test_an_unknown_loss_is_rejected() -> None:
     pytest.importorskip("segmentation_models_pytorch")
     with pytest.raises(ConfigError, match=r"loss = hinge: unknown; allowed are cross_entropy, ohem, dice, lovasz"):
         build_loss("hinge")
 
 
 def test_the_library_is_imported_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)  # an import of it would now fail
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)  # makes its import fail
     spec = importlib.util.spec_from_file_location("losses_again", losses.__file__)
     assert spec is not None
     assert spec.loader is not None

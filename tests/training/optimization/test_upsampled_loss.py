@@ -1,4 +1,4 @@
-"""Cross-entropy of a head's logits equals that of up-sampled ones."""
+"""Cross-entropy of head logits equals that of up-sampled logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEIGHTS = [None, [0.5, 1.0, 2.0, 4.0, 0.1]]
 
 
 def logits_and_targets() -> tuple[torch.Tensor, torch.Tensor]:
-    """(3, 5, 7, 9) logits that want a gradient, and (3, 50, 61) targets with ignored ones."""
+    """(3, 5, 7, 9) logits that require a gradient, and (3, 50, 61) targets with ignored ones."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, 7, 9, generator=generator, dtype=torch.float64).requires_grad_()
     targets = torch.randint(0, 5, (3, 50, 61), generator=generator)
@@ -25,7 +25,7 @@ def logits_and_targets() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("strip", [1, 2000, 20000, 2**24])
-def test_value_and_gradient_are_those_of_up_sampled_logits(
+def test_value_and_gradient_equal_those_of_up_sampled_logits(
     monkeypatch: pytest.MonkeyPatch, align_corners: bool, weights: list[float] | None, strip: int
 ) -> None:
     monkeypatch.setitem(upsampled._STRIP, "cpu", strip)
@@ -40,7 +40,7 @@ def test_value_and_gradient_are_those_of_up_sampled_logits(
     torch.testing.assert_close(gradient, their_gradient, rtol=1e-10, atol=1e-14)
 
 
-def test_nothing_scored_is_a_loss_of_0() -> None:
+def test_no_scored_pixels_give_a_loss_of_0() -> None:
     logits, targets = logits_and_targets()
     loss = build_loss("cross_entropy")(logits, torch.full_like(targets, 255))
     loss.backward()
@@ -48,7 +48,7 @@ def test_nothing_scored_is_a_loss_of_0() -> None:
     assert (logits.grad == 0).all()
 
 
-def test_a_logit_that_is_not_finite_is_not_hidden() -> None:
+def test_a_non_finite_logit_gives_a_non_finite_loss() -> None:
     logits, targets = logits_and_targets()
     with torch.no_grad():
         logits[1, 2, 3, 4] = float("nan")
@@ -62,7 +62,7 @@ def test_other_losses_up_sample_the_heads_logits() -> None:
     torch.testing.assert_close(loss(logits, targets), loss(large, targets), rtol=0, atol=0)
 
 
-def test_a_network_leaves_its_logits_small_when_asked_in_training_alone() -> None:
+def test_a_network_skips_up_sampling_in_training_mode_only() -> None:
     network = build_model(5, width=4)
     images = torch.zeros(2, 3, 64, 48, dtype=torch.uint8)
     network.upsampled_in_training = False

@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes nothing but memory."""
+"""Activation checkpointing changes memory use only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from pspnet.errors import ConfigError
 from pspnet.models.build import build_model
 from pspnet.system.device import Precision
-from pspnet.training.performance.activation_checkpointing import check_recomputable, recompute_blocks
+from pspnet.training.performance.activation_checkpointing import check_precision_supported, checkpoint_activations
 
 
-def test_outputs_gradients_and_statistics_are_those_of_the_plain_network() -> None:
+def test_outputs_gradients_and_statistics_equal_the_plain_network() -> None:
     torch.manual_seed(0)
     plain = build_model(4, width=4, dropout=0.0).double().train()
     recomputed = copy.deepcopy(plain)
-    assert recompute_blocks(recomputed) == 6 + 3
+    assert checkpoint_activations(recomputed) == 6 + 3
     assert list(recomputed.state_dict()) == list(plain.state_dict())
     images = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
     for network in (plain, recomputed):
@@ -36,9 +36,9 @@ def test_outputs_gradients_and_statistics_are_those_of_the_plain_network() -> No
         assert torch.equal(plain(images), recomputed(images))
 
 
-def test_less_is_kept_for_the_backward_pass() -> None:
+def test_fewer_activations_are_stored_for_the_backward_pass() -> None:
     sizes = []
-    for change in (lambda network: None, recompute_blocks):
+    for change in (lambda network: None, checkpoint_activations):
         torch.manual_seed(0)
         network = build_model(4, width=4).train()
         change(network)
@@ -55,22 +55,22 @@ def test_less_is_kept_for_the_backward_pass() -> None:
     assert sizes[1] < 0.7 * sizes[0]
 
 
-def test_an_old_pytorch_that_forgets_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_rejected_with_an_old_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     bfloat16, float32 = Precision("bfloat16", torch.bfloat16), Precision("float32", None)
     monkeypatch.setattr(torch, "__version__", "2.1.0+cu121")
-    check_recomputable(bfloat16)
+    check_precision_supported(bfloat16)
     monkeypatch.setattr(torch, "__version__", "1.12.1")
-    check_recomputable(float32)
+    check_precision_supported(float32)
     with pytest.raises(ConfigError, match=r"found True with precision bfloat16 and PyTorch 1\.12\.1, which"):
-        check_recomputable(bfloat16)
+        check_precision_supported(bfloat16)
 
 
 @pytest.mark.skipif(not hasattr(torch, "compile"), reason="PyTorch 2.0 remembers the number format")
-def test_the_second_pass_has_the_first_ones_number_format() -> None:
+def test_the_second_forward_pass_has_the_precision_of_the_first() -> None:
     torch.manual_seed(0)
     plain = build_model(4, width=4, dropout=0.0).train()
     recomputed = copy.deepcopy(plain)
-    recompute_blocks(recomputed)
+    checkpoint_activations(recomputed)
     images = torch.randint(0, 256, (2, 3, 48, 40), dtype=torch.uint8)
     for network in (plain, recomputed):
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""torch.compile: where it is wanted, and that one compilation without graph breaks serves a whole run."""
+"""torch.compile: when it is used, and one compilation without graph breaks per run."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from pspnet.models.pspnet import PSPNet
 from pspnet.models.pyramid import AuxiliaryHead, PSPHead
 from pspnet.models.resnet import ResNet
 from pspnet.training.performance import compilation as compiled
-from pspnet.training.performance.compilation import CompiledModel, compile_wanted, obstacle
+from pspnet.training.performance.compilation import CompiledModel, should_compile, unsupported_reason
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-needs_compile = pytest.mark.skipif(obstacle(CPU) is not None, reason="torch.compile needs PyTorch 2.1")
+needs_compile = pytest.mark.skipif(unsupported_reason(CPU) is not None, reason="torch.compile needs PyTorch 2.1")
 
 
 def small_network() -> PSPNet:
-    """A PSPNet of one block a layer: compiling takes as long as the network is deep."""
+    """PSPNet with one block per layer, because compile time grows with depth."""
     torch.manual_seed(0)
     backbone = ResNet((1, 1, 1, 1), width=4)
     return PSPNet(backbone, PSPHead(128, 3, dropout=0.0), AuxiliaryHead(64, 3, dropout=0.0)).train()
 
 
 def test_auto_compiles_on_gpus_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "obstacle", lambda device: None)
-    assert compile_wanted("auto", CPU) is False
-    assert compile_wanted("auto", CUDA) is True
-    assert compile_wanted("auto", CUDA, deterministic=True) is False
-    assert compile_wanted(True, CPU) is True
-    assert compile_wanted(False, CUDA) is False
+    monkeypatch.setattr(compiled, "unsupported_reason", lambda device: None)
+    assert should_compile("auto", CPU) is False
+    assert should_compile("auto", CUDA) is True
+    assert should_compile("auto", CUDA, deterministic=True) is False
+    assert should_compile(True, CPU) is True
+    assert should_compile(False, CUDA) is False
 
 
-def test_what_cannot_compile_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_against_compilation_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (3, 7))
-    assert compile_wanted("auto", CUDA) is False
-    if obstacle(CPU) is None:
+    assert should_compile("auto", CUDA) is False
+    if unsupported_reason(CPU) is None:
         with pytest.raises(ConfigError, match=r"compute capability 7\.0 or higher, and this one has 3\.7\. Use --comp"):
-            compile_wanted(True, CUDA)
+            should_compile(True, CUDA)
     monkeypatch.setattr(torch, "__version__", "2.0.1+cu117")
     with pytest.raises(ConfigError, match=r"compile = True cannot work here: it needs PyTorch 2\.1 or newer, and this"):
-        compile_wanted(True, CPU)
+        should_compile(True, CPU)
 
 
 @needs_compile
 def test_a_run_compiles_once_without_graph_breaks() -> None:
-    """Full batches, an epoch's smaller last one, validation by the network itself, and a second epoch."""
+    """Full batches, a smaller last batch, validation by the plain network, and a second epoch."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
@@ -58,7 +58,7 @@ def test_a_run_compiles_once_without_graph_breaks() -> None:
     network = small_network()
     network.upsampled_in_training = False
     model = CompiledModel(network, 2)
-    # Dynamo's part is what is counted here; generating code takes long and a compiler.
+    # Only Dynamo is counted here; code generation is slow and needs a compiler.
     model._compiled = (torch.compile(network, dynamic=False, backend="aot_eager"),)
     for _epoch in range(2):
         for count in (2, 2, 1):
@@ -73,7 +73,7 @@ def test_a_run_compiles_once_without_graph_breaks() -> None:
 
 
 @needs_compile
-def test_the_compiled_network_computes_what_the_network_computes() -> None:
+def test_the_compiled_network_equals_the_plain_network() -> None:
     torch._dynamo.reset()
     network = small_network().double()
     other = copy.deepcopy(network)
@@ -91,7 +91,7 @@ def test_the_compiled_network_computes_what_the_network_computes() -> None:
 
 
 class Failing:
-    """Stands for a compiled network that cannot be compiled."""
+    """Compiled network whose compilation fails."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -101,14 +101,16 @@ class Failing:
 
 
 @needs_compile
-def test_a_failure_to_compile_ends_the_run_only_where_compiling_was_asked_for() -> None:
-    images, said = torch.ones(2, 1), []
-    model = CompiledModel(nn.Linear(1, 1), 2, required=False, tell=said.append)
+def test_a_failure_to_compile_is_an_error_only_if_compilation_is_required() -> None:
+    images, messages = torch.ones(2, 1), []
+    model = CompiledModel(nn.Linear(1, 1), 2, required=False, log=messages.append)
     model._compiled = (Failing(OSError("no C++ compiler\nlong trace")),)
     assert torch.equal(model(images), model.original(images))
-    assert said == ["Note: the network could not be compiled (OSError: no C++ compiler); training goes on without."]
+    assert messages == [
+        "Note: the network could not be compiled (OSError: no C++ compiler); training continues without compilation."
+    ]
     model(images)
-    assert len(said) == 1
+    assert len(messages) == 1
 
     model = CompiledModel(nn.Linear(1, 1), 2)
     model._compiled = (Failing(OSError("no C++ compiler")),)
@@ -120,7 +122,7 @@ def test_a_failure_to_compile_ends_the_run_only_where_compiling_was_asked_for() 
 
 
 @needs_compile
-def test_a_backward_pass_that_cannot_be_compiled_is_met_in_the_forward_pass() -> None:
+def test_a_failing_backward_compilation_is_caught_in_the_forward_pass() -> None:
     from functorch.compile import nop
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch import config
@@ -132,19 +134,19 @@ def test_a_backward_pass_that_cannot_be_compiled_is_met_in_the_forward_pass() ->
         raise OSError("no compiler for this")
 
     torch._dynamo.reset()
-    layer, said = nn.Linear(2, 1), []
-    model = CompiledModel(layer, 2, required=False, tell=said.append)
+    layer, messages = nn.Linear(2, 1), []
+    model = CompiledModel(layer, 2, required=False, log=messages.append)
     model._compiled = (torch.compile(layer, dynamic=False, backend=aot_autograd(fw_compiler=nop, bw_compiler=refuse)),)
     model(torch.ones(2, 2)).sum().backward()
     assert layer.weight.grad is not None
-    assert len(said) == 1
-    assert "no compiler for this" in said[0]
+    assert len(messages) == 1
+    assert "no compiler for this" in messages[0]
     assert config.force_non_lazy_backward_lowering is False
 
 
 @needs_compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_inductor_takes_a_training_step() -> None:
+def test_inductor_runs_a_training_step() -> None:
     torch._dynamo.reset()
     model = CompiledModel(nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)), 2)
     model(torch.randn(2, 3, 8, 8)).sum().backward()

@@ -1,4 +1,4 @@
-"""The largest number of images that fits, by trials against a pretended memory."""
+"""Micro-batch size found by trials against a simulated memory limit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from torch import Tensor, nn
 
 from pspnet.errors import DeviceMemoryError
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 from pspnet.training.optimization.losses import build_loss
-from pspnet.training.performance.memory import choose_micro_batch, fits_in_memory, largest_that_fits, memory_explained
+from pspnet.training.performance.memory import (
+    choose_micro_batch,
+    explain_out_of_memory,
+    fits_in_memory,
+    largest_that_fits,
+)
 from pspnet.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -29,7 +34,7 @@ def test_the_largest_number_is_found_with_few_trials(limit: int) -> None:
 
 
 class Limited(nn.Module):
-    """Takes `limit` images; more are too many for its memory."""
+    """Network that runs out of memory above `limit` images."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -49,7 +54,7 @@ def step_of(network: nn.Module) -> TrainingStep:
     return TrainingStep(network, build_loss("cross_entropy"), optimizer, CPU, Precision("float32", None), Processes())
 
 
-def test_a_trial_leaves_no_trace() -> None:
+def test_a_trial_restores_the_state() -> None:
     network = Limited(5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     step = step_of(network)
@@ -59,7 +64,7 @@ def test_a_trial_leaves_no_trace() -> None:
     assert step.optimizer.state_dict()["state"] == {}
 
 
-def test_another_error_in_a_trial_is_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_in_a_trial_are_not_out_of_memory() -> None:
     network = Limited(5)
     network.layer = nn.Conv2d(4, 2, 1)
     with pytest.raises(RuntimeError, match="channels"):
@@ -67,27 +72,27 @@ def test_another_error_in_a_trial_is_not_taken_for_a_lack_of_memory() -> None:
 
 
 def choose(
-    setting: str | int | None, limit: int, share: int = 16, processes: Processes | None = None, may_cut: bool = True
+    setting: str | int | None, limit: int, share: int = 16, processes: Processes | None = None, may_split: bool = True
 ) -> int | None:
     partners = processes or Processes()
-    return choose_micro_batch(setting, lambda images: images <= limit, share, 240, partners, CPU, may_cut=may_cut)
+    return choose_micro_batch(setting, lambda images: images <= limit, share, 240, partners, CPU, may_split=may_split)
 
 
-def test_what_fits_is_taken_as_it_is() -> None:
+def test_a_mini_batch_that_fits_is_not_split() -> None:
     assert choose(None, 16) is None
     assert choose("auto", 16) is None
     assert choose(4, 16) == 4
     assert choose(99, 16) is None
 
 
-def test_auto_takes_what_fits() -> None:
+def test_auto_uses_the_largest_that_fits() -> None:
     assert choose("auto", 11) == 11
     assert choose("auto", 1) == 1
 
 
-def test_a_mini_batch_that_does_not_fit_is_told_with_the_largest_that_does() -> None:
+def test_the_error_names_the_largest_mini_batch_that_fits() -> None:
     text = (
-        "16 images of crop_size 240 at once do not fit the memory: at most 11 do. Use --mini_batch_size 11, or --micro"
+        "16 images of crop_size 240 together do not fit the memory: at most 11 do. Use --mini_batch_size 11, or --micro"
     )
     with pytest.raises(DeviceMemoryError, match=text):
         choose(None, 11)
@@ -97,29 +102,29 @@ def test_a_mini_batch_that_does_not_fit_is_told_with_the_largest_that_does() -> 
         choose("auto", 0)
 
 
-def test_nobody_is_sent_to_a_setting_that_the_run_refuses() -> None:
+def test_the_advice_leaves_out_settings_that_the_run_rejects() -> None:
     with pytest.raises(DeviceMemoryError, match=r"at most 11 do\. Use --mini_batch_size 11; or --gradient_checkp"):
-        choose(None, 11, may_cut=False)
+        choose(None, 11, may_split=False)
 
 
 class OneOfFour(Processes):
-    """A process whose partners can take fewer images."""
+    """Process whose peers fit fewer images."""
 
-    def least(self, number: int, device: torch.device | None = None) -> int:
+    def min(self, number: int, device: torch.device | None = None) -> int:
         return min(number, 3)
 
 
-def test_all_processes_take_the_smallest_number() -> None:
+def test_all_processes_use_the_minimum() -> None:
     assert choose("auto", 11, processes=OneOfFour(0, 4)) == 3
     with pytest.raises(DeviceMemoryError, match=r"on each of 4 devices: at most 3 do\. Use --mini_batch_size 12, or"):
         choose(None, 11, processes=OneOfFour(0, 4))
 
 
-def test_a_full_memory_in_the_middle_of_a_run_becomes_a_sentence() -> None:
-    full = r"memory is full \(CUDA out of memory\)\. Do less\."
-    with pytest.raises(DeviceMemoryError, match=full), memory_explained("Do less."):
+def test_out_of_memory_during_a_run_has_a_clear_message() -> None:
+    full = r"out of memory \(CUDA out of memory\)\. Do less\."
+    with pytest.raises(DeviceMemoryError, match=full), explain_out_of_memory("Do less."):
         raise RuntimeError("CUDA out of memory\nand much more")
-    with pytest.raises(DeviceMemoryError, match="Do less"), memory_explained("Do less."):
+    with pytest.raises(DeviceMemoryError, match="Do less"), explain_out_of_memory("Do less."):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    with pytest.raises(RuntimeError, match="shape mismatch"), memory_explained("Do less."):
+    with pytest.raises(RuntimeError, match="shape mismatch"), explain_out_of_memory("Do less."):
         raise RuntimeError("shape mismatch")

@@ -1,4 +1,4 @@
-"""Mini-batches on the device and in parts."""
+"""Transfer of mini-batches to the device, and micro-batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from pspnet.data.dataset import Batch, TrainBatchSampler
-from pspnet.training.performance.prefetch import ahead_on_device, cut, part_sizes, share_of, usual_part
+from pspnet.training.performance.prefetch import (
+    images_of_rank,
+    most_common_part,
+    part_sizes,
+    prefetch_to_device,
+    split_batch,
+)
 from pspnet.training.performance.readback import Readback
 
 
@@ -22,25 +28,25 @@ def test_part_sizes_are_even_and_the_larger_come_first() -> None:
     assert part_sizes(5, 1) == [1] * 5
 
 
-def test_parts_hold_every_image_once_in_order() -> None:
+def test_parts_contain_every_image_once_in_order() -> None:
     batch = make_batch(7)
-    parts = cut(batch, 3)
+    parts = split_batch(batch, 3)
     assert [part.names for part in parts] == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
-    assert cut(batch, None) == [batch]
+    assert split_batch(batch, None) == [batch]
 
 
-def test_batches_of_a_cpu_are_handed_on_one_by_one_as_bytes() -> None:
-    asked = []
+def test_cpu_batches_are_yielded_one_by_one_as_bytes() -> None:
+    requests = []
 
     def batches() -> object:
         for count in (1, 2):
-            asked.append(count)
+            requests.append(count)
             yield make_batch(count)
 
-    moved = ahead_on_device(batches(), torch.device("cpu"))
+    moved = prefetch_to_device(batches(), torch.device("cpu"))
     first = next(moved)
-    assert asked == [1]
+    assert requests == [1]
     assert first.images.dtype == torch.uint8
     assert first.images.is_contiguous(memory_format=torch.channels_last)
     assert [len(batch.names) for batch in moved] == [2]
@@ -51,11 +57,11 @@ def test_numbers_are_read_back() -> None:
 
 
 @pytest.mark.parametrize(("count", "largest", "size"), [(16, None, 16), (7, 3, 2), (8, 3, 3), (3, 2, 2), (4, 9, 4)])
-def test_the_usual_part(count: int, largest: int | None, size: int) -> None:
-    assert usual_part(count, largest) == size
+def test_most_common_part(count: int, largest: int | None, size: int) -> None:
+    assert most_common_part(count, largest) == size
 
 
-def test_shares_are_those_of_the_sampler() -> None:
+def test_images_of_rank_match_the_sampler() -> None:
     for images in (4, 9, 10, 16):
         dealt = [next(iter(TrainBatchSampler(images, images, 0, rank, 4))) for rank in range(4)]
-        assert [share_of(images, rank, 4) for rank in range(4)] == [len(batch) for batch in dealt]
+        assert [images_of_rank(images, rank, 4) for rank in range(4)] == [len(batch) for batch in dealt]

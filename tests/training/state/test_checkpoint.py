@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out bit for bit, and a file is there whole or not at all."""
+"""Checkpoints: bit-exact round trip and atomic writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_same(first: Any, second: Any) -> None:
         assert first == second
 
 
-def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_nested_state_round_trip(tmp_path: Path) -> None:
     state = {
         "none": None,
         "bools": [True, False],
@@ -60,14 +60,14 @@ def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert_same(load_checkpoint(tmp_path / "a" / "b" / "state.safetensors"), state)
 
 
-def test_not_a_number_survives(tmp_path: Path) -> None:
+def test_nan_round_trip(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "nan", {"number": math.nan, "tensor": torch.tensor([math.nan, 1.0])})
     state = load_checkpoint(tmp_path / "nan")
     assert math.isnan(state["number"])
     assert state["tensor"].isnan().tolist() == [True, False]
 
 
-def test_tensors_that_share_memory_or_lie_in_channels_last_order_are_saved_as_they_look(tmp_path: Path) -> None:
+def test_tensors_with_shared_memory_or_channels_last_layout_are_saved_by_value(tmp_path: Path) -> None:
     weight = torch.rand(4, 3, 5, 5)
     state = {
         "channels_last": weight.to(memory_format=torch.channels_last),
@@ -85,7 +85,7 @@ def test_tensors_that_share_memory_or_lie_in_channels_last_order_are_saved_as_th
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad", "RMSprop"])
-def test_optimizer_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
+def test_optimizer_resumes_bit_for_bit(tmp_path: Path, name: str) -> None:
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(1)
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
@@ -116,13 +116,13 @@ def test_optimizer_goes_on_bit_for_bit(tmp_path: Path, name: str) -> None:
     assert_same(dict(resumed.state_dict()), dict(network.state_dict()))
 
 
-def test_missing_file_says_what_resume_takes(tmp_path: Path) -> None:
+def test_missing_file_error_lists_the_values_of_resume(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"gone\.safetensors: no such checkpoint\. `--resume` takes `auto`, `never`"):
         load_checkpoint(tmp_path / "gone.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
-def test_truncated_file_is_called_damaged(tmp_path: Path, kept: int) -> None:
+def test_truncated_file_is_reported_as_damaged(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, {"weights": torch.rand(100)})
     path.write_bytes(path.read_bytes()[:kept])
@@ -132,14 +132,14 @@ def test_truncated_file_is_called_damaged(tmp_path: Path, kept: int) -> None:
         load_checkpoint(path)
 
 
-def test_file_of_another_kind_is_called_damaged(tmp_path: Path) -> None:
+def test_file_of_another_kind_is_reported_as_damaged(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     path.write_bytes(b"PK\x03\x04" + bytes(2000))
     with pytest.raises(WeightsError, match="damaged or truncated"):
         load_checkpoint(path)
 
 
-def test_state_that_is_no_json_is_called_damaged(tmp_path: Path) -> None:
+def test_state_that_is_not_json_is_reported_as_damaged(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     save_file({"x": torch.zeros(1)}, str(path), metadata={"format": checkpoint.FORMAT, "state": "{"})
     with pytest.raises(WeightsError, match="damaged or truncated"):
@@ -149,11 +149,11 @@ def test_state_that_is_no_json_is_called_damaged(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_weights_of_a_model_directory_are_no_checkpoint(tmp_path: Path) -> None:
+def test_weights_of_a_model_directory_are_not_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.zeros(2)}, str(path), metadata={"format": "pt"})
     with pytest.raises(
-        WeightsError, match=r"not a checkpoint of this program \(expected .*, found 'pt'\).*as `--model` instead"
+        WeightsError, match=r"not a checkpoint of this program \(expected .*, found 'pt'\).*with `--model` instead"
     ):
         load_checkpoint(path)
     save_file({"weight": torch.zeros(2)}, str(path))
@@ -161,9 +161,7 @@ def test_weights_of_a_model_directory_are_no_checkpoint(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_failing_write_leaves_the_old_checkpoint_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_only_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, {"epoch": 1, "weights": torch.ones(3)})
 
@@ -186,7 +184,7 @@ def test_folder_that_is_a_file_is_an_os_error(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "checkpoints" / "last.safetensors", {"epoch": 1})
 
 
-def test_replacing_keeps_the_old_file_on_any_exception(tmp_path: Path) -> None:
+def test_replacement_keeps_the_old_file_on_any_exception(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     with atomic_write(path) as temporary:
         temporary.write_text("old")

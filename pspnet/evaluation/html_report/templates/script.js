@@ -1,6 +1,6 @@
 "use strict";
-// The page reads without this script. It adds: sorting by a click on a column's head, what is under the pointer in a
-// confusion matrix, and a click on a picture to see it large.
+// Progressive enhancement: sortable columns, a readout under the pointer in a confusion matrix, and enlarged pictures.
+// The page is readable without it.
 
 function sortBy(table, column, header) {
   const body = table.tBodies[0];
@@ -16,7 +16,7 @@ function sortBy(table, column, header) {
   });
   keyed.sort((a, b) => {
     if (!numeric) return (descending ? -1 : 1) * a.key.localeCompare(b.key);
-    // What has no number stands last in both directions.
+    // Rows without a number come last in both directions.
     if (Number.isNaN(a.key) || Number.isNaN(b.key)) return Number.isNaN(a.key) - Number.isNaN(b.key);
     return descending ? b.key - a.key : a.key - b.key;
   });
@@ -50,14 +50,14 @@ for (const plate of document.querySelectorAll(".plate")) {
   const cursor = plate.querySelector(".cursor");
   const size = data.names.length;
   const counts = new Map(data.codes.map((code, index) => [code, data.counts[index]]));
-  let place = null;
+  let position = null;
   const show = (row, column) => {
-    place = [Math.min(size - 1, Math.max(0, row)), Math.min(size - 1, Math.max(0, column))];
-    [row, column] = place;
+    position = [Math.min(size - 1, Math.max(0, row)), Math.min(size - 1, Math.max(0, column))];
+    [row, column] = position;
     const pixels = counts.get(row * size + column) ?? 0;
-    const share = data.truth[row] ? ((100 * pixels) / data.truth[row]).toFixed(2) : "0.00";
+    const percent = data.totals[row] ? ((100 * pixels) / data.totals[row]).toFixed(2) : "0.00";
     readout.textContent = `${data.names[row]} predicted as ${data.names[column]}: ` +
-      `${pixels.toLocaleString("en")} px, ${share} % of ${data.names[row]}`;
+      `${pixels.toLocaleString("en")} px, ${percent} % of ${data.names[row]}`;
     const cell = image.width.baseVal.value / size;
     cursor.setAttribute("x", image.x.baseVal.value + column * cell);
     cursor.setAttribute("y", image.y.baseVal.value + row * cell);
@@ -72,7 +72,7 @@ for (const plate of document.querySelectorAll(".plate")) {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step) return;
     event.preventDefault();
-    show(place ? place[0] + step[0] : 0, place ? place[1] + step[1] : 0);
+    show(position ? position[0] + step[0] : 0, position ? position[1] + step[1] : 0);
   });
 }
 

@@ -1,4 +1,4 @@
-"""The processes of a data-parallel run, as `torchrun` starts them. A single process needs none of it."""
+"""Process group of a data-parallel run started by `torchrun`; a no-op in a single process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import distributed
 
 from pspnet.errors import ProcessLostError
 
-# gloo's threads let go of an operation's tensors a moment after it is done. A tensor that Python holds no more is then
-# theirs to free, for which they need Python's lock. But Python keeps that lock while it frees the group and waits for
-# these threads: both wait for ever (seen with torch 1.12 and 2.1, not with 2.15). So the last tensors stay with Python.
+# gloo's threads release an operation's tensors shortly after it is done. If theirs is the last reference, they need the
+# GIL to free the tensor. Destroying the group holds the GIL while it joins these threads: a deadlock (seen with torch
+# 1.12 and 2.1, not with 2.15). Keeping references to the last tensors avoids it.
 _LAST_TENSORS: deque[torch.Tensor] = deque(maxlen=16)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those that train together."""
+    """Rank of this process in the group, and the collective operations."""
 
     rank: int = 0
     world_size: int = 1
@@ -33,42 +33,42 @@ class Processes:
         return self.rank == 0
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, in all of them."""
+        """Return the sum over all processes (all-reduce)."""
         if self.world_size > 1:
             value = value.clone()
             _LAST_TENSORS.append(value)
-            with _named_loss_of_a_process():
+            with _process_lost_error():
                 distributed.all_reduce(value)
         return value
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """True in all processes where it is true in at least one."""
+        """Return True in all processes if the flag is true in at least one."""
         if self.world_size == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=device)).item() > 0)
 
-    def least(self, number: int, device: torch.device | None = None) -> int:
-        """The smallest of all processes' numbers."""
+    def min(self, number: int, device: torch.device | None = None) -> int:
+        """Return the smallest number of all processes."""
         if self.world_size == 1:
             return number
         value = torch.tensor(number, device=device)
         _LAST_TENSORS.append(value)
-        with _named_loss_of_a_process():
+        with _process_lost_error():
             distributed.all_reduce(value, op=distributed.ReduceOp.MIN)
         return int(value.item())
 
     def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite the tensors of all other processes with the main one's."""
+        """Broadcast the main process's tensors to all others, in place."""
         if self.world_size > 1:
-            with _named_loss_of_a_process():
+            with _process_lost_error():
                 for tensor in tensors:
                     _LAST_TENSORS.append(tensor)
                     distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has reached this point."""
         if self.world_size > 1:
-            with _named_loss_of_a_process():
+            with _process_lost_error():
                 distributed.barrier()
 
     def shutdown(self) -> None:
@@ -78,13 +78,13 @@ class Processes:
 
 
 @contextlib.contextmanager
-def _named_loss_of_a_process() -> Iterator[None]:
-    """A process that ends with an error breaks the connection; the others should not bury its message in tracebacks."""
+def _process_lost_error() -> Iterator[None]:
+    """Raise ProcessLostError for a broken connection: tracebacks of the others would bury the cause's message."""
     try:
         yield
     except RuntimeError as error:
         raise ProcessLostError(
-            f"Another process of this run has ended, and this one with it; its own message says why. ({error})"
+            f"Another process of this run has ended, so this one ends too; see its message for the cause. ({error})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Scores and predictions as people look at them: tables, overlays, pictures with truth and prediction side by side."""
+"""Predictions as pictures: overlays, and image, ground truth, prediction and errors side by side."""
 
 from __future__ import annotations
 
@@ -8,45 +8,26 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pspnet.classes import IGNORE_INDEX
-from pspnet.evaluation.metrics import Scores
 
 _GAP = 4  # px between the pictures of a sheet
 _TITLE = 16  # px above each column
 
 
-def format_scores(scores: Scores, class_names: Sequence[str], images: int) -> str:
-    """A table of the scores in percent, the classes in the order of their ids."""
-    width = max(len(name) for name in (*class_names, "mean accuracy"))
-    lines = [f"{'class':<{width}}  IoU %"]
-    for name, iou in zip(class_names, scores.per_class_iou):
-        lines.append(f"{name:<{width}}  " + ("    -" if iou is None else f"{100 * iou:5.1f}"))
-    lines.append("-" * (width + 7))
-    for name, value in (
-        ("mIoU", scores.mIOU),
-        ("pixel accuracy", scores.pixel_accuracy),
-        ("mean accuracy", scores.mean_accuracy),
-        ("fw IoU", scores.fw_iou),
-    ):
-        lines.append(f"{name:<{width}}  {100 * value:5.1f}")
-    lines.append(f"{images} images, {scores.pixels} scored pixels")
-    return "\n".join(lines)
-
-
 def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """(H, W, 3) uint8 image with the (H, W) mask's colours laid over it; ignored pixels stay as they are."""
+    """Blend the colours of an (H, W) mask over an (H, W, 3) uint8 image; ignored pixels stay unchanged."""
     blended = (image * (1 - opacity) + palette[mask] * opacity + 0.5).astype(np.uint8)
     return np.where((mask == IGNORE_INDEX)[..., None], image, blended)
 
 
-def sample_row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
-    """The pictures of one sample, (H, W, 3) uint8 each: image, truth, prediction and where the two differ."""
-    wrong = (prediction != truth) & (truth != IGNORE_INDEX)
+def sample_row(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
+    """Return (H, W, 3) uint8 pictures of one sample: image, ground truth, prediction and errors."""
+    wrong = (prediction != target) & (target != IGNORE_INDEX)
     errors = np.where(wrong[..., None], np.array([230, 40, 40], dtype=np.uint8), (image // 3 + 150).astype(np.uint8))
-    return [image, palette[truth], palette[prediction], errors]
+    return [image, palette[target], palette[prediction], errors]
 
 
 def sample_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], cell_width: int = 320) -> Image.Image:
-    """One picture of rows of (H, W, 3) uint8 pictures under column titles, each scaled to `cell_width` px."""
+    """Arrange rows of (H, W, 3) uint8 pictures, scaled to `cell_width` px, under column titles."""
     scaled = [[_scale_to_width(picture, cell_width) for picture in row] for row in rows]
     heights = [row[0].height for row in scaled]
     columns = len(titles)
@@ -68,5 +49,5 @@ def sample_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], ce
 
 def _scale_to_width(picture: np.ndarray, width: int) -> Image.Image:
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    # Nearest neighbour keeps the masks' colours the palette's own.
+    # Nearest neighbour, so that masks contain only colours of the palette.
     return Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.NEAREST)

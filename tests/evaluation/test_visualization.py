@@ -1,4 +1,4 @@
-"""Tables and pictures, pixel by pixel where it matters."""
+"""Overlays and sample sheets, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -6,31 +6,13 @@ import numpy as np
 import pytest
 
 from pspnet.classes import voc_palette
-from pspnet.evaluation.metrics import Scores
-from pspnet.evaluation.report import format_scores, overlay, sample_row, sample_sheet
+from pspnet.evaluation.visualization import overlay, sample_row, sample_sheet
 
 PALETTE = voc_palette()
 
 
 def flat(height: int, width: int, *colour: int) -> np.ndarray:
     return np.full((height, width, 3), colour, dtype=np.uint8)
-
-
-def test_the_table_shows_percent_and_absent_classes() -> None:
-    scores = Scores(0.51234, 0.9, 0.75, 1.0, (0.12345, None, 1.0), 1234)
-    table = format_scores(scores, ("sky", "a_rather_long_name", "car"), images=7)
-    assert table.splitlines() == [
-        "class               IoU %",
-        "sky                  12.3",
-        "a_rather_long_name      -",
-        "car                 100.0",
-        "-------------------------",
-        "mIoU                 51.2",
-        "pixel accuracy       90.0",
-        "mean accuracy        75.0",
-        "fw IoU              100.0",
-        "7 images, 1234 scored pixels",
-    ]
 
 
 def test_the_overlay_blends_half_and_half() -> None:
@@ -48,27 +30,27 @@ def test_the_overlays_opacity() -> None:
     assert overlay(image, mask, PALETTE, opacity=0.25)[0, 0].tolist() == [223, 191, 191]
 
 
-def test_the_overlay_leaves_its_arguments() -> None:
+def test_the_overlay_does_not_modify_its_arguments() -> None:
     image, mask = flat(2, 2, 9, 9, 9), np.ones((2, 2), dtype=np.uint8)
     image.flags.writeable = False
     overlay(image, mask, PALETTE)
     assert (image == 9).all()
 
 
-def test_a_row_shows_image_truth_prediction_and_errors() -> None:
+def test_a_row_shows_image_ground_truth_prediction_and_errors() -> None:
     image = flat(2, 2, 90, 30, 0)
-    truth = np.array([[0, 1], [255, 2]], dtype=np.uint8)
+    target = np.array([[0, 1], [255, 2]], dtype=np.uint8)
     prediction = np.array([[0, 2], [1, 2]], dtype=np.uint8)
-    pictures = sample_row(image, truth, prediction, PALETTE)
+    pictures = sample_row(image, target, prediction, PALETTE)
     assert [(picture.shape, picture.dtype) for picture in pictures] == [((2, 2, 3), np.uint8)] * 4
     np.testing.assert_array_equal(pictures[0], image)
-    np.testing.assert_array_equal(pictures[1], PALETTE[truth])
+    np.testing.assert_array_equal(pictures[1], PALETTE[target])
     np.testing.assert_array_equal(pictures[2], PALETTE[prediction])
     red, pale = [230, 40, 40], [180, 160, 150]
-    assert pictures[3].tolist() == [[pale, red], [pale, pale]]  # the ignored pixel is no error
+    assert pictures[3].tolist() == [[pale, red], [pale, pale]]  # the ignored pixel is not an error
 
 
-@pytest.mark.parametrize("titles", [("image", "truth"), ("a", "b", "c", "d")])
+@pytest.mark.parametrize("titles", [("image", "ground truth"), ("a", "b", "c", "d")])
 def test_the_sheets_size_follows_its_pictures(titles: tuple[str, ...]) -> None:
     rows = [[flat(30, 60, 1, 2, 3)] * len(titles), [flat(50, 25, 4, 5, 6)] * len(titles)]
     sheet = sample_sheet(rows, titles, cell_width=100)
@@ -76,7 +58,7 @@ def test_the_sheets_size_follows_its_pictures(titles: tuple[str, ...]) -> None:
     assert sheet.size == (len(titles) * 104 + 4, 16 + 4 + 50 + 4 + 200 + 4)
 
 
-def test_the_sheet_holds_every_picture_at_its_place() -> None:
+def test_the_sheet_contains_every_picture_at_its_position() -> None:
     mask_colours = np.kron(PALETTE[:4].reshape(2, 2, 3), np.ones((5, 5, 1), dtype=np.uint8))  # (10, 10, 3)
     sheet = np.asarray(sample_sheet([[flat(10, 10, 200, 0, 0), mask_colours]], ("left", "right"), cell_width=40))
     assert (sheet[20:60, 4:44] == [200, 0, 0]).all()
@@ -85,7 +67,7 @@ def test_the_sheet_holds_every_picture_at_its_place() -> None:
     assert (sheet[16:20] == 255).all()
     assert (sheet[60:] == 255).all()
     assert (sheet[20:60, 44:48] == 255).all()
-    assert (sheet[:16, 4:44] < 128).any()  # a title stands above each column
+    assert (sheet[:16, 4:44] < 128).any()  # title above each column
     assert (sheet[:16, 48:88] < 128).any()
 
 
