@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pspnet.artifact.model_directory import class_names_of
 from pspnet.classes import LabelMap
-from pspnet.config.rules import SHAPES
+from pspnet.config.folders import SHAPES
 from pspnet.config.schema import Config
 from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, find_label_map, load_pairs

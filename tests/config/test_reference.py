@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pspnet.cli.dispatch import build_parser
-from pspnet.config.parsing import Arguments, dump_yaml, help_text, load_config, markdown_table, parse_arguments
+from pspnet.config.parsing import Arguments, load_config, parse_arguments
+from pspnet.config.reference import dump_yaml, help_text, markdown_table
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError
 

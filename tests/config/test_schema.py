@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pspnet.config.rules import InvalidConfigError
-from pspnet.config.schema import Config, allowed
+from pspnet.config.fields import allowed
+from pspnet.config.problems import InvalidConfigError
+from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, PspnetError
 
 
