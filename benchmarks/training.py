@@ -56,14 +56,13 @@ from pspnet.errors import ConfigError, PspnetError
 from pspnet.models.build import build_algorithm
 from pspnet.models.pspnet import SegmentationNetwork, build_model
 from pspnet.system.device import (
-    Precision,
     choose_device,
-    choose_precision,
     has_fast_bfloat16,
     set_tf32,
     tuned_convolutions,
 )
 from pspnet.system.exit_codes import run_guarded
+from pspnet.system.precision import Precision, choose_precision
 from pspnet.training.distributed import Processes
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.optimization.optimizer import build_optimizer, parameter_groups

@@ -20,7 +20,7 @@ ENTRIES = {
 BASE = {"pspnet", "pspnet.system.cpu", "pspnet.errors", "pspnet.system.atomic_files"}
 SETTINGS = {
     "pspnet.classes", "pspnet.config.schema", "pspnet.config.rules", "pspnet.config.parsing", "pspnet.config.values",
-    "pspnet.system.training_job", "pspnet.system.locations",
+    "pspnet.system.sagemaker_job", "pspnet.system.locations",
 }  # fmt: skip
 # What the modules of each folder may import of the project, besides their own folder.
 ALLOWED = {

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pspnet.evaluation.protocols.factory import Protocol
     from pspnet.evaluation.run import Evaluator, Scored
     from pspnet.evaluation.summary import Result
-    from pspnet.system.device import Precision
+    from pspnet.system.precision import Precision
     from pspnet.training.distributed import Processes
 
 _DESCRIPTION = """\
@@ -100,7 +100,8 @@ def _score_model(arguments: argparse.Namespace, label_map: LabelMap | None, igno
     from pspnet.evaluation.partial_results import EvaluationState, pair_signature
     from pspnet.evaluation.run import Scored
     from pspnet.evaluation.summary import Result
-    from pspnet.system.device import choose_device, choose_precision
+    from pspnet.system.device import choose_device
+    from pspnet.system.precision import choose_precision
     from pspnet.training.distributed import join_processes
 
     device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))

@@ -30,6 +30,8 @@ _SINKS = """Sinks:
   -, png:-                  masks to standard output: with a line of JSON before each; PNG files alone
   http(s)://...             a request for every mask
 docs/stream.md says more."""
+_STOP_MESSAGE = "no more frames; delivering what was taken. A second one stops at once."
+_EXIT_MESSAGE = "Stopped at once: what had not been delivered and is not on disk is lost."
 
 
 def register(subparsers: Any) -> None:
@@ -150,14 +152,14 @@ def run_stream(arguments: argparse.Namespace) -> int:
     from pspnet.stream.console import Console
     from pspnet.stream.sinks.base import check_sinks
     from pspnet.stream.statistics import Statistics, final_report
-    from pspnet.system.stopping import StopSignals
+    from pspnet.system.signals import StopRequest
 
     console, statistics = Console(arguments.quiet), Statistics()
     rate, sink_settings = _read_rate(arguments.rate), _read_settings(arguments.sink_setting)
     check_sinks(arguments.to)
-    with StopSignals() as signals:
+    with StopRequest(_STOP_MESSAGE, _EXIT_MESSAGE, repeat_seconds=0.5) as stop:
         pipeline = _build(arguments, rate, sink_settings, console, statistics)
-        failure = _run_pipeline(pipeline, lambda: console.tick(statistics.line), signals)
+        failure = _run_pipeline(pipeline, lambda: console.tick(statistics.line), stop.is_set)
         summary = statistics.summary()
         console.say(final_report(summary))
         if arguments.summary is not None:
@@ -165,7 +167,7 @@ def run_stream(arguments: argparse.Namespace) -> int:
                 temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     if failure is not None:
         raise failure
-    return signals.exit_code or _incomplete(summary)
+    return stop.exit_code if stop else _incomplete(summary)
 
 
 def _build(
@@ -202,10 +204,10 @@ def _incomplete(summary: dict[str, Any]) -> int:
     return 1 if missing or summary["failed"] else 0
 
 
-def _run_pipeline(pipeline: Pipeline, tick: Callable[[], None], signals: Callable[[], bool]) -> Exception | None:
+def _run_pipeline(pipeline: Pipeline, tick: Callable[[], None], wants_stop: Callable[[], bool]) -> Exception | None:
     """Run the stream; the error that ended it, after everything else has been delivered and said."""
     try:
-        pipeline.run(signals, tick)
+        pipeline.run(wants_stop, tick)
     except Exception as error:
         return error
     return None
@@ -253,7 +255,8 @@ def _open_model(arguments: argparse.Namespace) -> Model:
     if arguments.classes is not None:
         raise ConfigError("--classes: a model directory has its own class names; leave this out.")
     from pspnet.stream.model import LocalModel
-    from pspnet.system.device import choose_device, choose_precision
+    from pspnet.system.device import choose_device
+    from pspnet.system.precision import choose_precision
 
     device = choose_device(arguments.device)
     dtype = choose_precision(arguments.precision, device).dtype

@@ -11,7 +11,7 @@ from pspnet.config.parsing import parse_arguments
 from pspnet.config.reference import dump_yaml, help_text
 from pspnet.config.rules import check_channels, config_warnings
 from pspnet.system.locations import find_beside
-from pspnet.system.training_job import job_arguments, report_failure
+from pspnet.system.sagemaker_job import job_arguments, report_failure
 
 
 def _find_quickstart() -> Path | None:

@@ -11,18 +11,26 @@ import torch
 
 from pspnet.errors import ConfigError
 from pspnet.system.cpu import available_cores
-from pspnet.system.precision import Precision, choose_precision
 
-__all__ = [
-    "Precision", "choose_device", "choose_precision", "choose_workers", "describe", "has_fast_bfloat16",
-    "make_deterministic", "memory_in_words", "set_tf32", "tuned_convolutions",
-]  # fmt: skip
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name that PyTorch knows; `auto` is a GPU if there is one. Raises ConfigError for other names."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device = {name!r}: not a device that PyTorch knows; use auto, cpu or cuda.") from error
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> a device; ConfigError where cuda is asked for and there is none."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
+    """The device of this process, made current: `cpu`, or the GPU of `local_rank` for `cuda` and for `auto` with a GPU.
+
+    Raises ConfigError for `cuda` without a GPU and for unknown names.
+    """
+    device = resolve_device(name)
+    if device.type == "cpu":
+        return device
     if not torch.cuda.is_available():
         raise ConfigError(
             f"device = {name}: this PyTorch ({torch.__version__}) sees no GPU; use --device auto or --device cpu."
@@ -74,7 +82,7 @@ def tuned_convolutions(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def memory_in_words(device: torch.device) -> str:
+def describe_memory(device: torch.device) -> str:
     """The device's memory, for a message: "the 14.6 GiB of Tesla T4"."""
     if device.type != "cuda":
         return "the memory"

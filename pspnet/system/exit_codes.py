@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from pspnet.errors import ConfigError, ProcessLostError, PspnetError
-from pspnet.system.training_job import describe_defect, report_failure
+from pspnet.system.sagemaker_job import describe_defect, report_failure
 
 USER_ERROR = 1
 CONFIG_ERROR = 2

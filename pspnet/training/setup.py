@@ -32,6 +32,7 @@ from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system import device as devices
+from pspnet.system.precision import Precision, choose_precision
 from pspnet.training.distributed import Processes, join_processes
 from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.optimization.losses import build_loss
@@ -66,7 +67,7 @@ class Run:
 
     config: Config
     device: torch.device
-    precision: devices.Precision
+    precision: Precision
     processes: Processes
     data: Data
     network: nn.Module
@@ -111,7 +112,7 @@ def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = devices.choose_device(config.device, local_rank)
-    precision = devices.choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device)
     if config.deterministic:
         devices.make_deterministic()
     if device.type == "cuda":
@@ -125,7 +126,7 @@ def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
 
 
 def _assemble(
-    config: Config, device: torch.device, precision: devices.Precision, processes: Processes, build: BuildNetwork
+    config: Config, device: torch.device, precision: Precision, processes: Processes, build: BuildNetwork
 ) -> Run:
     data = load_data(config, processes)
     _check_folders(config, processes)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
-from pspnet.system.device import Precision
+from pspnet.system.precision import Precision
 from pspnet.training.distributed import Processes
 from pspnet.training.optimization.losses import loss_weight
 from pspnet.training.optimization.optimizer import ExponentialMovingAverage, is_fused, load_optimizer_state

@@ -10,7 +10,8 @@ import torch
 
 from pspnet.errors import ConfigError
 from pspnet.system import device as devices
-from pspnet.system.device import Precision, choose_device, choose_precision, choose_workers
+from pspnet.system.device import choose_device, choose_workers
+from pspnet.system.precision import Precision, choose_precision
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)

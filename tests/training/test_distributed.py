@@ -26,7 +26,7 @@ from pspnet.data.shapes import write_shapes
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.pspnet import build_model
-from pspnet.system.device import Precision
+from pspnet.system.precision import Precision
 from pspnet.training.distributed import Processes, join_processes
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.setup import build_run

@@ -13,7 +13,7 @@ from torch import nn
 from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.models.pspnet import build_model
-from pspnet.system.device import Precision
+from pspnet.system.precision import Precision
 from pspnet.training.distributed import Processes
 from pspnet.training.optimization.losses import build_loss, loss_weight
 from pspnet.training.optimization.optimizer import ExponentialMovingAverage, build_optimizer, is_fused, parameter_groups

@@ -11,7 +11,7 @@ from torch import nn
 
 from pspnet.data.dataset import Batch
 from pspnet.errors import DeviceMemoryError, is_out_of_memory
-from pspnet.system.device import memory_in_words
+from pspnet.system.device import describe_memory
 from pspnet.training.distributed import Processes
 from pspnet.training.step import TrainingStep
 
@@ -106,7 +106,7 @@ def choose_micro_batch(
     # The smallest of all processes' numbers: they cut their mini-batches alike.
     found = processes.least(largest_that_fits(fits, wanted), device)
     if not found or (found < wanted and setting != "auto"):
-        place = memory_in_words(device)
+        place = describe_memory(device)
         raise DeviceMemoryError(_too_large(setting, wanted, found, crop_size, processes.world_size, place, may_cut))
     return None if found == share else found
 

@@ -9,7 +9,7 @@ import torch
 
 from pspnet.errors import ConfigError
 from pspnet.models.pspnet import build_model
-from pspnet.system.device import Precision
+from pspnet.system.precision import Precision
 from pspnet.training.performance.activation_checkpointing import check_recomputable, recompute_blocks
 
 

@@ -11,7 +11,7 @@ from pspnet.cli.train import train_command
 from pspnet.config.parsing import parse_arguments
 from pspnet.errors import ConfigError, DataError
 from pspnet.system.exit_codes import run_guarded
-from pspnet.system.training_job import describe_defect, failure_file, job_arguments, report_failure
+from pspnet.system.sagemaker_job import describe_defect, failure_file, job_arguments, report_failure
 
 
 def test_the_failure_file_is_where_toolkit_and_drivers_say() -> None:
