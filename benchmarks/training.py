@@ -51,7 +51,7 @@ from pspnet.benchmarking.peak_memory import ChildError, ask_child, peak_mib
 from pspnet.benchmarking.plain import make_plain
 from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import factor, markdown, milliseconds, percent
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.errors import ConfigError, PspnetError
 from pspnet.models.build import build_algorithm
 from pspnet.models.pspnet import SegmentationNetwork, build_model

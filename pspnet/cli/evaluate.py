@@ -96,7 +96,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def _score_model(arguments: argparse.Namespace, label_map: LabelMap | None, ignore: int) -> int:
     from pspnet.artifact.model_directory import load_trained
-    from pspnet.data.dataset import image_sizes
+    from pspnet.data.samplers import image_sizes
     from pspnet.evaluation.partial_results import EvaluationState, pair_signature
     from pspnet.evaluation.run import Scored
     from pspnet.evaluation.summary import Result

@@ -20,13 +20,9 @@ from pspnet.config.folders import SHAPES
 from pspnet.config.schema import Config
 from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, find_label_map, load_pairs
-from pspnet.data.dataset import (
-    EvaluationBatchSampler,
-    SegmentationDataset,
-    TrainBatchSampler,
-    build_loader,
-    image_sizes,
-)
+from pspnet.data.dataset import SegmentationDataset
+from pspnet.data.loader import build_loader
+from pspnet.data.samplers import EvaluationBatchSampler, TrainBatchSampler, image_sizes
 from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.system.precision import Precision
 from pspnet.training.distributed import Processes

@@ -13,17 +13,9 @@ from PIL import Image
 
 from pspnet.classes import LabelMap, load_label_map
 from pspnet.data.channels import Pair, load_pairs
-from pspnet.data.dataset import (
-    Batch,
-    EvaluationBatchSampler,
-    SegmentationDataset,
-    TrainBatchSampler,
-    build_loader,
-    collate,
-    image_sizes,
-    load_batches,
-    read_pair,
-)
+from pspnet.data.dataset import SegmentationDataset, read_pair
+from pspnet.data.loader import Batch, build_loader, collate, load_batches
+from pspnet.data.samplers import EvaluationBatchSampler, TrainBatchSampler, image_sizes
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import DataError
 

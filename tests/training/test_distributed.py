@@ -21,7 +21,7 @@ from torch import nn
 
 from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.config.schema import Config
-from pspnet.data.dataset import Batch, load_batches
+from pspnet.data.loader import Batch, load_batches
 from pspnet.data.shapes import write_shapes
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.protocols.whole import evaluate_whole

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.models.pspnet import build_model
 from pspnet.system.precision import Precision

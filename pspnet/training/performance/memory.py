@@ -9,7 +9,7 @@ from typing import Callable
 import torch
 from torch import nn
 
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.errors import DeviceMemoryError, is_out_of_memory
 from pspnet.system.device import describe_memory
 from pspnet.training.distributed import Processes

@@ -19,7 +19,9 @@ from pspnet.data.cache import sample_cache as cache_module
 from pspnet.data.cache.cache_folder import available_memory, open_cache
 from pspnet.data.cache.sample_cache import ImageCache
 from pspnet.data.channels import Pair, load_pairs
-from pspnet.data.dataset import SegmentationDataset, TrainBatchSampler, build_loader, load_batches, read_pair
+from pspnet.data.dataset import SegmentationDataset, read_pair
+from pspnet.data.loader import build_loader, load_batches
+from pspnet.data.samplers import TrainBatchSampler
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pspnet.data.dataset import Batch, TrainBatchSampler
+from pspnet.data.loader import Batch
+from pspnet.data.samplers import TrainBatchSampler
 from pspnet.training.performance.prefetch import ahead_on_device, cut, part_sizes, share_of, usual_part
 from pspnet.training.performance.readback import Readback
 
