@@ -8,22 +8,22 @@ from collections.abc import Mapping
 from pspnet.config.values import parse_str
 
 SHAPES = "shapes"
-"""The value of `data` that stands for the built-in synthetic set."""
+"""Value of `data` for the built-in synthetic set."""
 
 REQUIRED_CHANNELS = ("train", "train_annotation", "validation", "validation_annotation")
 CHANNELS = (*REQUIRED_CHANNELS, "label_map", "model")
-"""Keys of the data channels, named as SageMaker's channels are; the last two may be left out."""
+"""Keys of the data channels, named like SageMaker's channels; the last two are optional."""
 
 OUTPUT_FOLDERS = {"model_dir": "model", "output_dir": "", "checkpoint_dir": "checkpoints"}
-"""Keys of the output folders, and where each lies under runs/<name>."""
+"""Keys of the output folders, and their paths under runs/<name>."""
 
 FOLDERS = ("data", *CHANNELS, *OUTPUT_FOLDERS)
 
 
 def derived_folders(values: Mapping[str, object]) -> dict[str, str]:
-    """Folders that follow from `data` and `name` where they are not given themselves.
+    """Default folders, derived from `data` and `name`.
 
-    `data` always stands for the four required channels, and for label_map and model if it holds such folders.
+    `data` always provides the four required channels, and label_map and model if it contains such folders.
     """
     run = os.path.join("runs", _text(values.get("name")) or "run")
     folders = {key: os.path.join(run, part) if part else run for key, part in OUTPUT_FOLDERS.items()}
@@ -39,5 +39,5 @@ def derived_folders(values: Mapping[str, object]) -> dict[str, str]:
 def _text(value: object) -> str:
     try:
         return parse_str(value)
-    except ValueError:  # reported with the key it belongs to
+    except ValueError:  # reported by the check of its own key
         return ""

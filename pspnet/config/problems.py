@@ -10,9 +10,9 @@ from pspnet.errors import ConfigError
 
 @dataclass(frozen=True)
 class Problem:
-    """One reason why settings cannot be used: the key, what was found, and what is allowed or how to mend it.
+    """One invalid setting: the key, the value found, and the fix.
 
-    `others` are keys that the problem rests on as well; where one of them is wrong itself, the problem is not reported.
+    `others` are keys that the problem also depends on; if one of them is invalid itself, the problem is not reported.
     """
 
     key: str
@@ -21,13 +21,13 @@ class Problem:
     others: tuple[str, ...] = ()
 
     def line(self, source: str | None = None) -> str:
-        """The problem as one line, with where the value came from if that is known."""
+        """The problem as one line, with the source of the value if known."""
         key = " ".join(self.key.split())
         return f"{key}: {self.found}{f' ({source})' if source else ''}; {self.fix}"
 
 
 class InvalidConfigError(ConfigError):
-    """A ConfigError that still knows its single problems, so that sources can be added to them."""
+    """A ConfigError that keeps its individual problems, so that sources can be added to them."""
 
     def __init__(self, problems: Iterable[Problem], sources: Mapping[str, str] | None = None) -> None:
         self.problems, self.sources = tuple(problems), dict(sources or {})

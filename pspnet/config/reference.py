@@ -14,7 +14,7 @@ from pspnet.config.values import show
 
 
 def dump_yaml(config: Config) -> str:
-    """The settings as YAML that loads to an equal Config; folders that follow from others stand in comments."""
+    """The settings as YAML that loads to an equal Config; derived folders are written as comments."""
     lines: list[str] = []
     derived = config.derived()
     for heading, keys in _groups():
@@ -22,7 +22,7 @@ def dump_yaml(config: Config) -> str:
         for key in keys:
             value = getattr(config, key)
             if key in derived:
-                lines.append(f"# {key}: {show(value, 200)}  (follows from {'data' if key in CHANNELS else 'name'})")
+                lines.append(f"# {key}: {show(value, 200)}  (derived from {'data' if key in CHANNELS else 'name'})")
             elif isinstance(value, tuple):
                 lines.append(f"{key}: {_yaml(list(value), flow=True)}")
             else:
@@ -36,17 +36,17 @@ def _yaml(value: object, flow: bool) -> str:
 
 
 def help_text() -> str:
-    """Every setting with its default, what it allows and one line, by group; at most 100 columns."""
+    """Every setting with its default, allowed values and description, by group; at most 100 columns."""
     lines = [
         "usage: train.py [--config FILE] [--key value ...] [--print_config] [--help]",
         "",
-        "Defaults < config file < flags, whatever their order. A key in the file is a flag here and a",
-        "hyperparameter on SageMaker; hyphens and underscores both work. A true-or-false flag without a",
+        "Precedence: defaults < config file < flags. A key in the file is also a flag and a",
+        "SageMaker hyperparameter; hyphens and underscores both work. A boolean flag without a",
         "value means True.",
         "",
         "  --config FILE    read settings from a YAML file",
-        "  --print_config   print the settings that would be used, as YAML, and stop",
-        "  --help           print this text and stop",
+        "  --print_config   print the resulting settings as YAML and exit",
+        "  --help           print this text and exit",
     ]
     for heading, keys in _groups():
         lines += ["", f"{heading}:"]
@@ -59,7 +59,7 @@ def help_text() -> str:
 
 
 def markdown_table() -> str:
-    """The same as help_text, as Markdown tables for docs/configuration.md."""
+    """The content of help_text as Markdown tables for docs/configuration.md."""
     lines: list[str] = []
     for heading, keys in _groups():
         lines += ["", f"### {heading}", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
@@ -70,7 +70,7 @@ def markdown_table() -> str:
 
 
 def default_text(key: str) -> str:
-    """The default as it would be written: `required` where there is none, `none` where it is not given."""
+    """The default as text: `required` if the setting has none, `none` if it may be left out."""
     known = Config.model_fields[key]
     if known.is_required():
         return "required"

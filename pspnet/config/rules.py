@@ -12,7 +12,7 @@ from pspnet.config.values import show
 
 
 def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> None:
-    """Raise ConfigError that names every data folder that does not exist, with its key and where it came from."""
+    """Raise ConfigError that lists every missing data folder, with its key and source."""
     sources, problems = dict(sources or {}), []
     if config.data and config.data != SHAPES and not os.path.isdir(config.data) and "train" in config.derived():
         problems.append(_missing_folder("data", config.data))
@@ -22,7 +22,7 @@ def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> 
             continue
         if key in config.derived():
             if problems and problems[0].key == "data":
-                continue  # one line for the folder that holds them all
+                continue  # one line for their common parent
             sources[key] = f"from data, {sources['data']}" if "data" in sources else "from data"
         problems.append(_missing_folder(key, folder))
     if problems:
@@ -32,28 +32,28 @@ def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> 
 def _missing_folder(key: str, folder: str) -> Problem:
     if os.path.exists(folder):
         return Problem(key, f"{show(folder, 200)} is a file", "give the folder that holds the images")
-    return Problem(key, f"there is no folder {show(folder, 200)}", "give one that exists")
+    return Problem(key, f"no such folder: {show(folder, 200)}", "give an existing folder")
 
 
 def cross_problems(config: Fields) -> Iterator[Problem]:
-    """Settings that cannot be used together."""
+    """Problems of settings that exclude each other."""
     yield from _channel_problems(config)
     yield from _network_problems(config)
     yield from _class_problems(config)
     if config.lr_scheduler == "step" and not config.lr_scheduler_step:
         yield Problem("lr_scheduler_step", "missing", 'lr_scheduler step needs it, such as "10, 20"', ("lr_scheduler",))
     if config.optimizer == "nag" and config.momentum == 0:
-        yield Problem("momentum", "found 0", "optimizer nag needs more than 0; sgd does not", ("optimizer",))
+        yield Problem("momentum", "found 0", "optimizer nag needs a value above 0; sgd accepts 0", ("optimizer",))
     if config.scale_min > config.scale_max:
         found = f"found {config.scale_min:g}, above scale_max {config.scale_max:g}"
-        yield Problem("scale_min", found, "give scale_max at least", ("scale_max",))
+        yield Problem("scale_min", found, "give a value of at most scale_max", ("scale_max",))
     if config.device == "cpu" and config.precision == "float16":
         yield Problem("precision", "found 'float16' with device cpu", "float16 needs a GPU; use float32", ("device",))
     if config.compile is not False and config.gradient_checkpointing:
-        fix = "torch.compile cannot follow it: use one of them"
+        fix = "torch.compile does not support it: use one of them"
         yield Problem("gradient_checkpointing", f"found True with compile {config.compile}", fix, ("compile",))
     if config.micro_batch_size is not None and config.syncbn:
-        fix = "syncbn shares the statistics of whole mini-batches: leave one of them out"
+        fix = "syncbn needs the statistics of the full mini-batch: use one of them"
         yield Problem("micro_batch_size", f"found {show(config.micro_batch_size)} with syncbn True", fix, ("syncbn",))
 
 
@@ -61,15 +61,15 @@ def _channel_problems(config: Fields) -> Iterator[Problem]:
     given = [key for key in REQUIRED_CHANNELS if getattr(config, key) is not None]
     if config.data is None and not given:
         fix = (
-            f"give --data FOLDER that holds {', '.join(REQUIRED_CHANNELS)}, a flag for each of these, "
+            f"give --data FOLDER with {', '.join(REQUIRED_CHANNELS)}, a flag for each of these, "
             "SM_CHANNEL_* in the environment, or --data shapes for the built-in synthetic set"
         )
         yield Problem("data", "missing", fix, REQUIRED_CHANNELS)
     elif given or config.data != SHAPES:
-        beside = " (data shapes is not used beside other channels)" if config.data == SHAPES else ""
+        unused = " (data shapes is not used when other channels are given)" if config.data == SHAPES else ""
         for key in REQUIRED_CHANNELS:
             if key not in given:
-                fix = f"give --{key} FOLDER or SM_CHANNEL_{key.upper()}{beside}"
+                fix = f"give --{key} FOLDER or SM_CHANNEL_{key.upper()}{unused}"
                 yield Problem(key, "missing", fix, ("data",))
 
 
@@ -84,7 +84,7 @@ def _network_problems(config: Fields) -> Iterator[Problem]:
     from_torchvision = config.use_pretrained_model and config.pretrained_weights.startswith("IMAGENET")
     if from_torchvision and config.stem != "conv7":
         fix = (
-            "torchvision publishes no weights for it: use stem conv7, use_pretrained_model False, or a file of weights "
+            "torchvision has no weights for it: use stem conv7, use_pretrained_model False, or a file of weights "
             "with pretrained_weights"
         )
         yield Problem("stem", f"found {config.stem!r} with use_pretrained_model True", fix, others)
@@ -94,12 +94,12 @@ def _network_problems(config: Fields) -> Iterator[Problem]:
 
 
 def _torchvision_problems(config: Fields) -> Iterator[Problem]:
-    """Settings of our network that torchvision's, which are built as they are, don't have."""
+    """Settings that torchvision's networks do not support."""
     fields = type(config).model_fields
     for key in ("stem", "output_stride", "align_corners", "contract_dilation", "width", "dropout"):
         value = getattr(config, key)
         if value != fields[key].default:
-            fix = f"torchvision's network is built as it is: leave {key} out, or use algorithm psp"
+            fix = f"torchvision's network does not support it: remove {key}, or use algorithm psp"
             yield Problem(key, f"found {show(value)} with algorithm {config.algorithm}", fix, ("algorithm",))
 
 
@@ -107,34 +107,36 @@ def _class_problems(config: Fields) -> Iterator[Problem]:
     classes = config.num_classes
     if config.class_names is not None and len(config.class_names) != classes:
         found = f"found {len(config.class_names)} names with num_classes {classes}"
-        yield Problem("class_names", found, "give one name a class, in the order of their ids", ("num_classes",))
+        yield Problem("class_names", found, "give one name per class, in the order of the class ids", ("num_classes",))
     if config.class_weights is not None and len(config.class_weights) != classes:
         found = f"found {len(config.class_weights)} weights with num_classes {classes}"
-        yield Problem("class_weights", found, "give one weight a class, in the order of their ids", ("num_classes",))
+        yield Problem(
+            "class_weights", found, "give one weight per class, in the order of the class ids", ("num_classes",)
+        )
     if config.class_weights is not None and config.loss not in ("cross_entropy", "ohem"):
-        fix = "only cross_entropy and ohem weigh classes: leave class_weights out or change loss"
+        fix = "only cross_entropy and ohem support class weights: remove class_weights or change loss"
         yield Problem("class_weights", f"given with loss {config.loss}", fix, ("loss",))
 
 
 def config_warnings(config: Fields) -> list[str]:
-    """Settings that run but hardly do what was meant, one sentence each."""
+    """Warnings about settings that are valid but probably a mistake, one sentence each."""
     return [*_schedule_warnings(config), *_unused_warnings(config), *_data_warnings(config)]
 
 
 def _schedule_warnings(config: Fields) -> Iterator[str]:
     if config.early_stopping and config.early_stopping_min_epochs >= config.epochs:
         yield (
-            f"early_stopping can never act: early_stopping_min_epochs {config.early_stopping_min_epochs} "
+            f"early_stopping has no effect: early_stopping_min_epochs {config.early_stopping_min_epochs} "
             f"is not below epochs {config.epochs}."
         )
     elif config.early_stopping and config.early_stopping_patience >= config.epochs:
         yield (
-            f"early_stopping can never act: early_stopping_patience {config.early_stopping_patience} "
+            f"early_stopping has no effect: early_stopping_patience {config.early_stopping_patience} "
             f"is not below epochs {config.epochs}."
         )
     late = [step for step in config.lr_scheduler_step or () if step >= config.epochs]
     if config.lr_scheduler == "step" and late:
-        yield f"lr_scheduler_step {', '.join(map(str, late))} lies beyond the last of {config.epochs} epochs."
+        yield f"lr_scheduler_step {', '.join(map(str, late))} is beyond the last of {config.epochs} epochs."
     if config.warmup_epochs >= config.epochs:
         yield (
             f"warmup_epochs {config.warmup_epochs:g} covers all {config.epochs} epochs: the run ends before "
@@ -143,11 +145,11 @@ def _schedule_warnings(config: Fields) -> Iterator[str]:
     if config.validate_every > config.epochs:
         yield f"validate_every {config.validate_every} is above epochs {config.epochs}: only the last epoch is scored."
     if config.deterministic and config.compile is True:
-        yield "compile may change results between runs; deterministic asks for none: use one of them."
+        yield "compile may change results between runs, which deterministic forbids: use one of them."
 
 
 def _unused_warnings(config: Fields) -> Iterator[str]:
-    """Settings that were changed but are not read, because another one leaves them out."""
+    """Warnings about changed settings that have no effect with the value of another one."""
     readers: dict[str, dict[str, tuple[object, ...]]] = {
         "optimizer": {
             "momentum": ("sgd", "nag"),
@@ -176,8 +178,8 @@ def _data_warnings(config: Fields) -> Iterator[str]:
             "every crop is padded."
         )
     if config.data is not None and config.train is not None and not set(REQUIRED_CHANNELS) & set(config.derived()):
-        yield f"data {config.data} is not used: every channel is given by itself (a flag, the file or SM_CHANNEL_*)."
+        yield f"data {config.data} is not used: every channel is given explicitly (a flag, the file or SM_CHANNEL_*)."
     if config.train is not None and config.train == config.validation:
-        yield f"train and validation are the same folder {config.train}: the scores say nothing about new images."
+        yield f"train and validation are the same folder {config.train}: the scores do not measure generalisation."
     if config.ignore < config.num_classes:
         yield f"ignore {config.ignore} is a class id (num_classes {config.num_classes}): that class is never learned."

@@ -13,14 +13,14 @@ from pspnet.config.rules import cross_problems
 from pspnet.config.values import choices, is_unset, nearest, show
 
 FAMILIAR_NAMES = {"lr": "learning_rate", "batch_size": "mini_batch_size", "amp": "precision", "gpu": "device"}
-"""Names from other code bases that resemble none of ours."""
+"""Common names of other code bases that the nearest-key suggestion would miss."""
 
 
 class Config(Fields):
-    """All settings of a run, checked together. Flat and frozen; values may be texts, as flags and SageMaker send them.
+    """All settings of a run, checked together. Flat and frozen; values may be strings, as from flags and SageMaker.
 
-    Raises ConfigError that lists every problem. None and the empty text mean "not given". Folders that follow from
-    others (`data`, `name`) are filled in, so every reader finds the folder that is meant.
+    None and the empty string mean "not given". Folders that are derived from `data` and `name` are filled in. Raises
+    ConfigError that lists every problem.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -31,23 +31,23 @@ class Config(Fields):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            wrong = list(dict.fromkeys(str(details["loc"][0]) for details in error.errors()))
-            problems += [_wrong_value(key, given.get(key)) for key in wrong]
-            # The other settings are still checked against each other, with defaults in place of the wrong ones.
-            super().__init__(**{"num_classes": 2, **{key: given[key] for key in given if key not in wrong}})
+            invalid = list(dict.fromkeys(str(details["loc"][0]) for details in error.errors()))
+            problems += [_wrong_value(key, given.get(key)) for key in invalid]
+            # The other settings are still checked against each other, with defaults for the invalid ones.
+            super().__init__(**{"num_classes": 2, **{key: given[key] for key in given if key not in invalid}})
         broken = {problem.key for problem in problems}
         problems += [problem for problem in cross_problems(self) if broken.isdisjoint((problem.key, *problem.others))]
         if problems:
             raise InvalidConfigError(problems)
 
     def replace(self, **changes: Any) -> Config:
-        """A checked copy with some settings changed; folders that followed from changed ones follow again."""
+        """A checked copy with some settings changed; derived folders are derived again."""
         kept = {key: value for key, value in self.model_dump().items() if key not in self.derived()}
         return Config(**{**kept, **changes})
 
 
 def unknown_key(key: str) -> Problem:
-    """The problem of a key that is no setting, with the nearest one that is."""
+    """The problem of an unknown key, with the nearest known one."""
     like = FAMILIAR_NAMES.get(key.lower()) or nearest(key, Config.model_fields)
     return Problem(key, "unknown key", f"did you mean {like}?" if like else "--help lists all keys")
 

@@ -123,7 +123,7 @@ def test_without_arguments_it_is_the_built_in_data(train: Train) -> None:
 def test_contradicting_settings_are_warned_of(train: Train, shapes: Path, tmp_path: Path) -> None:
     code, _, err = train(*arguments(shapes, tmp_path, "--early_stopping", "True", "--print_config"))
     assert code == 0
-    assert err.startswith("warning: early_stopping can never act: early_stopping_min_epochs 5 is not below epochs 1.")
+    assert err.startswith("warning: early_stopping has no effect: early_stopping_min_epochs 5 is not below epochs 1.")
 
 
 # -------------------- the data
@@ -132,11 +132,11 @@ def test_contradicting_settings_are_warned_of(train: Train, shapes: Path, tmp_pa
 def test_missing_channel_folder(train: Train, data: Path, tmp_path: Path) -> None:
     code, _, err = train(*arguments(data, tmp_path / "run", "--train", str(tmp_path / "gone")))
     assert code == 2
-    assert f"train: there is no folder '{tmp_path / 'gone'}' (flag --train); give one that exists" in err
+    assert f"train: no such folder: '{tmp_path / 'gone'}' (flag --train); give an existing folder" in err
     shutil.rmtree(str(data / "validation_annotation"))
     code, _, err = train(*arguments(data, tmp_path / "run"))
     assert code == 2
-    assert "validation_annotation: there is no folder " in err
+    assert "validation_annotation: no such folder: " in err
     assert not (tmp_path / "run").exists()
 
 

@@ -53,7 +53,7 @@ def test_a_sagemaker_job() -> None:
     assert config.checkpoint_dir == "/opt/ml/checkpoints"
     assert (config.epochs, config.learning_rate, config.optimizer) == (10, 0.0001, "rmsprop")
     assert config_warnings(config) == [
-        "early_stopping can never act: early_stopping_min_epochs 10 is not below epochs 10."
+        "early_stopping has no effect: early_stopping_min_epochs 10 is not below epochs 10."
     ]
 
 
@@ -91,7 +91,7 @@ def test_missing_folders_name_the_source() -> None:
     with pytest.raises(ConfigError) as caught:
         check_channels(arguments.config, arguments.sources)
     assert str(caught.value).splitlines()[1:] == [
-        f"  {key}: there is no folder '/in/{key}' (environment SM_CHANNEL_{key.upper()}); give one that exists"
+        f"  {key}: no such folder: '/in/{key}' (environment SM_CHANNEL_{key.upper()}); give an existing folder"
         for key in ("train", "train_annotation", "validation_annotation")
     ]
 

@@ -200,7 +200,7 @@ def test_run_name_comes_from_the_file(tmp_path: Path) -> None:
 def test_missing_file() -> None:
     assert problems_of(["--config", "no/such.yaml", "--epochs"]) == [
         "epochs: flag --epochs has no value; allowed: a whole number, at least 1",
-        "--config: cannot read no/such.yaml: No such file or directory; give the name of a YAML file that exists",
+        "--config: cannot read no/such.yaml: No such file or directory; give the name of an existing YAML file",
     ]
 
 
@@ -214,8 +214,8 @@ def test_config_without_a_name(argv: list[str]) -> None:
     [
         (b"", "is empty"),
         (b"# only a comment\n", "is empty"),
-        (b"- epochs: 3\n", "holds a list"),
-        (b"just words\n", "holds a text"),
+        (b"- epochs: 3\n", "contains a list"),
+        (b"just words\n", "contains a text"),
         (b"epochs: 3\nseed: [1, 2\n", r"is not valid YAML, line 3, column 1: expected ',' or '\]'"),
         (b"epochs: 3\n\tseed: 1\n", "is not valid YAML, line 2, column 1"),
         (b"epochs: 3\n---\nepochs: 4\n", "is not valid YAML, line 2, column 1: but found another document"),
@@ -230,7 +230,7 @@ def test_files_that_hold_no_settings(tmp_path: Path, content: bytes, text: str) 
     file = tmp_path / "job.yaml"
     file.write_bytes(content)
     (line,) = problems_of(["--config", str(file)])
-    assert re.match(rf'--config: {re.escape(str(file))} {text}.*; write one "key: value" a line$', line)
+    assert re.match(rf'--config: {re.escape(str(file))} {text}.*; write one "key: value" per line$', line)
 
 
 def test_folder_as_file(tmp_path: Path) -> None:

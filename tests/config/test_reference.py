@@ -59,8 +59,8 @@ def test_dump_loads_again_as_an_equal_config(tmp_path: Path, changes: dict[str, 
 def test_dump_names_every_key_and_what_follows() -> None:
     text = dump_yaml(Config(num_classes=3, data="x", validation="other", model_dir="m"))
     assert re.findall(r"^(?:# )?(\w+): ", text, re.MULTILINE) == list(Config.model_fields)
-    assert "\n# train: 'x/train'  (follows from data)\n" in text
-    assert "\n# output_dir: 'runs/run'  (follows from name)\n" in text
+    assert "\n# train: 'x/train'  (derived from data)\n" in text
+    assert "\n# output_dir: 'runs/run'  (derived from name)\n" in text
     assert "\nvalidation: other\n" in text
     assert "\nmodel_dir: m\n" in text
     assert "\nlearning_rate: 0.001\n" in text

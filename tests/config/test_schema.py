@@ -166,8 +166,8 @@ def test_other_algorithms_refuse_settings_of_pspnet_alone(algorithm: str) -> Non
         make(algorithm=algorithm, crop_size=17)
     settings = {"stem": "deep", "output_stride": 16, "align_corners": True, "width": 32, "dropout": 0.2}
     assert problems_of(algorithm=algorithm, num_classes=3, data="x", **settings) == [
-        f"{key}: found {value!r} with algorithm {algorithm}; torchvision's network is built as it is: "
-        f"leave {key} out, or use algorithm psp"
+        f"{key}: found {value!r} with algorithm {algorithm}; torchvision's network does not support it: "
+        f"remove {key}, or use algorithm psp"
         for key, value in settings.items()
     ]
 

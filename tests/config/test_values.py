@@ -94,7 +94,7 @@ def test_a_single_step() -> None:
 @pytest.mark.parametrize("text", ["20, 10", "10, 10", "0, 10", "10,, 20", "10 20", "a", "10, 20.5", "[10", [[10]]])
 def test_steps_that_do_not_ascend(text: Any) -> None:
     assert problem_of(lr_scheduler="step", lr_scheduler_step=text) == (
-        f"lr_scheduler_step: found {text!r}; allowed: ascending whole numbers of at least 1 with commas between, "
+        f"lr_scheduler_step: found {text!r}; allowed: ascending whole numbers of at least 1, separated by commas, "
         'such as "10, 20"'
     )
 
