@@ -1,4 +1,4 @@
-"""Config on SageMaker: channels and folders from the environment, hyperparameters as both toolkits write them."""
+"""Config on SageMaker: channels and folders from the environment, hyperparameters in both toolkits' spelling."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_a_sagemaker_job() -> None:
     ]
 
 
-def test_both_toolkits_spellings_mean_the_same() -> None:
+def test_both_toolkits_spellings_are_equivalent() -> None:
     toolkit = ["--early_stopping", "True", "--class_weights", "[1, 2, 3]", "--label_map", "", "--optimizer", "sgd"]
     driver = ["--optimizer", '"sgd"', "--label_map", "null", "--early_stopping", "true", "--class_weights", '"1, 2, 3"']
     assert parse(*toolkit) == parse(*driver)
     assert parse(*toolkit).class_weights == (1.0, 2.0, 3.0)
 
 
-def test_what_sagemaker_adds_for_itself_is_passed_over() -> None:
+def test_hyperparameters_added_by_sagemaker_are_ignored() -> None:
     assert parse("--_tuning_objective_metric", "validation:mIOU", "--sagemaker_program", "train.py") == parse()
 
 
@@ -96,12 +96,12 @@ def test_missing_folders_name_the_source() -> None:
     ]
 
 
-def test_the_process_environment_counts_if_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SM_CHANNEL_DATA", "/in/data")
     assert parse_arguments(["--num_classes", "3"]).config.data == "/in/data"
 
 
-def test_voc2012_is_the_users_own_job() -> None:
+def test_voc2012_matches_the_users_job() -> None:
     config = load_config(ROOT / "configs" / "voc2012.yaml", {"data": "x"})
     assert (
         config

@@ -1,4 +1,4 @@
-"""Settings checked together: contradictions, folders that follow from others, warnings."""
+"""Rules between settings: contradictions, derived folders, warnings."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_file_of_weights_goes_with_every_stem() -> None:
+def test_a_weights_file_is_allowed_with_every_stem() -> None:
     for stem in ("conv7", "deep", "deep-narrow"):
         config = Config(num_classes=3, data="x", stem=stem, pretrained_weights="~/weights/resnet50_v2.pth")
         assert config.pretrained_weights == os.path.expanduser("~/weights/resnet50_v2.pth")
@@ -75,7 +75,7 @@ def test_contradictions(changes: dict[str, Any], text: str) -> None:
     assert problem_of(**changes).startswith(text)
 
 
-def test_data_folder_stands_for_the_channels(tmp_path: Path) -> None:
+def test_data_folder_provides_the_channels(tmp_path: Path) -> None:
     (tmp_path / "label_map").mkdir()
     config = make(data=tmp_path, validation="other")
     assert config.train == str(tmp_path / "train")
