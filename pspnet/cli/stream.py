@@ -30,8 +30,8 @@ _SINKS = """Sinks:
   -, png:-                  masks to standard output: with a line of JSON before each; PNG files alone
   http(s)://...             a request for every mask
 docs/stream.md says more."""
-_STOP_MESSAGE = "no more frames; delivering what was taken. A second one stops at once."
-_EXIT_MESSAGE = "Stopped at once: what had not been delivered and is not on disk is lost."
+_STOP_MESSAGE = "no more frames; delivering what was taken. A second signal stops immediately."
+_EXIT_MESSAGE = "Stopped immediately: masks that were not delivered and are not on disk are lost."
 
 
 def register(subparsers: Any) -> None:

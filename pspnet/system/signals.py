@@ -23,7 +23,7 @@ class StopRequest:
 
     def __init__(
         self,
-        message: str = "stopping after this step, with a checkpoint; a second one stops at once.",
+        message: str = "stopping after this step, with a checkpoint; a second signal stops immediately.",
         exit_message: str | None = None,
         repeat_seconds: float = 1.0,
     ) -> None:

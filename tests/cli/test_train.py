@@ -372,7 +372,7 @@ def test_signals_leave_a_checkpoint_from_which_the_same_command_goes_on(
 
     code, out, err = run_until("epoch=1 step=2/3", signal.SIGTERM, True, command)
     assert code == 143, err
-    assert err == "\nSIGTERM: stopping after this step, with a checkpoint; a second one stops at once.\n"
+    assert err == "\nSIGTERM: stopping after this step, with a checkpoint; a second signal stops immediately.\n"
     assert f"\nStopped. Checkpoint: {last}. The same command goes on from it.\n" in out
     first = load_checkpoint(last)["position"]
 
@@ -402,7 +402,7 @@ def test_guard_turns_errors_of_the_system_into_one_line(capsys: pytest.CaptureFi
 
     cases: list[tuple[BaseException, int, str]] = [
         (OSError(28, "No space left on device", "a.png"), 1, "error: a.png: the disk is full; free some space and run"),
-        (PermissionError(13, "Permission denied", "b"), 1, "error: b: no permission to write or read here; choose"),
+        (PermissionError(13, "Permission denied", "b"), 1, "error: b: permission denied; choose"),
         (FileNotFoundError(2, "No such file or directory", "c"), 1, "error: c: No such file or directory\n"),
         (OSError("only a text"), 1, "error: only a text\n"),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
