@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME, read_algorithm
 from pspnet.errors import WeightsError
-from pspnet.system.locations import PACKAGE, find_beside
+from pspnet.system.locations import PACKAGE, find_project_file
 
 CODE_NAME = "code"
 ARCHIVE_NAME = "model.tar.gz"
@@ -48,7 +48,7 @@ def write_code(model_dir: Path) -> Path:
     An older `code/` is replaced. Raises WeightsError where inference.py is missing, OSError where nothing can be
     written.
     """
-    handlers = find_beside("inference.py")
+    handlers = find_project_file("inference.py")
     if handlers is None:
         raise WeightsError(
             f"{PACKAGE.parent}: inference.py is missing beside the package, so the model in {model_dir} has no code to "

@@ -27,11 +27,11 @@ def read_pair(
     channel: str = "train",
     cache: ImageCache | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 RGB and (H, W) uint8 class ids of one pair, `ignore_index` turned into 255.
+    """(H, W, 3) uint8 RGB and (H, W) uint8 class ids of one pair, with `ignore_index` replaced by 255.
 
-    The arrays may not be writable. With a cache the files are decoded only where it does not hold them yet.
+    The arrays may be read-only. With a cache, only files missing from it are decoded.
 
-    Raises DataError for unreadable files, sizes that differ and class ids outside num_classes.
+    Raises DataError for unreadable files, different sizes and class ids outside num_classes.
     """
     decoded = None if cache is None else cache.read(pair)
     if decoded is None:
@@ -45,7 +45,7 @@ def read_pair(
 def decode_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """(H, W, 3) uint8 RGB and (H, W) uint8 pixel values of the two files of one pair.
 
-    Raises DataError for unreadable files and sizes that differ.
+    Raises DataError for unreadable files and different sizes.
     """
     image = read_image(pair.image)
     mask = read_annotation(pair.annotation)
@@ -66,7 +66,7 @@ def to_class_ids(
     ignore_index: int = IGNORE_INDEX,
     channel: str = "train",
 ) -> np.ndarray:
-    """(H, W) uint8 pixel values of the annotation `path` -> class ids, `ignore_index` turned into 255.
+    """(H, W) uint8 pixel values of the annotation `path` -> class ids, with `ignore_index` replaced by 255.
 
     Raises DataError for class ids outside num_classes.
     """
@@ -74,7 +74,7 @@ def to_class_ids(
         mask = label_map.apply(mask)
     if ignore_index != IGNORE_INDEX:
         mask = np.where(mask == ignore_index, np.uint8(IGNORE_INDEX), mask)
-    # One more than each id, in a byte: 0 for 255. A look at the values themselves only where something is wrong.
+    # uint8 arithmetic: 255 + 1 is 0, so one max() checks all ids. np.unique is slow and runs only on errors.
     if (mask + np.uint8(1)).max() > num_classes:
         wrong = [int(value) for value in np.unique(mask) if num_classes <= value < IGNORE_INDEX]
         raise DataError(label_problem(wrong, num_classes, label_map, path, channel))
@@ -82,10 +82,10 @@ def to_class_ids(
 
 
 class SegmentationDataset(Dataset[Any]):
-    """Pairs of a channel as arrays; with a transform, random crops that depend on (seed, epoch, index) alone.
+    """Pairs of a channel as arrays; with a transform, random crops that depend only on (seed, epoch, index).
 
-    A broken sample is returned as its DataError and raised by `load_batches`: an exception raised inside a worker
-    process would reach the user wrapped in that worker's traceback.
+    A broken sample is returned as its DataError and raised by `load_batches`, because an exception raised in a worker
+    process would include that worker's traceback.
     """
 
     def __init__(

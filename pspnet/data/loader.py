@@ -31,19 +31,19 @@ class Batch:
     names: list[str]
 
     def pin_memory(self) -> Batch:
-        """Called by the loader, so that copies to a GPU can overlap with its work."""
+        """Pin the memory, so that copies to a GPU overlap with computation; called by DataLoader."""
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.names)
 
 
 def collate(samples: list[Any]) -> Batch | DataError:
-    """Stack samples of one size into a Batch; the first DataError among them comes out in its place."""
+    """Stack samples of one size into a Batch; returns the first DataError among them instead, if any."""
     for sample in samples:
         if isinstance(sample, DataError):
             return sample
     images = np.stack([image for image, _, _ in samples])  # (N, H, W, 3)
     targets = np.stack([mask for _, mask, _ in samples])  # (N, H, W)
     return Batch(
-        # Permuted, not copied: the bytes already lie in channels_last order, which is what convolutions want.
+        # Permuted, not copied: the memory already is channels_last, which convolutions prefer.
         images=torch.from_numpy(images).permute(0, 3, 1, 2),  # (N, 3, H, W)
         targets=torch.from_numpy(targets),
         names=[name for _, _, name in samples],
@@ -57,7 +57,7 @@ def build_loader(
     pin_memory: bool = False,
     persistent: bool = False,
 ) -> DataLoader[Any]:
-    """A loader of Batches in the sampler's order. `persistent` keeps the workers between epochs."""
+    """A DataLoader of Batches in the sampler's order. `persistent` keeps the workers between epochs."""
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
@@ -70,11 +70,11 @@ def build_loader(
 
 
 @contextlib.contextmanager
-def _without_sigterm() -> Iterator[None]:
-    """Hold SIGTERM back from this thread and from the workers that start in it, who never let it through again.
+def _sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM in this thread and, permanently, in the workers that it starts.
 
-    A SIGTERM to all processes of a job (timeout, scancel, systemd) is for the main process to answer. PyTorch's workers
-    would die of it, and make the main process raise in the middle of whatever it does.
+    The main process handles a SIGTERM to all processes of a job (timeout, scancel, systemd). Workers would exit on it,
+    which makes the main process raise at an arbitrary point.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -87,14 +87,14 @@ def _without_sigterm() -> Iterator[None]:
 
 
 def _start_worker(_worker: int) -> None:
-    """Have this worker obey its parent's SIGTERM, and no other's."""
+    """Make this worker exit on its parent's SIGTERM only."""
     if hasattr(signal, "sigwaitinfo"):
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
-    elif hasattr(signal, "pthread_sigmask"):  # macOS does not tell who sent a signal
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):  # macOS does not report the sender of a signal
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-def _obey_parent(parent: int) -> None:
+def _exit_on_sigterm_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -102,13 +102,13 @@ def _obey_parent(parent: int) -> None:
 
 def load_batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     """Iterate a loader; raises the DataError of the first broken sample."""
-    with _without_sigterm():
+    with _sigterm_blocked():
         batches = iter(loader)
     for batch in batches:
         if isinstance(batch, DataError):
             try:
                 raise batch
             finally:
-                # An exception that its own frame refers to would keep the loader, and with it the workers, alive.
+                # A reference cycle of the exception and its frame would keep the loader and its workers alive.
                 del batch
         yield batch

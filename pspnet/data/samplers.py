@@ -13,11 +13,11 @@ from pspnet.data.channels import Pair
 
 
 class TrainBatchSampler(Sampler[Any]):
-    """Shuffled batches of one epoch, the part of one process, from any position on.
+    """Shuffled batches of one epoch for one process, starting at any position.
 
     All processes draw the same order from (seed, epoch) and take their slice of every batch, so that mini_batch_size
-    counts the images of a step however many processes share it. A last batch with fewer images than processes borrows
-    from the start of the order: every process must take part in every step.
+    counts the images per step over all processes. A last batch with fewer images than processes is filled from the
+    start of the order, because every process must take part in every step.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -30,11 +30,11 @@ class TrainBatchSampler(Sampler[Any]):
         self.start = 0
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, whatever `start` is."""
+        """Batches of a complete epoch, independent of `start`."""
         return -(-self.length // self.batch_size)
 
     def set_position(self, epoch: int, start: int) -> None:
-        """The epoch to draw, and the number of its batches to skip."""
+        """Set the epoch to draw, and the number of its batches to skip."""
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -43,15 +43,15 @@ class TrainBatchSampler(Sampler[Any]):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             if len(batch) < self.world_size:
                 batch = np.resize(np.concatenate([batch, order]), self.world_size)
-            share = np.array_split(batch, self.world_size)[self.rank]
-            yield [(self.epoch, int(index)) for index in share]
+            part = np.array_split(batch, self.world_size)[self.rank]
+            yield [(self.epoch, int(index)) for index in part]
 
 
 class EvaluationBatchSampler(Sampler[Any]):
-    """Batches of images of one size each, dealt to the processes batch by batch.
+    """Batches of equally sized images, distributed to the processes batch by batch.
 
-    The batches are the same however many processes there are, and no image is seen twice, so that the summed confusion
-    matrix of several processes is exactly that of one.
+    The batches do not depend on the number of processes and no image is repeated, so the summed confusion matrix of
+    several processes equals that of one.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -74,7 +74,7 @@ class EvaluationBatchSampler(Sampler[Any]):
 
 
 def image_sizes(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
-    """(W, H) of every image, from the files' headers alone; (0, 0) where it can't be read, for the loader to report."""
+    """(W, H) of every image, read from the headers; (0, 0) for unreadable files, which the loader reports."""
     sizes = []
     for pair in pairs:
         try:

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 """Folder of the package."""
 
 
-def find_beside(name: str) -> Path | None:
+def find_project_file(name: str) -> Path | None:
     """Path of a file or folder by its name in the checkout; None if missing.
 
     A wheel has the scripts in pspnet/scripts and configs/ in pspnet/configs. These are searched first, because files

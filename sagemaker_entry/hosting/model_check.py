@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pspnet.errors import WeightsError
-from pspnet.system.locations import find_beside
+from pspnet.system.locations import find_project_file
 
 # As in pspnet/artifact/model_directory.py and bundle.py, which need torch; a test keeps them the same.
 FORMAT = "pspnet-model-1"
@@ -62,7 +62,7 @@ def check_findings(found: Findings, where: str) -> None:
 
 def has_other_code(found: Findings) -> bool:
     """Whether a model carries handlers of another version than this installation's."""
-    own = find_beside("inference.py")
+    own = find_project_file("inference.py")
     return found.has_code and own is not None and own.read_bytes() != found.handlers
 
 

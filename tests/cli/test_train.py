@@ -212,7 +212,7 @@ def test_spoilt_validation_file_keeps_what_was_trained(train: Train, data: Path,
     run = tmp_path / "run"
     code, _, err = train(*arguments(data, run, "--checkpoint_every", "2"))
     assert code == 1
-    assert "validation_00001.jpg: not a readable image (no known image format)" in err
+    assert "validation_00001.jpg: not a readable image (unknown image format)" in err
     assert load_checkpoint(run / "checkpoints" / "last.safetensors")["position"]["step"] == 2
 
 

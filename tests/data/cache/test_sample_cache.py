@@ -1,4 +1,4 @@
-"""The cache of decoded images: the same samples with it and without, under its limit, whatever the disk does."""
+"""Cache of decoded images: equal samples with and without it, size limit, disk errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 
 SIZE = 20 * 30 * 4 + 48 + 8
-"""Bytes of a kept pair of write_channel."""
+"""Bytes of a cached pair of write_channel."""
 
 
 def write_channel(folder: Path, count: int) -> list[Pair]:
@@ -49,7 +49,7 @@ def kept(folder: Path) -> int:
     return len(list(folder.glob("*.pair")))
 
 
-def test_what_is_kept_is_what_was_decoded(tmp_path: Path) -> None:
+def test_cached_pairs_equal_decoded_pairs(tmp_path: Path) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     assert cache.read(pair) is None
@@ -65,7 +65,7 @@ def test_what_is_kept_is_what_was_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_with_and_without(tmp_path: Path, workers: int) -> None:
+def test_batches_are_equal_with_and_without(tmp_path: Path, workers: int) -> None:
     pairs = write_channel(tmp_path / "data", 7)
     cache = new_cache(tmp_path / "cache", 5 * SIZE)
 
@@ -88,7 +88,7 @@ def test_batches_are_the_same_with_and_without(tmp_path: Path, workers: int) -> 
             assert torch.equal(targets, expected[1])
 
 
-def test_the_cache_knows_nothing_of_classes(tmp_path: Path) -> None:
+def test_the_cache_is_independent_of_classes(tmp_path: Path) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     read_pair(pair, 5, cache=cache)
@@ -109,7 +109,7 @@ def test_a_changed_source_is_decoded_again(tmp_path: Path) -> None:
     assert cache.used_bytes() == SIZE
 
 
-def test_broken_and_missing_sources_are_reported_and_not_kept(tmp_path: Path) -> None:
+def test_broken_and_missing_sources_are_reported_and_not_cached(tmp_path: Path) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     pair.image.write_bytes(pair.image.read_bytes()[:-20])
@@ -141,7 +141,7 @@ def test_a_damaged_file_is_replaced(tmp_path: Path, damage: str) -> None:
     assert cache.read(pair) is not None
 
 
-def test_a_full_disk_is_told_once_and_ends_nothing(
+def test_a_full_disk_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = write_channel(tmp_path / "data", 3)
@@ -156,7 +156,7 @@ def test_a_full_disk_is_told_once_and_ends_nothing(
         read_pair(pair, 5, cache=cache)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "no more decoded images are kept (the disk is full)" in said
+    assert "no more decoded images are cached (the disk is full)" in said
     assert "cache_limit_gb" in said
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".pair"]
     assert cache.read(pairs[0]) is not None
@@ -165,19 +165,19 @@ def test_a_full_disk_is_told_once_and_ends_nothing(
     assert capsys.readouterr().err == ""
 
 
-def test_the_limit_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = write_channel(tmp_path / "data", 3)
     cache = new_cache(tmp_path / "cache", SIZE + 1)
     for pair in pairs:
         read_pair(pair, 5, cache=cache)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "of decoded images, of this and of earlier runs, and may hold" in said
+    assert "of decoded images, of this and earlier runs; the limit is" in said
     assert kept(tmp_path / "cache") == 1
     assert cache.used_bytes() == SIZE
 
 
-def test_a_pair_that_two_runs_decode_at_once_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_decoded_by_two_runs_concurrently_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run reserves, writes and names its file while the first one writes; both have the same process id."""
     pair = write_channel(tmp_path / "data", 1)[0]
     first, second = new_cache(tmp_path / "cache"), new_cache(tmp_path / "cache")
@@ -196,7 +196,7 @@ def test_a_pair_that_two_runs_decode_at_once_counts_once(tmp_path: Path, monkeyp
     assert first.read(pair) is not None
 
 
-def test_a_folder_that_vanishes_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_removed_folder_is_not_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     (tmp_path / "cache" / "bytes").unlink()
@@ -205,7 +205,7 @@ def test_a_folder_that_vanishes_ends_nothing(tmp_path: Path, capsys: pytest.Capt
     assert "(No such file or directory)" in capsys.readouterr().err
 
 
-def test_the_count_is_put_right_at_the_start(tmp_path: Path) -> None:
+def test_the_count_is_corrected_at_the_start(tmp_path: Path) -> None:
     pairs = write_channel(tmp_path / "data", 2)
     cache = new_cache(tmp_path / "cache")
     for pair in pairs:
@@ -235,7 +235,7 @@ def test_a_copy_in_another_process_shares_the_folder(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(read_pair(pair, 5)[0].sum()), done.stderr
 
 
-# --- where it lies ----------------------------------------------------------------------------------------------------
+# --- the folder ----------------------------------------------------------------------------------------------------
 
 
 def test_none_and_disk(tmp_path: Path) -> None:
@@ -244,9 +244,7 @@ def test_none_and_disk(tmp_path: Path) -> None:
     assert cache is not None
     assert (cache.folder, cache.limit_bytes) == (tmp_path / "a" / "b", 500_000_000)
     (tmp_path / "file").touch()
-    with pytest.raises(
-        ConfigError, match=r"cache_dir: .*file cannot be used \(.*\); give a folder that can be written"
-    ):
+    with pytest.raises(ConfigError, match=r"cache_dir: .*file cannot be used \(.*\); give a writable folder"):
         open_cache("disk", 1.0, str(tmp_path / "file"))
 
 
@@ -263,7 +261,7 @@ def test_memory_is_shared_limited_and_emptied(
     first = open_cache("memory", 1.0, "")
     assert first is not None
     assert first.limit_bytes == 20 * SIZE
-    assert "less than cache_limit_gb 1: half of what memory and" in capsys.readouterr().err
+    assert "less than cache_limit_gb 1: half of the free memory and of" in capsys.readouterr().err
     read_pair(pairs[0], 5, cache=first)
     second = open_cache("memory", 1e-6, "", announce=False)  # another run while the first one goes on
     assert second is not None
@@ -298,7 +296,7 @@ def test_memory_needs_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"memory/memory.limit_in_bytes": "900000", "memory/memory.usage_in_bytes": "1"}, 899_999),
     ],
 )
-def test_a_containers_memory_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+def test_a_containers_memory_limit(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
