@@ -171,9 +171,11 @@ class Fields(BaseModel):
         allowed='positive numbers separated by commas, one per class, such as "0.5, 1, 2"',
         gt=0,
     )
-    ohem_threshold: float = _training(0.7, "ohem keeps pixels whose true class scores below this.", gt=0, le=1)
-    ohem_min_kept: float = _training(0.0625, "Least share of the pixels that ohem keeps.", gt=0, le=1)
-    aux_weight: float = _training(0.4, "Weight of the auxiliary loss; 0 trains without that head.", ge=0)
+    ohem_threshold: float = _training(
+        0.7, "Pixels whose true class has a lower probability count as hard examples in ohem.", gt=0, le=1
+    )
+    ohem_min_kept: float = _training(0.0625, "Minimum fraction of pixels that ohem keeps.", gt=0, le=1)
+    aux_weight: float = _training(0.4, "Weight of the auxiliary loss; 0 disables the auxiliary head.", ge=0)
     head_lr_multiplier: float = _training(1.0, "Learning rate of the heads relative to the backbone's.", gt=0)
     warmup_epochs: float = _training(0.0, "Epochs of linear warm-up from 0.", ge=0)
     poly_power: float = _training(0.9, "Exponent of the poly schedule.", gt=0)
@@ -185,7 +187,7 @@ class Fields(BaseModel):
 
     scale_min: float = _augment(0.5, "Minimum random scale.", gt=0)
     scale_max: float = _augment(2.0, "Maximum random scale.", gt=0)
-    flip: float = _augment(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    flip: float = _augment(0.5, "Probability of a horizontal flip.", ge=0, le=1)
     rotation: float = _augment(0.0, "Maximum rotation in degrees, in both directions.", ge=0, le=45)
     blur: float = _augment(0.0, "Probability of a Gaussian blur.", ge=0, le=1)
     color_jitter: float = _augment(0.0, "Strength of changes in brightness, contrast and colour.", ge=0, le=1)

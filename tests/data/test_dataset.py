@@ -243,8 +243,8 @@ def test_a_last_batch_smaller_than_the_processes_is_filled() -> None:
     assert [len(batch) for batch in whole] == [4, 4, 1]
     parts = [indices(iter(TrainBatchSampler(9, 4, 0, rank, 4))) for rank in range(4)]
     last = [part[-1] for part in parts]
-    assert [len(share) for share in last] == [1, 1, 1, 1]
-    assert [share[0] for share in last] == whole[-1] + whole[0][:3]
+    assert [len(part) for part in last] == [1, 1, 1, 1]
+    assert [part[0] for part in last] == whole[-1] + whole[0][:3]
 
 
 def test_fewer_images_than_processes_repeat() -> None:

@@ -22,7 +22,7 @@ class FixedDraws:
     """A generator whose uniform numbers are all at `fraction` of their range.
 
     0 is the top left window of the image, 1 the bottom right one, 0.5 the middle; at 1 an image smaller than the window
-    lies in its top left corner.
+    is in its top left corner.
     """
 
     def __init__(self, fraction: float = 0.5) -> None:

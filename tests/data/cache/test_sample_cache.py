@@ -45,7 +45,7 @@ def new_cache(folder: Path, limit: int = 10**9, **options: Any) -> ImageCache:
     return ImageCache(folder, limit, **options)
 
 
-def kept(folder: Path) -> int:
+def cached_files(folder: Path) -> int:
     return len(list(folder.glob("*.pair")))
 
 
@@ -80,7 +80,7 @@ def test_batches_are_equal_with_and_without(tmp_path: Path, workers: int) -> Non
         return found
 
     plain, first, warm = epochs(None), epochs(cache), epochs(new_cache(tmp_path / "cache", 5 * SIZE))
-    assert kept(tmp_path / "cache") == 5
+    assert cached_files(tmp_path / "cache") == 5
     assert cache.used_bytes() == 5 * SIZE
     for expected, *others in zip(plain, first, warm):
         for images, targets in others:
@@ -105,7 +105,7 @@ def test_a_changed_source_is_decoded_again(tmp_path: Path) -> None:
     cache = new_cache(tmp_path / "cache")
     assert (read_pair(pair, 5, cache=cache)[1] == 2).all()
     assert (read_pair(pair, 5, cache=new_cache(tmp_path / "cache"))[1] == 2).all()
-    assert kept(tmp_path / "cache") == 1
+    assert cached_files(tmp_path / "cache") == 1
     assert cache.used_bytes() == SIZE
 
 
@@ -119,7 +119,7 @@ def test_broken_and_missing_sources_are_reported_and_not_cached(tmp_path: Path) 
     pair.image.unlink()
     with pytest.raises(DataError, match="no such file"):
         read_pair(pair, 5, cache=new_cache(tmp_path / "cache"))
-    assert kept(tmp_path / "cache") == 0
+    assert cached_files(tmp_path / "cache") == 0
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "long", "zeros at the end", "foreign"])
@@ -154,10 +154,10 @@ def test_a_full_disk_is_reported_once(
     monkeypatch.setattr(cache_module.os, "replace", full)
     for pair in pairs:
         read_pair(pair, 5, cache=cache)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "no more decoded images are cached (the disk is full)" in said
-    assert "cache_limit_gb" in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "no more decoded images are cached (the disk is full)" in output
+    assert "cache_limit_gb" in output
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".pair"]
     assert cache.read(pairs[0]) is not None
     quiet = new_cache(tmp_path / "cache", announce=False)
@@ -170,10 +170,10 @@ def test_the_limit_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     cache = new_cache(tmp_path / "cache", SIZE + 1)
     for pair in pairs:
         read_pair(pair, 5, cache=cache)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "of decoded images, of this and earlier runs; the limit is" in said
-    assert kept(tmp_path / "cache") == 1
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "of decoded images, of this and earlier runs; the limit is" in output
+    assert cached_files(tmp_path / "cache") == 1
     assert cache.used_bytes() == SIZE
 
 
@@ -191,7 +191,7 @@ def test_a_pair_decoded_by_two_runs_concurrently_counts_once(tmp_path: Path, mon
     monkeypatch.setattr(first, "_put", put_late)
     first.write(pair, image, mask)
     assert first.used_bytes() == SIZE
-    assert kept(tmp_path / "cache") == 1
+    assert cached_files(tmp_path / "cache") == 1
     assert not first._closed[0]
     assert first.read(pair) is not None
 
@@ -269,10 +269,10 @@ def test_memory_is_shared_limited_and_emptied(
     assert second.read(pairs[0]) is not None
     (end, *first_arguments), (_, *second_arguments) = at_exit
     end(*first_arguments)
-    assert kept(first.folder) == 1  # the second run still uses it
+    assert cached_files(first.folder) == 1  # the second run still uses it
     os.close(first_arguments[1])
     end(*second_arguments)
-    assert kept(first.folder) == 0
+    assert cached_files(first.folder) == 0
     read_pair(pairs[0], 5, cache=first)
     os.close(second_arguments[1])
     third = open_cache("memory", 1.0, "", announce=False)  # after a run that was killed

@@ -135,11 +135,11 @@ def test_lists_cannot_escape_the_folder(voc: Path, tmp_path: Path, stem: str) ->
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6])
-def test_a_truncated_tar_is_an_error_without_output(voc: Path, tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6])
+def test_a_truncated_tar_is_an_error_without_output(voc: Path, tmp_path: Path, fraction: float) -> None:
     path = make_tar(voc, tmp_path / "voc.tar")
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(DataError, match=r"voc\.tar: .*(Download it again|download it again|expected the whole)"):
         prepare_voc(path, tmp_path / "data", progress=False)
     assert names(tmp_path) == ["source", "voc.tar"]
