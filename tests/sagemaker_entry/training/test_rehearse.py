@@ -219,7 +219,7 @@ def test_a_python_without_the_toolkit_is_named(channels: dict[str, Path], tmp_pa
     [
         (["--epochs", "0"], "epochs: found '0'"),
         (["--data", "s3://bucket/voc"], "a rehearsal reads folders here: give --data FOLDER"),
-        (["--data", "missing"], "no such folder"),
+        (["--data", "missing"], "there is no folder"),
         (["--label_map", "s3://bucket/maps"], "label_map: found 's3://bucket/maps'"),
         (["--volume_size", "0"], "volume_size: found 0"),
         (["--instance_type", "nonsense"], "instance_type: "),
