@@ -53,8 +53,9 @@ from pspnet.config.schema import Config
 from pspnet.data.channels import load_pairs
 from pspnet.errors import ConfigError
 from pspnet.evaluation.metrics import Scores
-from pspnet.system.device import choose_device, choose_precision, has_fast_bfloat16
+from pspnet.system.device import choose_device, has_fast_bfloat16
 from pspnet.system.exit_codes import run_guarded
+from pspnet.system.precision import choose_precision
 from pspnet.system.signals import StopRequest
 from pspnet.training.loop import Trainer
 from pspnet.training.network import BuildNetwork, build_network

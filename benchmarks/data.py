@@ -58,17 +58,11 @@ from pspnet.benchmarking.table import factor, markdown
 from pspnet.classes import SHAPES_CLASSES, palette_for
 from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, load_pairs
-from pspnet.data.dataset import (
-    Batch,
-    SegmentationDataset,
-    TrainBatchSampler,
-    build_loader,
-    collate,
-    load_batches,
-    to_class_ids,
-)
+from pspnet.data.dataset import SegmentationDataset, to_class_ids
 from pspnet.data.io import jpeg
 from pspnet.data.io.images import encode_palette_png, read_annotation, read_image
+from pspnet.data.loader import Batch, build_loader, collate, load_batches
+from pspnet.data.samplers import TrainBatchSampler
 from pspnet.data.shapes import draw_scene
 from pspnet.data.transforms import TrainTransform
 from pspnet.system.exit_codes import run_guarded

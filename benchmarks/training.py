@@ -51,20 +51,19 @@ from pspnet.benchmarking.peak_memory import ChildError, ask_child, peak_mib
 from pspnet.benchmarking.plain import make_plain
 from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import factor, markdown, milliseconds, percent
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.errors import ConfigError, PspnetError
 from pspnet.models.build import build_algorithm, build_model
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system.device import (
-    Precision,
     choose_device,
-    choose_precision,
     has_fast_bfloat16,
     set_tf32,
     tuned_convolutions,
 )
 from pspnet.system.distributed import Processes
 from pspnet.system.exit_codes import run_guarded
+from pspnet.system.precision import Precision, choose_precision
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.optimization.optimizer import build_optimizer, parameter_groups
 from pspnet.training.performance.activation_checkpointing import checkpoint_activations

@@ -1,4 +1,4 @@
-"""Class names, palettes and label maps. Needs numpy only."""
+"""Class names, palettes and label maps. Imports only numpy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
-# The scene parsing challenge's 150 classes (objectInfo150.txt), each by the first of its names.
+# The scene parsing challenge's 150 classes (objectInfo150.txt), each with its first name.
 ADE20K_CLASSES = (
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet", "sidewalk",
     "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water", "painting", "sofa",
@@ -72,7 +72,7 @@ _ADE20K_COLOURS = (
     "0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff 00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff "
     "b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff"
 )
-# Red, green and blue in hexadecimal digits, one colour a class.
+# Hexadecimal RGB, one colour per class.
 _COLOURS = {
     CAMVID_CLASSES: _CAMVID_COLOURS,
     CITYSCAPES_CLASSES: _CITYSCAPES_COLOURS,
@@ -81,7 +81,7 @@ _COLOURS = {
 
 
 def default_class_names(num_classes: int) -> tuple[str, ...]:
-    """Names for a data set that gave none: VOC's for 21 classes, `class_<id>` otherwise."""
+    """Default class names: VOC's for 21 classes, `class_<id>` otherwise."""
     if num_classes == len(VOC_CLASSES):
         return VOC_CLASSES
     return tuple(f"class_{index}" for index in range(num_classes))
@@ -90,20 +90,20 @@ def default_class_names(num_classes: int) -> tuple[str, ...]:
 def voc_palette() -> np.ndarray:
     """The PASCAL VOC colour map, (256, 3) uint8.
 
-    Every third bit of the class id belongs to one channel, and the low bits of the id fill the high bits of the
-    colour, so that small ids look far apart. Source: VOCdevkit, VOClabelcolormap.
+    Every third bit of the class id belongs to one channel, and the low bits of the id become the high bits of the
+    colour, so that small ids differ strongly. Source: VOCdevkit, VOClabelcolormap.
     """
     ids = np.arange(256)
     palette = np.zeros((256, 3), dtype=np.uint8)
     for channel in range(3):
-        for place in range(3):
-            bit = (ids >> (3 * place + channel)) & 1
-            palette[:, channel] |= (bit << (7 - place)).astype(np.uint8)
+        for digit in range(3):
+            bit = (ids >> (3 * digit + channel)) & 1
+            palette[:, channel] |= (bit << (7 - digit)).astype(np.uint8)
     return palette
 
 
 def palette_for(class_names: tuple[str, ...]) -> np.ndarray:
-    """The (256, 3) uint8 palette that masks of these classes are written with; 255 keeps VOC's near-white."""
+    """The (256, 3) uint8 palette for masks of these classes; 255 keeps VOC's near-white."""
     palette = voc_palette()
     if class_names in _COLOURS:
         colours = np.frombuffer(bytes.fromhex(_COLOURS[class_names]), dtype=np.uint8).reshape(-1, 3)  # (classes, 3)
@@ -113,10 +113,10 @@ def palette_for(class_names: tuple[str, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """From the pixel value in an annotation to the class id used in training.
+    """Mapping of pixel values in annotations to class ids used in training.
 
-    `table` is (256,) uint8, pixel value -> class id; `named` is (256,) bool, False where the map says nothing about a
-    pixel value, which then is ignored.
+    `table` is (256,) uint8, pixel value -> class id; `named` is (256,) bool, False for pixel values missing from the
+    map, which are ignored.
     """
 
     table: np.ndarray
@@ -133,7 +133,7 @@ class LabelMap:
 
 
 def load_label_map(path: Path) -> LabelMap:
-    """Read `{"scale": k}` or `{"map": {"<class id>": <pixel value>}}`; DataError names file, entry and what is allowed.
+    """Read `{"scale": k}` or `{"map": {"<class id>": <pixel value>}}`; DataError names file, entry and allowed values.
 
     The direction of `map` is the built-in SageMaker algorithm's: the key is the class id used in training, the value
     is the pixel value in the annotation.
@@ -146,7 +146,7 @@ def load_label_map(path: Path) -> LabelMap:
         raise DataError(f"{path}: the label map is not valid JSON ({error}).") from error
     if not isinstance(content, dict) or len(content) != 1 or next(iter(content)) not in ("scale", "map"):
         raise DataError(
-            f'{path}: a label map holds either {{"scale": k}} or {{"map": {{"<class id>": <pixel value>}}}}; '
+            f'{path}: a label map has either {{"scale": k}} or {{"map": {{"<class id>": <pixel value>}}}}; '
             f"found {_shorten(content)}."
         )
     if "scale" in content:
@@ -168,7 +168,7 @@ def _scale_map(path: Path, raw: Any) -> LabelMap:
 
 def _explicit_map(path: Path, entries: Any) -> LabelMap:
     if not isinstance(entries, dict) or not entries:
-        raise DataError(f'{path}: "map" must name at least one class id; found {_shorten(entries)}.')
+        raise DataError(f'{path}: "map" must have at least one class id; found {_shorten(entries)}.')
     table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
     named = np.zeros(256, dtype=bool)
     named[IGNORE_INDEX] = True
@@ -176,7 +176,7 @@ def _explicit_map(path: Path, entries: Any) -> LabelMap:
     for key, raw in entries.items():
         class_id, pixel = _byte(path, key, "class id"), _byte(path, raw, "pixel value")
         if pixel in mapped:
-            raise DataError(f"{path}: pixel value {pixel} is given to two class ids, {mapped[pixel]} and {key}.")
+            raise DataError(f"{path}: pixel value {pixel} is mapped to two class ids, {mapped[pixel]} and {key}.")
         mapped[pixel] = key
         table[pixel], named[pixel] = class_id, True
     return LabelMap(table, named)

@@ -61,7 +61,7 @@ def test_camvid_palette_replaces_the_first_eleven_colours() -> None:
     assert (palette_for(SHAPES_CLASSES) == voc_palette()).all()
 
 
-def test_published_names_and_colours_stand_at_their_ids() -> None:
+def test_published_names_and_colours_by_id() -> None:
     """Spot checks against cityscapesScripts' labels, and the scene parsing challenge's objectInfo150 and color150."""
     ade = palette_for(ADE20K_CLASSES)
     assert [ADE20K_CLASSES[index] for index in (0, 12, 19, 66, 90, 149)] == [
@@ -85,7 +85,7 @@ def test_scale_divides_and_rounds_down(tmp_path: Path, scale: object) -> None:
     assert label_map.named.all()
 
 
-def test_map_goes_from_class_id_to_pixel_value(tmp_path: Path) -> None:
+def test_map_is_class_id_to_pixel_value(tmp_path: Path) -> None:
     label_map = load_label_map(write_map(tmp_path, {"map": {"0": 5, "1": "0", "2": 255}}))
     mask = np.array([[5, 0, 255, 7]], dtype=np.uint8)
     classes = label_map.apply(mask)
@@ -110,9 +110,9 @@ def test_two_pixel_values_may_share_a_class_through_ignore(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], r'holds either \{"scale": k\} or .*found \[1, 2\]'),
+        ([1, 2], r'has either \{"scale": k\} or .*found \[1, 2\]'),
         ({}, "found {}"),
-        ({"scale": 2, "map": {}}, "holds either"),
+        ({"scale": 2, "map": {}}, "has either"),
         ({"Scale": 2}, "found {'Scale': 2}"),
         ({"scale": 0}, '"scale" must be a number from 1 to 255; found 0'),
         ({"scale": 0.5}, "found 0.5"),
@@ -120,9 +120,9 @@ def test_two_pixel_values_may_share_a_class_through_ignore(tmp_path: Path) -> No
         ({"scale": True}, "found True"),
         ({"scale": None}, "found None"),
         ({"scale": float("nan")}, "found nan"),
-        ({"map": {}}, '"map" must name at least one class id; found {}'),
+        ({"map": {}}, '"map" must have at least one class id; found {}'),
         ({"map": [0, 1]}, r"found \[0, 1\]"),
-        ({"map": {"0": 5, "1": 5}}, "pixel value 5 is given to two class ids, 0 and 1"),
+        ({"map": {"0": 5, "1": 5}}, "pixel value 5 is mapped to two class ids, 0 and 1"),
         ({"map": {"cat": 5}}, "a class id must be a whole number from 0 to 255; found 'cat'"),
         ({"map": {"300": 5}}, "a class id must be .* found '300'"),
         ({"map": {"0": 256}}, "a pixel value must be a whole number from 0 to 255; found 256"),
@@ -131,7 +131,7 @@ def test_two_pixel_values_may_share_a_class_through_ignore(tmp_path: Path) -> No
         ({"map": {"0": True}}, "found True"),
     ],
 )
-def test_wrong_label_maps_say_what_is_allowed(tmp_path: Path, content: object, message: str) -> None:
+def test_invalid_label_maps(tmp_path: Path, content: object, message: str) -> None:
     path = write_map(tmp_path, content)
     with pytest.raises(DataError, match=message) as caught:
         load_label_map(path)
@@ -150,7 +150,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_label_map(path)
 
 
-def test_long_content_is_shortened_in_the_message(tmp_path: Path) -> None:
+def test_long_content_is_truncated_in_the_message(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\.\.\.\.$") as caught:
         load_label_map(write_map(tmp_path, list(range(500))))
     assert len(str(caught.value)) < 300

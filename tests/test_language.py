@@ -17,7 +17,8 @@ SUFFIXES = (".py", ".md", ".yaml", ".html", ".js", ".sh", ".toml", ".ipynb")
 BANNED = re.compile(
     r"whole or not at all|later each time|number format|\bof late\b|\banew\b|\bin turns\b"
     r"|\b(?:that|which) (?:is|are) none\b|`\S+` is none\b|= \S+ is none\b"
-    r"|\b(?:is|are|was|were|be|been) told\b|\b(?:is|are|was|were) said\b|\btells? (?:it|them|the user|what|whether|how)\b"
+    r"|\b(?:is|are|was|were|be|been) told\b|\b(?:is|are|was|were) said\b"
+    r"|\btells? (?:it|them|the user|what|whether|how)\b"
     r"|\bis no (?:file|folder|model|name|number|image|class|address|setting|directory|path|region|archive|export)\b"
     r"|\bhands? (?:it |them )?(?:on|over)\b|\bgo(?:es)? on\b|\bbe it that\b|\bnumber of passes\b|\bclass shares\b"
     r"|\bin truth\b|\bground truths\b|\bwished for\b|\bmend(?:s|ed)?\b|\bstand-in for nothing\b",
@@ -50,12 +51,20 @@ def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 text = ast.get_docstring(node) or ""
                 if OPENING.match(text):
-                    found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0][:90]!r}")
+                    found.append(
+                        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0][:90]!r}"
+                    )
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
-    "text", ["The file appears whole or not at all.", "runtime = x is none", "It is told that", "waits longer, later each time"]
+    "text",
+    [
+        "The file appears whole or not at all.",
+        "runtime = x is none",
+        "It is told that",
+        "waits longer, later each time",
+    ],
 )
 def test_the_lint_finds_what_it_should(text: str) -> None:
     assert BANNED.search(text)

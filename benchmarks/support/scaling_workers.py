@@ -11,7 +11,9 @@ from typing import Any
 from pspnet.benchmarking.interleave import Timing, measure
 from pspnet.benchmarking.table import markdown, milliseconds
 from pspnet.data.channels import load_pairs
-from pspnet.data.dataset import SegmentationDataset, TrainBatchSampler, build_loader, load_batches
+from pspnet.data.dataset import SegmentationDataset
+from pspnet.data.loader import build_loader, load_batches
+from pspnet.data.samplers import TrainBatchSampler
 from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
 

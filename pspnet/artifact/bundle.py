@@ -14,7 +14,7 @@ from pathlib import Path
 from pspnet.artifact.file_names import ARCHIVE_NAME, CODE_NAME, CONFIG_NAME, WEIGHTS_NAME
 from pspnet.artifact.model_directory import read_algorithm
 from pspnet.errors import WeightsError
-from pspnet.system.locations import PACKAGE, find_beside
+from pspnet.system.locations import PACKAGE, find_project_file
 
 # Files of the package needed for prediction: no settings, training, evaluation or data sets.
 _SERVED = (
@@ -45,7 +45,7 @@ def write_code(model_dir: Path) -> Path:
 
     Replaces an older `code/`. Raises WeightsError if inference.py is missing and OSError if writing fails.
     """
-    handlers = find_beside("inference.py")
+    handlers = find_project_file("inference.py")
     if handlers is None:
         raise WeightsError(
             f"{PACKAGE.parent}: inference.py is missing next to the package, so the model in {model_dir} has no "

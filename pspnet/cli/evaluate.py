@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pspnet.evaluation.protocols.factory import Protocol
     from pspnet.evaluation.run import Evaluator, Scored
     from pspnet.evaluation.summary import Result
-    from pspnet.system.device import Precision
     from pspnet.system.distributed import Processes
+    from pspnet.system.precision import Precision
 
 _DESCRIPTION = """\
 Score a model on images with annotations, by one protocol or several (docs/evaluation.md):
@@ -96,12 +96,13 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def _score_model(arguments: argparse.Namespace, label_map: LabelMap | None, ignore: int) -> int:
     from pspnet.artifact.model_directory import load_trained
-    from pspnet.data.dataset import image_sizes
+    from pspnet.data.samplers import image_sizes
     from pspnet.evaluation.partial_results import EvaluationState, pair_signature
     from pspnet.evaluation.run import Scored
     from pspnet.evaluation.summary import Result
-    from pspnet.system.device import choose_device, choose_precision
+    from pspnet.system.device import choose_device
     from pspnet.system.distributed import join_processes
+    from pspnet.system.precision import choose_precision
 
     device = choose_device(arguments.device, int(os.environ.get("LOCAL_RANK", "0")))
     precision = choose_precision(arguments.precision, device)

@@ -54,7 +54,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """
     from pspnet.evaluation.visualization import overlay
     from pspnet.inference.predictor import Predictor
-    from pspnet.system.device import choose_device, choose_precision
+    from pspnet.system.device import choose_device
+    from pspnet.system.precision import choose_precision
 
     paths = find_images(arguments.images)
     make_folder(arguments.output)

@@ -23,6 +23,8 @@ _SINKS = """Sinks:
   -, png:-                  masks on standard output, each after a line of JSON; PNG files only
   http(s)://...             an HTTP request for every mask
 See docs/stream.md."""
+_STOP_MESSAGE = "no more frames; delivering what was taken. A second signal stops immediately."
+_EXIT_MESSAGE = "Stopped immediately: masks that were not delivered and are not on disk are lost."
 
 
 def register(subparsers: Any) -> None:
@@ -149,14 +151,14 @@ def stream_command(arguments: argparse.Namespace) -> int:
     """Run a stream until its source ends, or until Ctrl-C or SIGTERM; return the exit code."""
     from pspnet.stream.console import Console
     from pspnet.stream.streaming import StreamSettings, is_complete, run_stream
-    from pspnet.system.stopping import StopSignals
+    from pspnet.system.signals import StopRequest
 
     values = {item.name: getattr(arguments, item.name) for item in fields(StreamSettings) if item.name in arguments}
     values["rate"] = _read_rate(arguments.rate)
     settings = StreamSettings(**values, sink_settings=_read_settings(arguments.sink_setting))
-    with StopSignals() as signals:
-        summary = run_stream(settings, lambda: _open_model(arguments), signals, Console(arguments.quiet))
-    return signals.exit_code or int(not is_complete(summary))
+    with StopRequest(_STOP_MESSAGE, _EXIT_MESSAGE, repeat_seconds=0.5) as stop:
+        summary = run_stream(settings, lambda: _open_model(arguments), stop.is_set, Console(arguments.quiet))
+    return stop.exit_code if stop else int(not is_complete(summary))
 
 
 def _open_model(arguments: argparse.Namespace) -> Model:
@@ -173,7 +175,8 @@ def _open_model(arguments: argparse.Namespace) -> Model:
     if arguments.classes is not None:
         raise ConfigError("--classes: a model directory has its own class names; omit --classes.")
     from pspnet.stream.model import LocalModel
-    from pspnet.system.device import choose_device, choose_precision
+    from pspnet.system.device import choose_device
+    from pspnet.system.precision import choose_precision
 
     device = choose_device(arguments.device)
     dtype = choose_precision(arguments.precision, device).dtype

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pspnet.config.parsing import dump_yaml, help_text, parse_arguments
+from pspnet.config.parsing import parse_arguments
+from pspnet.config.reference import dump_yaml, help_text
 from pspnet.config.rules import check_channels, config_warnings
-from pspnet.system.locations import find_beside
-from pspnet.system.training_job import job_arguments, report_failure
+from pspnet.system.locations import find_project_file
+from pspnet.system.sagemaker_job import job_arguments, report_failure
 
 
 def _find_quickstart() -> Path | None:
-    configs = find_beside("configs")
+    configs = find_project_file("configs")
     return None if configs is None or not (configs / "quickstart.yaml").is_file() else configs / "quickstart.yaml"
 
 

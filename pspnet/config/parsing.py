@@ -1,44 +1,34 @@
-"""Where settings come from: YAML file, flags and SageMaker's environment -> Config; Config -> help, YAML, docs."""
+"""Config from flags, a YAML file and SageMaker's environment."""
 
 from __future__ import annotations
 
 import os
 import re
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import yaml
 
-from pspnet.config.rules import CHANNELS, OUTPUT_FOLDERS, InvalidConfigError, Problem, check_channels, config_warnings
-from pspnet.config.schema import Config, allowed, group
+from pspnet.config.fields import allowed
+from pspnet.config.folders import CHANNELS
+from pspnet.config.problems import InvalidConfigError, Problem
+from pspnet.config.schema import Config
 from pspnet.config.values import is_unset, parse_bool, show
 
-__all__ = [
-    "Arguments",
-    "check_channels",
-    "config_warnings",
-    "dump_yaml",
-    "help_text",
-    "load_config",
-    "markdown_table",
-    "parse_arguments",
-]
-
 SAGEMAKER_BASE = "/opt/ml"
-"""The folder of a SageMaker job, unless SAGEMAKER_BASE_DIR names another one. SageMaker restores checkpoints to its
-subfolder `checkpoints` at the start of a job and uploads them from there while it runs."""
+"""Base folder of a SageMaker job, unless SAGEMAKER_BASE_DIR is set. SageMaker restores checkpoints to its subfolder
+`checkpoints` at the start of a job and uploads them from there while it runs."""
 
 _COMMANDS = ("config", "help", "print_config")
 _FOREIGN = ("_tuning_objective_metric", "sagemaker_")
-"""Beginnings of hyperparameters that SageMaker's tuning jobs and toolkits add for themselves."""
+"""Prefixes of hyperparameters that SageMaker's tuning jobs and toolkits add themselves."""
 
 
 @dataclass
 class Settings:
-    """Raw values by key, and where each came from; later values replace earlier ones."""
+    """Raw values and their sources by key; later values replace earlier ones."""
 
     values: dict[str, object] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
@@ -48,14 +38,14 @@ class Settings:
         self.values[key], self.sources[key] = value, source
 
     def set_default(self, key: str, value: object, source: str) -> None:
-        """Set a value unless there is one already that means something."""
+        """Set a value unless one is already set."""
         if is_unset(self.values.get(key)) and not is_unset(value):
             self.set(key, value, source)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A parsed command line: what was asked for, the settings, and where each came from (flag, file, environment)."""
+    """A parsed command line: the settings, the source of each (flag, file, environment), and the requested output."""
 
     checked: Config | None
     sources: Mapping[str, str]
@@ -65,7 +55,7 @@ class Arguments:
 
     @property
     def config(self) -> Config:
-        """The checked settings; there are none where only help was asked for."""
+        """The checked settings; not available when help was requested."""
         assert self.checked is not None, "help was requested: print help_text() instead"
         return self.checked
 
@@ -75,9 +65,8 @@ def parse_arguments(
 ) -> Arguments:
     """Settings from `--key value` flags over a `--config` file over the environment over defaults.
 
-    `argv` has no program name. `env` stands for os.environ, which is read if it is None. `default_file` is read where
-    the command line gives no setting and no file, and the environment has no channel. Raises ConfigError that lists
-    every problem.
+    `argv` excludes the program name. `env` defaults to os.environ. `default_file` is read if the command line gives
+    neither a setting nor a file and the environment has no channel. Raises ConfigError that lists every problem.
     """
     env = os.environ if env is None else env
     flags, commands = _read_flags(argv)
@@ -98,7 +87,7 @@ def load_config(
     overrides: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Config:
-    """Settings from a YAML file with `overrides` over it; raises ConfigError. The environment counts only if given."""
+    """Settings from a YAML file, replaced by `overrides`; the environment is read only if given. Raises ConfigError."""
     flags = Settings()
     for key, value in (overrides or {}).items():
         flags.set(_plain(key), value, "override")
@@ -110,7 +99,7 @@ def _combine(file: str | None, flags: Settings, env: Mapping[str, str]) -> tuple
     if file is not None:
         try:
             read = read_config_file(file)
-        except InvalidConfigError as error:  # without the file, most other complaints would be idle
+        except InvalidConfigError as error:  # without the file, most other problems would be misleading
             raise InvalidConfigError([*settings.problems, *error.problems]) from None
         settings.problems += read.problems
         settings.values.update(read.values)
@@ -122,9 +111,9 @@ def _combine(file: str | None, flags: Settings, env: Mapping[str, str]) -> tuple
     try:
         config = Config(**settings.values)
     except InvalidConfigError as error:
-        # A flag without a value was reported already; that its key is missing follows.
-        told = {problem.key for problem in settings.problems if problem.key not in settings.values}
-        rest = [problem for problem in error.problems if told.isdisjoint((problem.key, *problem.others))]
+        # A flag without a value was already reported, so its missing key is not.
+        reported = {problem.key for problem in settings.problems if problem.key not in settings.values}
+        rest = [problem for problem in error.problems if reported.isdisjoint((problem.key, *problem.others))]
         raise InvalidConfigError([*settings.problems, *rest], settings.sources) from None
     if settings.problems:
         raise InvalidConfigError(settings.problems, settings.sources)
@@ -132,7 +121,7 @@ def _combine(file: str | None, flags: Settings, env: Mapping[str, str]) -> tuple
 
 
 def _name_of(file: str) -> str:
-    """A run name from a file's: what a folder name cannot hold becomes a hyphen."""
+    """The run name of a config file; characters that a folder name cannot contain become hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).lstrip("._-") or "run"
 
 
@@ -152,7 +141,7 @@ def _plain(key: str) -> str:
 
 
 def _read_flags(argv: Sequence[str]) -> tuple[Settings, dict[str, str]]:
-    """Flags -> settings, and the flags that are none themselves: --config, --help and --print_config."""
+    """Settings from flags, and separately the flags that are not settings: --config, --help and --print_config."""
     settings, commands, position = Settings(), {}, 0
     while position < len(argv):
         token = argv[position]
@@ -196,9 +185,9 @@ def _is_true(commands: Mapping[str, str], key: str, flags: Settings) -> bool:
 
 
 def read_config_file(file: str) -> Settings:
-    """The raw texts of a YAML file by key, each with its line. Raises ConfigError where there is nothing to read.
+    """The raw strings of a YAML file by key, each with its line. Raises ConfigError for an unreadable file.
 
-    Scalars stay text, as flags are: YAML's own ideas of types (010 is 8, 1e-4 is text, no is False) play no part.
+    Scalars stay strings, like flags: YAML's own types (010 is 8, 1e-4 is a string, no is False) are not used.
     """
     if not file.strip():
         raise InvalidConfigError([Problem("--config", "has no value", "give the name of a YAML file")])
@@ -207,19 +196,21 @@ def read_config_file(file: str) -> Settings:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except OSError as error:
         found = f"cannot read {file}: {error.strerror or error}"
-        raise InvalidConfigError([Problem("--config", found, "give the name of a YAML file that exists")]) from None
+        raise InvalidConfigError([Problem("--config", found, "give the name of an existing YAML file")]) from None
     except (ValueError, OverflowError, yaml.YAMLError, RecursionError) as error:
-        raise InvalidConfigError([Problem("--config", f"{file} is not valid YAML{_place(error)}", _YAML_FIX)]) from None
+        raise InvalidConfigError(
+            [Problem("--config", f"{file} is not valid YAML{_error_position(error)}", _YAML_FIX)]
+        ) from None
     if not isinstance(root, yaml.MappingNode):
-        what = "is empty" if root is None else f"holds a {'list' if isinstance(root, yaml.SequenceNode) else 'text'}"
+        what = "is empty" if root is None else f"contains a {'list' if isinstance(root, yaml.SequenceNode) else 'text'}"
         raise InvalidConfigError([Problem("--config", f"{file} {what}", _YAML_FIX)])
     return _read_mapping(file, root)
 
 
-_YAML_FIX = 'write one "key: value" a line'
+_YAML_FIX = 'write one "key: value" per line'
 
 
-def _place(error: Exception) -> str:
+def _error_position(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return ": it is not UTF-8 text"
     if isinstance(error, RecursionError):
@@ -242,81 +233,9 @@ def _read_mapping(file: str, root: yaml.MappingNode) -> Settings:
 
 
 def _value_of(node: yaml.Node) -> object:
-    """A scalar's text, a list of them, or an empty dict for a mapping, which no setting accepts."""
+    """A scalar's string, a list of strings, or an empty dict for a mapping, which no setting accepts."""
     if isinstance(node, yaml.ScalarNode):
         return str(node.value)
     if isinstance(node, yaml.SequenceNode):
         return [str(item.value) if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
     return {}
-
-
-def dump_yaml(config: Config) -> str:
-    """The settings as YAML that loads to an equal Config; folders that follow from others stand in comments."""
-    lines: list[str] = []
-    derived = config.derived()
-    for heading, keys in _groups():
-        lines += ["", f"# {heading}"] if lines else [f"# {heading}"]
-        for key in keys:
-            value = getattr(config, key)
-            if key in derived:
-                lines.append(f"# {key}: {show(value, 200)}  (follows from {'data' if key in CHANNELS else 'name'})")
-            elif isinstance(value, tuple):
-                lines.append(f"{key}: {_yaml(list(value), flow=True)}")
-            else:
-                lines.append(_yaml({key: value}, flow=False))
-    return "\n".join(lines) + "\n"
-
-
-def _yaml(value: object, flow: bool) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=flow, allow_unicode=True, width=10**6)
-    return text.strip()
-
-
-def help_text() -> str:
-    """Every setting with its default, what it allows and one line, by group; at most 100 columns."""
-    lines = [
-        "usage: train.py [--config FILE] [--key value ...] [--print_config] [--help]",
-        "",
-        "Defaults < config file < flags, whatever their order. A key in the file is a flag here and a",
-        "hyperparameter on SageMaker; hyphens and underscores both work. A true-or-false flag without a",
-        "value means True.",
-        "",
-        "  --config FILE    read settings from a YAML file",
-        "  --print_config   print the settings that would be used, as YAML, and stop",
-        "  --help           print this text and stop",
-    ]
-    for heading, keys in _groups():
-        lines += ["", f"{heading}:"]
-        for key in keys:
-            default = default_text(key)
-            head = f"--{key}: {default if default == 'required' else f'default {default}'}; {allowed(key)}"
-            lines += textwrap.wrap(head, 100, initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
-            lines += textwrap.wrap(str(Config.model_fields[key].description), 100, initial_indent=" " * 6)
-    return "\n".join(lines) + "\n"
-
-
-def markdown_table() -> str:
-    """The same as help_text, as Markdown tables for docs/configuration.md."""
-    lines: list[str] = []
-    for heading, keys in _groups():
-        lines += ["", f"### {heading}", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-        for key in keys:
-            cells = (f"`{key}`", default_text(key), allowed(key), str(Config.model_fields[key].description))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines[1:]) + "\n"
-
-
-def default_text(key: str) -> str:
-    """The default as it would be written: `required` where there is none, `none` where it is not given."""
-    known = Config.model_fields[key]
-    if known.is_required():
-        return "required"
-    if key in OUTPUT_FOLDERS:
-        return "/".join(part for part in ("runs/<name>", OUTPUT_FOLDERS[key]) if part)
-    return "none" if known.default is None else str(known.default)
-
-
-def _groups() -> Iterator[tuple[str, list[str]]]:
-    headings = dict.fromkeys(group(key) for key in Config.model_fields)
-    for heading in headings:
-        yield heading, [key for key in Config.model_fields if group(key) == heading]

@@ -1,87 +1,18 @@
-"""What single settings cannot show: folders that follow from others, contradictions, and doubtful combinations."""
+"""Rules between settings: missing folders, settings that exclude each other, and doubtful combinations."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
-from pspnet.config.values import parse_str, show
-from pspnet.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pspnet.config.schema import Config
-
-SHAPES = "shapes"
-"""The value of `data` that stands for the built-in synthetic set."""
-
-REQUIRED_CHANNELS = ("train", "train_annotation", "validation", "validation_annotation")
-CHANNELS = (*REQUIRED_CHANNELS, "label_map", "model")
-"""Keys of the data channels, named as SageMaker's channels are; the last two may be left out."""
-
-OUTPUT_FOLDERS = {"model_dir": "model", "output_dir": "", "checkpoint_dir": "checkpoints"}
-"""Keys of the output folders, and where each lies under runs/<name>."""
-
-FOLDERS = ("data", *CHANNELS, *OUTPUT_FOLDERS)
+from pspnet.config.fields import Fields
+from pspnet.config.folders import CHANNELS, REQUIRED_CHANNELS, SHAPES
+from pspnet.config.problems import InvalidConfigError, Problem
+from pspnet.config.values import show
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One reason why settings cannot be used: the key, what was found, and what is allowed or how to mend it.
-
-    `others` are keys that the problem rests on as well; where one of them is wrong itself, the problem is not reported.
-    """
-
-    key: str
-    found: str
-    fix: str
-    others: tuple[str, ...] = ()
-
-    def line(self, source: str | None = None) -> str:
-        """The problem as one line, with where the value came from if that is known."""
-        key = " ".join(self.key.split())
-        return f"{key}: {self.found}{f' ({source})' if source else ''}; {self.fix}"
-
-
-class InvalidConfigError(ConfigError):
-    """A ConfigError that still knows its single problems, so that sources can be added to them."""
-
-    def __init__(self, problems: Iterable[Problem], sources: Mapping[str, str] | None = None) -> None:
-        self.problems, self.sources = tuple(problems), dict(sources or {})
-        super().__init__(self.problems, self.sources)
-
-    def __str__(self) -> str:
-        count = len(self.problems)
-        head = f"The configuration has {count} problem{'s' if count != 1 else ''}:"
-        return "\n".join([head, *(f"  {problem.line(self.sources.get(problem.key))}" for problem in self.problems)])
-
-
-def derived_folders(values: Mapping[str, object]) -> dict[str, str]:
-    """Folders that follow from `data` and `name` where they are not given themselves.
-
-    `data` always stands for the four required channels, and for label_map and model if it holds such folders.
-    """
-    run = os.path.join("runs", _text(values.get("name")) or "run")
-    folders = {key: os.path.join(run, part) if part else run for key, part in OUTPUT_FOLDERS.items()}
-    data = os.path.expanduser(_text(values.get("data")))
-    if data and data != SHAPES:
-        for key in CHANNELS:
-            folder = os.path.join(data, key)
-            if key in REQUIRED_CHANNELS or os.path.isdir(folder):
-                folders[key] = folder
-    return folders
-
-
-def _text(value: object) -> str:
-    try:
-        return parse_str(value)
-    except ValueError:  # reported with the key it belongs to
-        return ""
-
-
-def check_channels(config: Config, sources: Mapping[str, str] | None = None) -> None:
-    """Raise ConfigError that names every data folder that does not exist, with its key and where it came from."""
+def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> None:
+    """Raise ConfigError that lists every missing data folder, with its key and source."""
     sources, problems = dict(sources or {}), []
     if config.data and config.data != SHAPES and not os.path.isdir(config.data) and "train" in config.derived():
         problems.append(_missing_folder("data", config.data))
@@ -91,7 +22,7 @@ def check_channels(config: Config, sources: Mapping[str, str] | None = None) -> 
             continue
         if key in config.derived():
             if problems and problems[0].key == "data":
-                continue  # one line for the folder that holds them all
+                continue  # one line for their common parent
             sources[key] = f"from data, {sources['data']}" if "data" in sources else "from data"
         problems.append(_missing_folder(key, folder))
     if problems:
@@ -101,48 +32,48 @@ def check_channels(config: Config, sources: Mapping[str, str] | None = None) -> 
 def _missing_folder(key: str, folder: str) -> Problem:
     if os.path.exists(folder):
         return Problem(key, f"{show(folder, 200)} is a file", "give the folder that holds the images")
-    return Problem(key, f"there is no folder {show(folder, 200)}", "give one that exists")
+    return Problem(key, f"no such folder: {show(folder, 200)}", "give an existing folder")
 
 
-def cross_problems(config: Config) -> Iterator[Problem]:
-    """Settings that cannot be used together."""
+def cross_problems(config: Fields) -> Iterator[Problem]:
+    """Problems of settings that exclude each other."""
     yield from _channel_problems(config)
     yield from _network_problems(config)
     yield from _class_problems(config)
     if config.lr_scheduler == "step" and not config.lr_scheduler_step:
         yield Problem("lr_scheduler_step", "missing", 'lr_scheduler step needs it, such as "10, 20"', ("lr_scheduler",))
     if config.optimizer == "nag" and config.momentum == 0:
-        yield Problem("momentum", "found 0", "optimizer nag needs more than 0; sgd does not", ("optimizer",))
+        yield Problem("momentum", "found 0", "optimizer nag needs a value above 0; sgd accepts 0", ("optimizer",))
     if config.scale_min > config.scale_max:
         found = f"found {config.scale_min:g}, above scale_max {config.scale_max:g}"
-        yield Problem("scale_min", found, "give scale_max at least", ("scale_max",))
+        yield Problem("scale_min", found, "give a value of at most scale_max", ("scale_max",))
     if config.device == "cpu" and config.precision == "float16":
         yield Problem("precision", "found 'float16' with device cpu", "float16 needs a GPU; use float32", ("device",))
     if config.compile is not False and config.gradient_checkpointing:
-        fix = "torch.compile cannot follow it: use one of them"
+        fix = "torch.compile does not support it: use one of them"
         yield Problem("gradient_checkpointing", f"found True with compile {config.compile}", fix, ("compile",))
     if config.micro_batch_size is not None and config.syncbn:
-        fix = "syncbn shares the statistics of whole mini-batches: leave one of them out"
+        fix = "syncbn needs the statistics of the full mini-batch: use one of them"
         yield Problem("micro_batch_size", f"found {show(config.micro_batch_size)} with syncbn True", fix, ("syncbn",))
 
 
-def _channel_problems(config: Config) -> Iterator[Problem]:
+def _channel_problems(config: Fields) -> Iterator[Problem]:
     given = [key for key in REQUIRED_CHANNELS if getattr(config, key) is not None]
     if config.data is None and not given:
         fix = (
-            f"give --data FOLDER that holds {', '.join(REQUIRED_CHANNELS)}, a flag for each of these, "
+            f"give --data FOLDER with {', '.join(REQUIRED_CHANNELS)}, a flag for each of these, "
             "SM_CHANNEL_* in the environment, or --data shapes for the built-in synthetic set"
         )
         yield Problem("data", "missing", fix, REQUIRED_CHANNELS)
     elif given or config.data != SHAPES:
-        beside = " (data shapes is not used beside other channels)" if config.data == SHAPES else ""
+        unused = " (data shapes is not used when other channels are given)" if config.data == SHAPES else ""
         for key in REQUIRED_CHANNELS:
             if key not in given:
-                fix = f"give --{key} FOLDER or SM_CHANNEL_{key.upper()}{beside}"
+                fix = f"give --{key} FOLDER or SM_CHANNEL_{key.upper()}{unused}"
                 yield Problem(key, "missing", fix, ("data",))
 
 
-def _network_problems(config: Config) -> Iterator[Problem]:
+def _network_problems(config: Fields) -> Iterator[Problem]:
     if config.crop_size < 32:
         fix = f"algorithm {config.algorithm} needs at least 32"
         yield Problem("crop_size", f"found {config.crop_size}", fix, ("algorithm",))
@@ -153,7 +84,7 @@ def _network_problems(config: Config) -> Iterator[Problem]:
     from_torchvision = config.use_pretrained_model and config.pretrained_weights.startswith("IMAGENET")
     if from_torchvision and config.stem != "conv7":
         fix = (
-            "torchvision publishes no weights for it: use stem conv7, use_pretrained_model False, or a file of weights "
+            "torchvision has no weights for it: use stem conv7, use_pretrained_model False, or a file of weights "
             "with pretrained_weights"
         )
         yield Problem("stem", f"found {config.stem!r} with use_pretrained_model True", fix, others)
@@ -162,48 +93,50 @@ def _network_problems(config: Config) -> Iterator[Problem]:
         yield Problem("width", f"found {config.width} with use_pretrained_model True", fix, ("use_pretrained_model",))
 
 
-def _torchvision_problems(config: Config) -> Iterator[Problem]:
-    """Settings of our network that torchvision's, which are built as they are, don't have."""
+def _torchvision_problems(config: Fields) -> Iterator[Problem]:
+    """Settings that torchvision's networks do not support."""
     fields = type(config).model_fields
     for key in ("stem", "output_stride", "align_corners", "contract_dilation", "width", "dropout"):
         value = getattr(config, key)
         if value != fields[key].default:
-            fix = f"torchvision's network is built as it is: leave {key} out, or use algorithm psp"
+            fix = f"torchvision's network does not support it: remove {key}, or use algorithm psp"
             yield Problem(key, f"found {show(value)} with algorithm {config.algorithm}", fix, ("algorithm",))
 
 
-def _class_problems(config: Config) -> Iterator[Problem]:
+def _class_problems(config: Fields) -> Iterator[Problem]:
     classes = config.num_classes
     if config.class_names is not None and len(config.class_names) != classes:
         found = f"found {len(config.class_names)} names with num_classes {classes}"
-        yield Problem("class_names", found, "give one name a class, in the order of their ids", ("num_classes",))
+        yield Problem("class_names", found, "give one name per class, in the order of the class ids", ("num_classes",))
     if config.class_weights is not None and len(config.class_weights) != classes:
         found = f"found {len(config.class_weights)} weights with num_classes {classes}"
-        yield Problem("class_weights", found, "give one weight a class, in the order of their ids", ("num_classes",))
+        yield Problem(
+            "class_weights", found, "give one weight per class, in the order of the class ids", ("num_classes",)
+        )
     if config.class_weights is not None and config.loss not in ("cross_entropy", "ohem"):
-        fix = "only cross_entropy and ohem weigh classes: leave class_weights out or change loss"
+        fix = "only cross_entropy and ohem support class weights: remove class_weights or change loss"
         yield Problem("class_weights", f"given with loss {config.loss}", fix, ("loss",))
 
 
-def config_warnings(config: Config) -> list[str]:
-    """Settings that run but hardly do what was meant, one sentence each."""
+def config_warnings(config: Fields) -> list[str]:
+    """Warnings about settings that are valid but probably a mistake, one sentence each."""
     return [*_schedule_warnings(config), *_unused_warnings(config), *_data_warnings(config)]
 
 
-def _schedule_warnings(config: Config) -> Iterator[str]:
+def _schedule_warnings(config: Fields) -> Iterator[str]:
     if config.early_stopping and config.early_stopping_min_epochs >= config.epochs:
         yield (
-            f"early_stopping can never act: early_stopping_min_epochs {config.early_stopping_min_epochs} "
+            f"early_stopping has no effect: early_stopping_min_epochs {config.early_stopping_min_epochs} "
             f"is not below epochs {config.epochs}."
         )
     elif config.early_stopping and config.early_stopping_patience >= config.epochs:
         yield (
-            f"early_stopping can never act: early_stopping_patience {config.early_stopping_patience} "
+            f"early_stopping has no effect: early_stopping_patience {config.early_stopping_patience} "
             f"is not below epochs {config.epochs}."
         )
     late = [step for step in config.lr_scheduler_step or () if step >= config.epochs]
     if config.lr_scheduler == "step" and late:
-        yield f"lr_scheduler_step {', '.join(map(str, late))} lies beyond the last of {config.epochs} epochs."
+        yield f"lr_scheduler_step {', '.join(map(str, late))} is beyond the last of {config.epochs} epochs."
     if config.warmup_epochs >= config.epochs:
         yield (
             f"warmup_epochs {config.warmup_epochs:g} covers all {config.epochs} epochs: the run ends before "
@@ -212,11 +145,11 @@ def _schedule_warnings(config: Config) -> Iterator[str]:
     if config.validate_every > config.epochs:
         yield f"validate_every {config.validate_every} is above epochs {config.epochs}: only the last epoch is scored."
     if config.deterministic and config.compile is True:
-        yield "compile may change results between runs; deterministic asks for none: use one of them."
+        yield "compile may change results between runs, which deterministic forbids: use one of them."
 
 
-def _unused_warnings(config: Config) -> Iterator[str]:
-    """Settings that were changed but are not read, because another one leaves them out."""
+def _unused_warnings(config: Fields) -> Iterator[str]:
+    """Warnings about changed settings that have no effect with the value of another one."""
     readers: dict[str, dict[str, tuple[object, ...]]] = {
         "optimizer": {
             "momentum": ("sgd", "nag"),
@@ -238,15 +171,15 @@ def _unused_warnings(config: Config) -> Iterator[str]:
                 yield f"{key} is not used with {switch} {chosen}; it is read with {' and '.join(map(str, used_by))}."
 
 
-def _data_warnings(config: Config) -> Iterator[str]:
+def _data_warnings(config: Fields) -> Iterator[str]:
     if config.crop_size > config.base_size * config.scale_max:
         yield (
             f"crop_size {config.crop_size} is above base_size {config.base_size} x scale_max {config.scale_max:g}: "
             "every crop is padded."
         )
     if config.data is not None and config.train is not None and not set(REQUIRED_CHANNELS) & set(config.derived()):
-        yield f"data {config.data} is not used: every channel is given by itself (a flag, the file or SM_CHANNEL_*)."
+        yield f"data {config.data} is not used: every channel is given explicitly (a flag, the file or SM_CHANNEL_*)."
     if config.train is not None and config.train == config.validation:
-        yield f"train and validation are the same folder {config.train}: the scores say nothing about new images."
+        yield f"train and validation are the same folder {config.train}: the scores do not measure generalisation."
     if config.ignore < config.num_classes:
         yield f"ignore {config.ignore} is a class id (num_classes {config.num_classes}): that class is never learned."

@@ -1,1 +1,5 @@
-"""From files to batches: channels, checks, transforms, loaders, preparation."""
+"""Data pipeline: channels of image and annotation files, checks, transforms and batches.
+
+Imports `config`, `masks`, `system`, `classes` and `errors`. Start with `channels.py` (pairs of files), `dataset.py` and
+`loader.py` (batches); `prepare/` converts published data sets and `doctor/` checks a data set.
+"""

@@ -1,4 +1,4 @@
-"""Channels: folders of images and annotations, paired by stem. Needs no torch."""
+"""Channels: folders of images and annotations, paired by stem. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What pairing two folders by stem gave: the pairs, sorted by stem, and all that has no partner."""
+    """Result of pairing two folders by stem: the pairs, sorted by stem, and the files without a partner."""
 
     pairs: list[Pair]
     images_without_annotation: list[Path] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Channel:
-    """One split: its folders and its label map, if it has one."""
+    """One split: its folders and its optional label map."""
 
     name: str
     images: Path
@@ -48,12 +48,12 @@ class Channel:
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...], channel: str) -> list[Path]:
-    """Files of these suffixes directly in `folder`, sorted by name; DataError if it is missing or is no folder."""
+    """Files with these suffixes directly in `folder`, sorted by name; DataError if it is not a folder."""
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"channel {channel}: {folder} {found}; expected a folder of {', '.join(suffixes)} files.")
-    # Hidden files are what operating systems leave behind ("._0001.jpg"), never data. A folder's entries say what is a
-    # file: asking for each would cost a request a file on a network file system, or in SageMaker's FastFile mode.
+    # Hidden files are created by operating systems ("._0001.jpg") and are never data. scandir knows the file types;
+    # a stat per file would cost a request each on a network file system, or in SageMaker's FastFile mode.
     with os.scandir(folder) as entries:
         return sorted(
             folder / entry.name
@@ -65,7 +65,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...], channel: str) -> list[Pa
 def pair_files(images_dir: Path, annotations_dir: Path, channel: str = "train") -> Pairing:
     """Pair images (JPEG, PNG) with annotations (PNG) of the same stem.
 
-    Files whose stem stands twice in one folder (`a.jpg` and `a.png`) are `ambiguous`: no rule could choose for them.
+    Files that share their stem with another file of the folder (`a.jpg` and `a.png`) are `ambiguous`.
     """
     images = list_files(images_dir, IMAGE_SUFFIXES, channel)
     annotations = list_files(annotations_dir, ANNOTATION_SUFFIXES, f"{channel}_annotation")
@@ -88,10 +88,10 @@ def pair_files(images_dir: Path, annotations_dir: Path, channel: str = "train") 
 
 
 def load_pairs(images_dir: Path, annotations_dir: Path, channel: str = "train") -> list[Pair]:
-    """All pairs of a channel, sorted by stem; DataError for files without a partner and for an empty channel."""
+    """Pairs of a channel, sorted by stem; DataError for files without a partner and for an empty channel."""
     pairing = pair_files(images_dir, annotations_dir, channel)
     problems = [
-        f"channel {channel}: {len(paths)} {what}: {name_some(paths)}. {fix}"
+        f"channel {channel}: {len(paths)} {what}: {format_names(paths)}. {fix}"
         for paths, what, fix in (
             (
                 pairing.images_without_annotation,
@@ -117,18 +117,18 @@ def load_pairs(images_dir: Path, annotations_dir: Path, channel: str = "train") 
     return pairing.pairs
 
 
-def name_some(paths: list[Path]) -> str:
-    """The first few file names, and how many more there are."""
+def format_names(paths: list[Path]) -> str:
+    """The first few file names, and the number of the others."""
     shown = ", ".join(path.name for path in paths[:_NAMES_SHOWN])
     return shown if len(paths) <= _NAMES_SHOWN else f"{shown} and {len(paths) - _NAMES_SHOWN} more"
 
 
 def find_label_map(folder: Path | None, channel: str) -> LabelMap | None:
-    """`<channel>_label_map.json` of the label_map channel, or None where there is none."""
+    """`<channel>_label_map.json` of the label_map channel, or None if it has no such file."""
     if folder is None:
         return None
     if not folder.is_dir():
-        raise DataError(f"channel label_map: {folder} is not a folder; expected it to hold {channel}_label_map.json.")
+        raise DataError(f"channel label_map: {folder} is not a folder; expected one with {channel}_label_map.json.")
     path = folder / f"{channel}_label_map.json"
     if path.is_file():
         return load_label_map(path)
@@ -136,25 +136,25 @@ def find_label_map(folder: Path | None, channel: str) -> LabelMap | None:
     known = {"train_label_map.json", "validation_label_map.json"}
     if not known.intersection(others):
         raise DataError(
-            f"channel label_map: {folder} holds {', '.join(others) or 'no .json file'}; expected train_label_map.json "
-            "and/or validation_label_map.json."
+            f"channel label_map: {folder} contains {', '.join(others) or 'no .json file'}; expected "
+            "train_label_map.json and/or validation_label_map.json."
         )
     return None
 
 
 def label_fix(values: Iterable[int], label_map: LabelMap | None, channel: str) -> str:
-    """What to do about class ids that the model does not have."""
+    """The fix for class ids that the model does not have."""
     if label_map is None:
         return (
-            "If the ids are right, raise --num_classes; if the pixel values stand for other ids, add a label map "
+            "If the ids are right, raise --num_classes; if the pixel values mean other ids, add a label map "
             f'(label_map/{channel}_label_map.json: {{"map": {{"<class id>": <pixel value>}}}}).'
         )
     pixels = sorted({pixel for value in values for pixel in label_map.pixel_values(value)})
-    return f"They come from pixel values {pixels} through the label map: mend the map, or raise --num_classes."
+    return f"They come from pixel values {pixels} through the label map: fix the map, or raise --num_classes."
 
 
 def label_problem(values: list[int], num_classes: int, label_map: LabelMap | None, path: Path, channel: str) -> str:
-    """The message for an annotation with class ids that the model does not have."""
+    """Error message for an annotation with class ids that the model does not have."""
     return (
         f"{path}: class ids {values} are outside 0..{num_classes - 1} and are not {IGNORE_INDEX} (ignored). "
         f"{label_fix(values, label_map, channel)} `pspnet doctor` lists every such file."

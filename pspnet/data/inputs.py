@@ -1,4 +1,4 @@
-"""The images that a command line names: files, folders and patterns."""
+"""Images of a command line: files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pspnet.errors import DataError
 
 
 def find_images(arguments: Sequence[str], suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """Files, the images directly in folders, and matches of patterns, in that order; DataError for what is not there
-    and for two images whose masks would have the same name."""
+    """Images of the arguments (files, images directly in folders, matches of patterns), in their order.
+
+    Raises DataError for an argument without images and for two images whose masks would have the same name."""
     paths: list[Path] = []
     for text in arguments:
         path = Path(text)

@@ -1,10 +1,10 @@
-"""The built-in synthetic set: seeded, VOC-like scenes of six shapes, as real JPEG and palette PNG files.
+"""Built-in synthetic set: seeded, VOC-like scenes of six shapes, as JPEG and palette PNG files.
 
-Every class has a hue family, but hues vary, some objects take a foreign hue, and backgrounds use all hues in a muted
-form: colour helps, but does not decide alone. About half of the pixels are background, so a constant scores below 0.10
-mIoU. Needs numpy and Pillow only.
+Every class has a hue family, but hues vary, some objects have the hue of another class, and backgrounds use muted forms
+of all hues, so colour alone does not determine the class. About half of the pixels are background, so a constant
+prediction scores below 0.10 mIoU. Imports only numpy and Pillow.
 
-Letters in shapes: H, W height and width of the picture in pixels.
+Legend: H, W height and width of the picture in pixels.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Floats = NDArray[np.float64]
 MANIFEST_NAME = "shapes.json"
 SPLITS = ("train", "validation")
 
-# Raise it whenever the pictures change, so that an older set is not taken for the present one.
+# Increase it whenever the pictures change, so that an older set is not reused.
 _FORMAT = 2
 _JPEG_QUALITY = 92
 
 _HUE_FAMILIES = {"disc": 0.0, "square": 60.0, "triangle": 120.0, "ring": 180.0, "cross": 240.0, "star": 300.0}
 _HUE_SPREAD = 14.0
-_FOREIGN_HUE_SHARE = 0.1
+_FOREIGN_HUE_PROBABILITY = 0.1
 _OBJECTS = (5, 9)
 _OBJECT_HEIGHT = (0.35, 0.7)
-_LEAST_VISIBLE = 0.4
+_MIN_VISIBLE_FRACTION = 0.4
 
 
 def write_shapes(
@@ -45,9 +45,9 @@ def write_shapes(
 ) -> None:
     """Write the channels train, validation and their annotations as folders in `output`; `size` is (width, height).
 
-    The same arguments give the same bytes (with the same library versions), and picture i of a split depends on
-    `seed`, the split and i alone. The folder appears whole or not at all. A folder that already holds this very set is
-    reused; anything else in it raises DataError, as do sizes and counts that cannot be drawn.
+    The same arguments give the same bytes (with the same library versions), and picture i of a split depends only on
+    `seed`, the split and i. The folder is created atomically; an existing folder with the same set is reused. Raises
+    DataError for other existing content and for invalid sizes and counts.
     """
     width, height = size
     if train < 1 or validation < 1:
@@ -76,18 +76,18 @@ def _check_reusable(output: Path, manifest: dict[str, int]) -> None:
     path = output / MANIFEST_NAME
     fix = "Choose another folder, or remove this one."
     if not path.is_file():
-        raise DataError(f"{output}: exists and holds something else than the synthetic set (no {MANIFEST_NAME}). {fix}")
+        raise DataError(f"{output}: exists and is not a synthetic set (no {MANIFEST_NAME}). {fix}")
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}). {fix}") from error
     if found != manifest:
-        raise DataError(f"{output}: holds the synthetic set for {found}; asked for was {manifest}. {fix}")
+        raise DataError(f"{output}: contains the synthetic set for {found}; requested was {manifest}. {fix}")
     for split in SPLITS:
         for folder, suffix in ((split, ".jpg"), (f"{split}_annotation", ".png")):
             present = len(list((output / folder).glob(f"{split}_*{suffix}")))
             if present != manifest[split]:
-                raise DataError(f"{output / folder}: holds {present} of {manifest[split]} files. {fix}")
+                raise DataError(f"{output / folder}: contains {present} of {manifest[split]} files. {fix}")
 
 
 def _write_split(folder: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
@@ -115,8 +115,8 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[NDArray
         covered = inside >= 0.5
         after = np.where(covered, len(drawn_pixels) + 1, instances)
         visible = np.bincount(after.ravel(), minlength=len(drawn_pixels) + 2)[1:]
-        # What lies beneath must stay recognisable, or its label would be noise.
-        recognisable = visible[:-1] >= _LEAST_VISIBLE * np.array(drawn_pixels)
+        # Covered objects must stay recognisable, or their labels would be noise.
+        recognisable = visible[:-1] >= _MIN_VISIBLE_FRACTION * np.array(drawn_pixels)
         if covered.any() and recognisable.all():
             canvas += inside[..., None] * (colours - canvas)
             classes[covered], instances = class_id, after
@@ -149,7 +149,7 @@ def _object(rng: np.random.Generator, rows: Floats, columns: Floats) -> tuple[in
     v = (np.cos(angle) * y - np.sin(angle) * x) / stretch
     inside = np.clip(0.5 - radius * _outline(name, u, v), 0, 1)
 
-    foreign = rng.random() < _FOREIGN_HUE_SHARE
+    foreign = rng.random() < _FOREIGN_HUE_PROBABILITY
     hue = rng.uniform(0, 360) if foreign else rng.normal(_HUE_FAMILIES[name], _HUE_SPREAD)
     saturation, value = rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.0)
     first = _rgb(hue, saturation, value)
@@ -173,12 +173,12 @@ def _outline(name: str, u: Floats, v: Floats) -> Floats:
     if name == "cross":
         across = np.maximum(np.abs(u) - 1.05, np.abs(v) - 0.36)
         return np.minimum(across, np.maximum(np.abs(v) - 1.05, np.abs(u) - 0.36))
-    # A pentagram is all that lies inside at least four of its five lines: the second largest distance decides.
+    # A pentagram is the area inside at least four of its five lines: the second largest distance decides.
     return np.asarray(np.sort(_half_planes(u, v, 5), axis=0)[-2] - 0.42)
 
 
 def _half_planes(u: Floats, v: Floats, count: int) -> Floats:
-    """(count, H, W) signed distances from lines through the origin whose normals point all around."""
+    """(count, H, W) signed distances from lines through the origin with evenly spaced normals."""
     angles = 2 * np.pi * np.arange(count)[:, None, None] / count
     return np.cos(angles) * u + np.sin(angles) * v
 
@@ -203,7 +203,7 @@ def _pattern(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
 
 
 def _photograph(rng: np.random.Generator, canvas: Floats, rows: Floats, columns: Floats) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 picture of a canvas of 0..1: a gradient of light, a lens that blurs a little, a noisy sensor."""
+    """(H, W, 3) uint8 picture of a canvas of 0..1, with a light gradient, slight blur and sensor noise."""
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
     height, width = rows.shape
     slope = np.cos(angle) * (columns / width - 0.5) + np.sin(angle) * (rows / height - 0.5)
@@ -215,7 +215,7 @@ def _photograph(rng: np.random.Generator, canvas: Floats, rows: Floats, columns:
 
 
 def _borders(instances: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(H, W) bool: pixels that touch another instance above, below, left or right, a 2-pixel line along every edge."""
+    """(H, W) bool: pixels with a 4-neighbour of another instance, a 2-pixel line along every edge."""
     borders = np.zeros(instances.shape, dtype=bool)
     vertical = instances[1:] != instances[:-1]
     borders[1:] |= vertical

@@ -1,10 +1,10 @@
-"""Training transforms: one affine window for scale, rotation, crop and flip, then blur and colour.
+"""Training transforms: one affine warp for scale, rotation, crop and flip, then blur and colour jitter.
 
 Legend: H, W image height and width; S crop_size.
 
-Every random number comes from the generator that the caller passes, so a sample is a pure function of (seed, epoch,
-index): the same whatever the number of workers, and the same after a resume. There is no evaluation transform: images
-are scored at their own size, and normalisation lives in the model.
+All random numbers come from the caller's generator, so a sample is a pure function of (seed, epoch, index), independent
+of the number of workers and of resuming. There is no evaluation transform: images are scored at their own size, and the
+model normalises them.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ import numpy as np
 
 from pspnet.errors import ConfigError
 
-# One core a worker: OpenCV's own threads would fight with the loader's processes.
+# One thread per worker: OpenCV's threads would compete with the loader's processes.
 cv2.setNumThreads(0)
 
 _FOUR_CHANNELS = int(cv2.__version__.split(".")[0]) >= 5
 
-_MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB: zero once the model has normalised it
+_MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB: zero after normalisation
 
 
 class TrainTransform:
     """Random scale on the long side, rotation, crop, flip, blur and colour jitter of one image and its mask.
 
     Args:
-        crop_size: S, side of the square that comes out, in px.
+        crop_size: S, side of the square output, in pixels.
         base_size: the long side is scaled to base_size x U(scale_min, scale_max), as the built-in algorithm does.
         scale_min, scale_max: bounds of that factor.
-        flip: probability of a horizontal mirror.
-        rotation: largest angle in degrees, either way; 0 for none (PSPNet's recipe for VOC and ADE20K: 10).
+        flip: probability of a horizontal flip.
+        rotation: maximum angle in degrees, in both directions (PSPNet's recipe for VOC and ADE20K: 10).
         blur: probability of a Gaussian blur.
-        color_jitter: strength 0..1 of brightness, contrast and saturation; hue gets a quarter of it.
-        ignore_index: what fills the mask outside the image.
+        color_jitter: strength 0..1 for brightness, contrast and saturation; a quarter of it for hue.
+        ignore_index: fill value of the mask outside the image.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class TrainTransform:
         return self._recolour(image, rng), mask
 
     def _sample_window(self, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-        """The 2x3 matrix that takes crop pixels to image pixels. Only the crop's pixels are ever computed."""
+        """The 2x3 matrix from crop pixels to image pixels, so that only the crop's pixels are computed."""
         scale = self.base_size * rng.uniform(*self.scale_range) / max(height, width)
         angle = np.deg2rad(rng.uniform(-self.rotation, self.rotation))
-        # The crop's centre in the scaled image: anywhere the crop stays inside, or where the image stays inside the
-        # crop when it is the smaller of the two.
+        # The crop's centre in the scaled image: the crop stays inside the image, or the image inside the crop if it is
+        # smaller.
         slack_x, slack_y = width * scale - self.crop_size, height * scale - self.crop_size
         centre_x = (width * scale + rng.uniform(-1, 1) * abs(slack_x)) / 2 / scale
         centre_y = (height * scale + rng.uniform(-1, 1) * abs(slack_y)) / 2 / scale
         mirror = -1.0 if rng.random() < self.flip else 1.0
         cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-        # Pixel centres lie at half-integers of the continuous image, hence the two halves.
+        # Pixel centres are at half-integers of the continuous image, hence the two halves.
         linear = np.array([[cos * mirror, -sin], [sin * mirror, cos]])
         half = (self.crop_size - 1) / 2
         offset = np.array([centre_x - 0.5, centre_y - 0.5]) - linear @ np.array([half, half])
@@ -88,11 +88,11 @@ class TrainTransform:
     def _warp(self, image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = (self.crop_size, self.crop_size)
         flags = cv2.WARP_INVERSE_MAP
-        rows, columns = self._touched(image.shape[0], image.shape[1], matrix)
+        rows, columns = self._source_region(image.shape[0], image.shape[1], matrix)
         image, mask = image[rows, columns], mask[rows, columns]
         matrix = matrix - np.array([[0, 0, columns.start], [0, 0, rows.start]])
-        # The same pixels either way, but OpenCV 5 vectorises four channels and not three. A part much larger than the
-        # crop would cost more to convert than is saved.
+        # The result is the same, but OpenCV 5 vectorises four channels and not three. For a region much larger than the
+        # crop, the conversion would cost more than it saves.
         padded = _FOUR_CHANNELS and image.size < 8 * 3 * self.crop_size**2
         warped = cv2.warpAffine(
             cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) if padded else image,
@@ -114,14 +114,14 @@ class TrainTransform:
         )
         return warped, warped_mask
 
-    def _touched(self, height: int, width: int, matrix: np.ndarray) -> tuple[slice, slice]:
-        """Rows and columns of the image that the crop's pixels are mixed from, one more on each side at least."""
+    def _source_region(self, height: int, width: int, matrix: np.ndarray) -> tuple[slice, slice]:
+        """Rows and columns of the image that the crop is interpolated from, plus a margin of at least one."""
         last = self.crop_size - 1
         corners = matrix @ np.array([[0, last, 0, last], [0, 0, last, last], [1, 1, 1, 1]])  # (2, 4): x, y
         slices = []
-        for places, side in zip(corners, (width, height)):
-            first = min(max(int(places.min()) - 2, 0), side - 1)
-            slices.append(slice(first, min(max(int(places.max()) + 3, first + 1), side)))
+        for positions, side in zip(corners, (width, height)):
+            first = min(max(int(positions.min()) - 2, 0), side - 1)
+            slices.append(slice(first, min(max(int(positions.max()) + 3, first + 1), side)))
         columns, rows = slices
         return rows, columns
 
@@ -136,7 +136,7 @@ class TrainTransform:
         low, high = 1 - self.color_jitter, 1 + self.color_jitter
         brightness, contrast, saturation = rng.uniform(low, high, size=3)
         hue = rng.uniform(-0.25, 0.25) * self.color_jitter
-        # `apply` with our own numbers: albumentations' generators differ by version and are not ours to seed.
+        # `apply` with explicit parameters: albumentations' own generators differ between versions.
         result: np.ndarray = self._jitter.apply(
             image, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, order=rng.permutation(4)
         )
@@ -144,8 +144,8 @@ class TrainTransform:
 
 
 def _build_color_jitter(strength: float) -> Any:
-    """albumentations' ColorJitter, imported only where it is asked for: importing it takes a second or more."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version
+    """albumentations' ColorJitter, imported on demand because the import takes a second or more."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would request its newest version from a server
     try:
         import albumentations
     except ImportError as error:

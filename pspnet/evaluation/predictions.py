@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pspnet.classes import IGNORE_INDEX, LabelMap
-from pspnet.data.channels import Pair, list_files, name_some
+from pspnet.data.channels import Pair, format_names, list_files
 from pspnet.data.dataset import to_class_ids
 from pspnet.data.io.images import ANNOTATION_SUFFIXES, read_annotation
 from pspnet.errors import DataError
@@ -30,7 +30,7 @@ def pair_predictions(predictions: Path, annotations: Path) -> list[Pair]:
         if alone:
             raise DataError(
                 f"{folder}: no PNG file of the same stem for {len(alone)} files of {alone[0].parent}: "
-                f"{name_some(alone)}. Scores need exactly one mask per annotation: add or remove files."
+                f"{format_names(alone)}. Scores need exactly one mask per annotation: add or remove files."
             )
     if not targets:
         raise DataError(f"{annotations}: no annotations; expected PNG files directly in that folder.")

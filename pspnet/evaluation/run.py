@@ -19,14 +19,9 @@ from tqdm import tqdm
 
 from pspnet.classes import IGNORE_INDEX, LabelMap
 from pspnet.data.channels import Pair
-from pspnet.data.dataset import (
-    Batch,
-    EvaluationBatchSampler,
-    SegmentationDataset,
-    build_loader,
-    image_sizes,
-    load_batches,
-)
+from pspnet.data.dataset import SegmentationDataset
+from pspnet.data.loader import Batch, build_loader, load_batches
+from pspnet.data.samplers import EvaluationBatchSampler, image_sizes
 from pspnet.evaluation.calibration import predict_with_confidence
 from pspnet.evaluation.image_counts import Tally
 from pspnet.evaluation.per_image import Record

@@ -18,13 +18,14 @@ from torch import nn
 
 from pspnet.artifact.model_directory import load_trained, read_labels
 from pspnet.data.io.images import read_image, to_rgb
-from pspnet.errors import ConfigError, DataError
+from pspnet.errors import DataError
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
 from pspnet.inference.runtimes.base import AUTO, Runtime, check_name
 from pspnet.inference.runtimes.factory import Source, open_runtime
 from pspnet.inference.tiling import enlarge, pad, padded_pixels, scaled_size, shrink, windows
 from pspnet.models.constants import MIN_SIZE
 from pspnet.serving.protocol.request_image import RequestError
+from pspnet.system.device import resolve_device
 
 # Evaluated at run time, hence without the `|` that Python 3.8 does not know there.
 ImageLike = Union[str, "PathLike[str]", Image.Image, np.ndarray]
@@ -112,12 +113,7 @@ class Predictor:
         for a device or a runtime that is none or is missing here.
         """
         check_name(runtime)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            chosen = torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"device = {device!r} is none that PyTorch knows; use auto, cpu or cuda.") from error
+        chosen = resolve_device(device)
         folder = Path(directory)
         class_names, palette = read_labels(folder)
         source = Source(lambda: load_trained(folder).model, chosen, dtype, folder)

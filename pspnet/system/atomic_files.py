@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; its folder is made if need be.
+    """A temporary file next to `path` to write to; its folder is created if missing.
 
-    It takes the place of `path` when the block ends well, and is removed when it does not: then `path` is as it was.
-    Several of these in one `with` replace nothing before all of them are written.
+    It replaces `path` when the block succeeds; on an exception it is removed and `path` is unchanged. Several of these
+    in one `with` replace nothing before all of them are written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays, since libraries choose the format by it.
+    # Keep the suffix: libraries choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        # Some versions of safetensors write files that nobody but their owner may read.
+        # Some versions of safetensors write files that only their owner may read.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:

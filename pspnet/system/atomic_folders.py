@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Atomic creation of folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pspnet.errors import DataError
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nothing stands at `folder` yet, or an empty folder."""
+    """True if `folder` does not exist or is empty."""
     if not folder.exists():
         return True
     return folder.is_dir() and not any(folder.iterdir())
@@ -24,8 +24,8 @@ def is_free(folder: Path) -> bool:
 def new_folder(output: Path) -> Iterator[Path]:
     """A temporary sibling of `output` to write into; it becomes `output` when the block ends without an exception.
 
-    On any exception, Ctrl-C included, the temporary folder is removed and `output` is as it was. Raises DataError where
-    the disk is full or the place can't be written or replaced, FileExistsError where `output` was filled meanwhile.
+    On any exception, including Ctrl-C, the temporary folder is removed and `output` is unchanged. Raises DataError if
+    the disk is full or `output` can't be written or replaced, FileExistsError if `output` was filled meanwhile.
     """
     output = Path(os.path.abspath(output))
     temporary = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -38,19 +38,19 @@ def new_folder(output: Path) -> Iterator[Path]:
             raise
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
         raise DataError(
-            f"{output}: cannot be written ({what}). Free some space or choose a folder that you may write to."
+            f"{output}: cannot be written ({what}). Free some space or choose a writable folder."
         ) from error
     finally:
-        # After the rename there is nothing left to remove.
+        # After the rename nothing is left to remove.
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace_empty(temporary: Path, output: Path) -> None:
     if output.is_dir():
         try:
-            output.rmdir()  # fails unless it is empty, which is the test wanted
+            output.rmdir()  # fails unless it is empty, which is the intended test
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # busy, as a container's volume is
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # busy, for example a container's volume
                 raise
             raise FileExistsError(f"{output} was filled while it was being written") from error
     elif output.exists():

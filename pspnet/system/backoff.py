@@ -1,4 +1,4 @@
-"""How long to wait before trying again: twice as long each time, and never quite as long as others wait."""
+"""Exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import random
 
 
 class Backoff:
-    """Seconds to wait after each failure in a row: up to first, 2 * first, 4 * first ... and never above `longest`.
+    """Delays in seconds after consecutive failures: up to first, 2 * first, 4 * first ..., at most `longest`.
 
-    Each is drawn from the upper half of its span, so that many who failed together do not come back together.
+    Each delay is drawn from the upper half of its range, so that clients that failed together retry apart.
     """
 
     def __init__(self, first: float = 0.5, longest: float = 30.0) -> None:
@@ -16,11 +16,11 @@ class Backoff:
         self._failures = 0
 
     def next(self) -> float:
-        """The seconds to wait now."""
+        """The next delay in seconds."""
         span = min(self._first * 2.0 ** min(self._failures, 60), self._longest)
         self._failures += 1
         return span * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """It worked: the next failure is a first one."""
+        """Start again at the first delay, after a success."""
         self._failures = 0

@@ -1,4 +1,4 @@
-"""The CPU: its name, and how many cores of it this process may use."""
+"""CPU name and number of available cores."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores that this process may use: its affinity, cut down to the container's quota (cgroup 2 or 1)."""
+    """CPU cores available to this process: its affinity, limited by the container's quota (cgroup 2 or 1)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return cores if quota is None else max(1, min(cores, math.floor(quota + 0.5)))
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What the processor calls itself, else the kind of it that Python was built for."""
+    """The processor's model name, or the architecture if unknown."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
     except OSError:
@@ -26,7 +26,7 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Cores' worth of time that the container gets; None for no limit or none that can be read."""
+    """CPU quota of the container in cores; None without a readable limit."""
     try:
         if (cgroup / "cpu.max").is_file():
             limit, period = (cgroup / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""Errors turned into one message on standard error and an exit code, for every command."""
+"""Error messages and exit codes of every command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from pspnet.errors import ConfigError, ProcessLostError, PspnetError
-from pspnet.system.training_job import describe_defect, report_failure
+from pspnet.system.sagemaker_job import describe_exception, report_failure
 
 USER_ERROR = 1
 CONFIG_ERROR = 2
@@ -18,16 +18,16 @@ _PRINT_THREAD_ERROR = threading.excepthook
 
 
 def run_guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a command. What a user can mend ends in one message on standard error and a non-zero exit code.
+    """Run a command; errors that a user can fix become one message on standard error and a non-zero exit code.
 
-    Exit codes: 0 done, 1 data, weights or the disk, 2 settings, 130 Ctrl-C, 143 SIGTERM. A defect of the program
-    keeps its traceback. In a SageMaker job the message also goes to the job's failure file.
+    Exit codes: 0 success, 1 data, weights or disk, 2 settings, 130 Ctrl-C, 143 SIGTERM. An unexpected exception keeps
+    its traceback. In a SageMaker job the message is also written to the job's failure file.
     """
     thread_hook, threading.excepthook = threading.excepthook, _report_thread
     try:
         return command(argv)
     except ProcessLostError as error:
-        # The process that was lost has the reason, or torchrun has where that one was killed.
+        # The lost process reports the reason, or torchrun if it was killed.
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except PspnetError as error:
@@ -38,7 +38,7 @@ def run_guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         print("Interrupted.", file=sys.stderr)
         return 130
     except Exception as error:
-        report_failure(describe_defect(error), os.environ)
+        report_failure(describe_exception(error), os.environ)
         raise
     finally:
         threading.excepthook = thread_hook
@@ -51,9 +51,9 @@ def _fail(message: str, exit_code: int) -> int:
 
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:
-    """Say nothing of a disk that TensorBoard's writer thread found full: the command gets the same error from it."""
-    foreign = type(arguments.thread).__module__.startswith("tensorboard.")
-    if not (foreign and isinstance(arguments.exc_value, OSError)):
+    """Skip OSErrors of TensorBoard's writer thread, such as a full disk: the command receives the same error."""
+    is_tensorboard = type(arguments.thread).__module__.startswith("tensorboard.")
+    if not (is_tensorboard and isinstance(arguments.exc_value, OSError)):
         _PRINT_THREAD_ERROR(arguments)
 
 
@@ -62,5 +62,5 @@ def _describe(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return f"{path}the disk is full; free some space and run the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path}no permission to write or read here; choose another folder or change its permissions."
+        return f"{path}permission denied; choose another folder or change its permissions."
     return f"{path}{error.strerror or error}"

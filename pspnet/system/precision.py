@@ -1,4 +1,4 @@
-"""The number format of the forward pass: chosen by what the device has."""
+"""Precision of the forward pass, chosen by the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pspnet.errors import ConfigError
 
 @dataclass(frozen=True)
 class Precision:
-    """Number format of the forward pass. `autocast_dtype` is None for plain float32; `scale_loss` is True for float16,
+    """Precision of the forward pass. `autocast_dtype` is None for plain float32; `scale_loss` is True for float16,
     whose gradients would underflow without a scaler."""
 
     name: str
@@ -20,12 +20,12 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format itself."""
+        """The dtype of the forward pass."""
         return self.autocast_dtype or torch.float32
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """`auto` by device: CPUs and GPUs before Volta (K80) float32, Volta and Turing (V100, T4) float16, newer bfloat16.
+    """The named precision; `auto` is float32 on CPUs and before Volta, float16 on Volta and Turing, else bfloat16.
 
     Raises ConfigError for float16 on a CPU.
     """
@@ -33,7 +33,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         name = _fastest(device)
     if name == "float16":
         if device.type == "cpu":
-            raise ConfigError("precision = float16 needs a GPU; on a CPU use float32, or bfloat16 where it has AMX.")
+            raise ConfigError("precision = float16 needs a GPU; on a CPU use float32, or bfloat16 if it has AMX.")
         return Precision("float16", torch.float16, scale_loss=True)
     if name == "bfloat16":
         return Precision("bfloat16", torch.bfloat16)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the training loop sees between two steps."""
+"""SIGTERM and Ctrl-C as a flag that a loop checks between two steps."""
 
 from __future__ import annotations
 
@@ -9,30 +9,42 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-_REPEAT_SECONDS = 1.0
-
 
 class StopRequest:
-    """Context manager: while it is active, the first SIGTERM or SIGINT only sets `signal_number`.
+    """Context manager: the first SIGTERM or SIGINT only sets `signal_number`; a second one ends the process.
 
-    A second one ends the process. What follows within a second of the first is no second wish: torchrun hands on the
-    signal that its processes were sent already, by a terminal's Ctrl-C for one.
+    Args:
+        message: printed to standard error, after the signal's name, when the first signal arrives.
+        exit_message: printed when a second signal arrives; the process then exits without any clean-up. None: the
+            previous handlers are restored and receive the second signal.
+        repeat_seconds: signals within this time after the first are duplicates and are ignored. torchrun forwards a
+            signal that its processes may already have received, for example from a terminal's Ctrl-C.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        message: str = "stopping after this step, with a checkpoint; a second signal stops immediately.",
+        exit_message: str | None = None,
+        repeat_seconds: float = 1.0,
+    ) -> None:
         self.signal_number: int | None = None
+        self._message, self._exit_message, self._repeat_seconds = message, exit_message, repeat_seconds
         self._received = 0.0
         self._previous: dict[int, Any] = {}
         self._owner = os.getpid()
 
     def __bool__(self) -> bool:
+        return self.is_set()
+
+    def is_set(self) -> bool:
+        """True once a signal was received."""
         return self.signal_number is not None
 
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells report it: 143 for SIGTERM, 130 for Ctrl-C.
 
-        143 too where another process of the run got the signal.
+        Also 143 if another process of the run received the signal.
         """
         return 128 + (self.signal_number or signal.SIGTERM)
 
@@ -41,7 +53,7 @@ class StopRequest:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._receive)
         except ValueError:
-            # Only the main thread may set handlers; elsewhere (a notebook's worker thread, say) the host handles them.
+            # Only the main thread may set handlers; elsewhere, as in a notebook's worker thread, the host handles them.
             self._restore()
         return self
 
@@ -57,14 +69,18 @@ class StopRequest:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            return  # a loader's worker, forked with this handler: the main process tells it when to end
-        if self.signal_number is not None:
-            if time.monotonic() - self._received > _REPEAT_SECONDS:
-                self._restore()
-                os.kill(os.getpid(), number)
-            return
-        self.signal_number, self._received = number, time.monotonic()
-        # os.write, because print may be interrupted in the middle of itself and is not re-entrant.
-        name = signal.Signals(number).name
-        message = f"\n{name}: stopping after this step, with a checkpoint; a second one stops at once.\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, message.encode())
+            return  # a loader worker, forked with this handler: the main process ends it
+        if self.signal_number is None:
+            self.signal_number, self._received = number, time.monotonic()
+            _print(f"{signal.Signals(number).name}: {self._message}")
+        elif time.monotonic() - self._received > self._repeat_seconds:
+            if self._exit_message is not None:
+                _print(self._exit_message)
+                os._exit(128 + number)
+            self._restore()
+            os.kill(os.getpid(), number)
+
+
+def _print(message: str) -> None:
+    # os.write, because print is not re-entrant and the signal may have interrupted another print.
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{message}\n".encode())

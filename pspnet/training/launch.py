@@ -18,7 +18,7 @@ from typing import Any
 
 from pspnet.errors import ConfigError, PspnetError
 from pspnet.system.exit_codes import USER_ERROR, run_guarded
-from pspnet.system.training_job import report_failure
+from pspnet.system.sagemaker_job import report_failure
 
 SCRIPT = "train.py"
 MASTER_PORT = 7777

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pspnet.config.schema import Config
-from pspnet.data.dataset import Batch, load_batches
+from pspnet.data.loader import Batch, load_batches
 from pspnet.errors import WeightsError
 from pspnet.evaluation.metrics import ConfusionMatrix, Scores
 from pspnet.evaluation.protocols.whole import evaluate_whole

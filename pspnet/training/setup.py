@@ -16,23 +16,20 @@ from torch.utils.data import DataLoader
 
 from pspnet.artifact.model_directory import class_names_of
 from pspnet.classes import LabelMap
-from pspnet.config.rules import SHAPES
+from pspnet.config.folders import SHAPES
 from pspnet.config.schema import Config
 from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, find_label_map, load_pairs
-from pspnet.data.dataset import (
-    EvaluationBatchSampler,
-    SegmentationDataset,
-    TrainBatchSampler,
-    build_loader,
-    image_sizes,
-)
+from pspnet.data.dataset import SegmentationDataset
+from pspnet.data.loader import build_loader
+from pspnet.data.samplers import EvaluationBatchSampler, TrainBatchSampler, image_sizes
 from pspnet.data.shapes import write_shapes
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system import device as devices
 from pspnet.system.distributed import Processes, join_processes
+from pspnet.system.precision import Precision, choose_precision
 from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.optimization.early_stopping import EarlyStopping
 from pspnet.training.optimization.ema import ExponentialMovingAverage
@@ -63,7 +60,7 @@ class Run:
 
     config: Config
     device: torch.device
-    precision: devices.Precision
+    precision: Precision
     processes: Processes
     data: Data
     network: nn.Module
@@ -107,7 +104,7 @@ def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = devices.choose_device(config.device, local_rank)
-    precision = devices.choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device)
     if config.deterministic:
         devices.make_deterministic()
     if device.type == "cuda":
@@ -121,7 +118,7 @@ def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
 
 
 def _assemble(
-    config: Config, device: torch.device, precision: devices.Precision, processes: Processes, build: BuildNetwork
+    config: Config, device: torch.device, precision: Precision, processes: Processes, build: BuildNetwork
 ) -> Run:
     data = load_data(config, processes)
     _check_folders(config, processes)

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pspnet.artifact.file_names import CODE_NAME, CONFIG_NAME, MODEL_FORMAT, WEIGHTS_NAME
 from pspnet.errors import WeightsError
-from pspnet.system.locations import find_beside
+from pspnet.system.locations import find_project_file
 
 HANDLERS = f"{CODE_NAME}/inference.py"
 PACKAGE_FILE = f"{CODE_NAME}/pspnet/__init__.py"
@@ -60,7 +60,7 @@ def check_findings(found: Findings, where: str) -> None:
 
 def has_other_code(found: Findings) -> bool:
     """Whether a model carries handlers of another version than this installation's."""
-    own = find_beside("inference.py")
+    own = find_project_file("inference.py")
     return found.has_code and own is not None and own.read_bytes() != found.handlers
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pspnet.classes import NAMED_CLASS_SETS
+from pspnet.config.folders import CHANNELS, OUTPUT_FOLDERS
 from pspnet.config.parsing import Arguments
-from pspnet.config.rules import CHANNELS, OUTPUT_FOLDERS, InvalidConfigError, Problem
+from pspnet.config.problems import InvalidConfigError, Problem
 from pspnet.config.schema import Config
 from sagemaker_entry.training.job_settings import MOST_METRICS, JobSettings
 from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS

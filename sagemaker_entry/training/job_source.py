@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from pspnet.errors import PspnetError
-from pspnet.system.locations import PACKAGE, find_beside
+from pspnet.system.locations import PACKAGE, find_project_file
 
 LARGEST_SOURCE = 2_000_000
 """Bytes. The source is little more than a megabyte of text; more would mean that data or weights came along."""
@@ -75,7 +75,7 @@ def stage_source(folder: Path, python38: bool = False) -> list[Path]:
 
 
 def _find(name: str) -> Path:
-    path = find_beside(name)
+    path = find_project_file(name)
     if path is None:
         raise PspnetError(
             f"{PACKAGE.parent}: {name} is missing beside the package, and a job needs it. Install the package "

@@ -62,7 +62,7 @@ def test_a_label_map_folder_is_found_beside_the_channels(
     (data / "label_map" / "train_label_map.json").write_text('{"map": {"0": 0, "1": 1}}')
     assert run("doctor", data, "--num_classes", 7, "--workers", 1) == 0
     text = capsys.readouterr().out
-    assert "WARNING train: annotations with pixel values that the label map does not name" in text
+    assert "WARNING train: annotations with pixel values that are missing from the label map" in text
     assert "WARNING validation" not in text
 
 
@@ -97,5 +97,5 @@ def test_a_report_that_cannot_be_written_is_an_error(shapes: Path, tmp_path: Pat
 
 
 def test_shapes_are_not_written_over_something_else(shapes: Path) -> None:
-    with pytest.raises(DataError, match="asked for was"):
+    with pytest.raises(DataError, match="requested was"):
         run("prepare", "shapes", shapes, "--seed", 5)

@@ -202,7 +202,7 @@ def test_a_second_signal_exits_immediately(model_dir: Path, tmp_path: Path) -> N
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    assert b"Stopped at once: what had not been delivered and is not on disk is lost." in errors
+    assert b"Stopped immediately: masks that were not delivered and are not on disk are lost." in errors
     os.close(reader)
     os.close(writer)
 

@@ -123,7 +123,7 @@ def test_without_arguments_it_is_the_built_in_data(train: Train) -> None:
 def test_contradicting_settings_are_warned_of(train: Train, shapes: Path, tmp_path: Path) -> None:
     code, _, err = train(*arguments(shapes, tmp_path, "--early_stopping", "True", "--print_config"))
     assert code == 0
-    assert err.startswith("warning: early_stopping can never act: early_stopping_min_epochs 5 is not below epochs 1.")
+    assert err.startswith("warning: early_stopping has no effect: early_stopping_min_epochs 5 is not below epochs 1.")
 
 
 # -------------------- the data
@@ -132,11 +132,11 @@ def test_contradicting_settings_are_warned_of(train: Train, shapes: Path, tmp_pa
 def test_missing_channel_folder(train: Train, data: Path, tmp_path: Path) -> None:
     code, _, err = train(*arguments(data, tmp_path / "run", "--train", str(tmp_path / "gone")))
     assert code == 2
-    assert f"train: there is no folder '{tmp_path / 'gone'}' (flag --train); give one that exists" in err
+    assert f"train: no such folder: '{tmp_path / 'gone'}' (flag --train); give an existing folder" in err
     shutil.rmtree(str(data / "validation_annotation"))
     code, _, err = train(*arguments(data, tmp_path / "run"))
     assert code == 2
-    assert "validation_annotation: there is no folder " in err
+    assert "validation_annotation: no such folder: " in err
     assert not (tmp_path / "run").exists()
 
 
@@ -212,7 +212,7 @@ def test_spoilt_validation_file_keeps_what_was_trained(train: Train, data: Path,
     run = tmp_path / "run"
     code, _, err = train(*arguments(data, run, "--checkpoint_every", "2"))
     assert code == 1
-    assert "validation_00001.jpg: not a readable image (no known image format)" in err
+    assert "validation_00001.jpg: not a readable image (unknown image format)" in err
     assert load_checkpoint(run / "checkpoints" / "last.safetensors")["position"]["step"] == 2
 
 
@@ -372,7 +372,7 @@ def test_signals_leave_a_checkpoint_from_which_the_same_command_goes_on(
 
     code, out, err = run_until("epoch=1 step=2/3", signal.SIGTERM, True, command)
     assert code == 143, err
-    assert err == "\nSIGTERM: stopping after this step, with a checkpoint; a second one stops at once.\n"
+    assert err == "\nSIGTERM: stopping after this step, with a checkpoint; a second signal stops immediately.\n"
     assert f"\nStopped. Checkpoint: {last}. The same command resumes from it.\n" in out
     first = load_checkpoint(last)["position"]
 
@@ -402,7 +402,7 @@ def test_guard_turns_errors_of_the_system_into_one_line(capsys: pytest.CaptureFi
 
     cases: list[tuple[BaseException, int, str]] = [
         (OSError(28, "No space left on device", "a.png"), 1, "error: a.png: the disk is full; free some space and run"),
-        (PermissionError(13, "Permission denied", "b"), 1, "error: b: no permission to write or read here; choose"),
+        (PermissionError(13, "Permission denied", "b"), 1, "error: b: permission denied; choose"),
         (FileNotFoundError(2, "No such file or directory", "c"), 1, "error: c: No such file or directory\n"),
         (OSError("only a text"), 1, "error: only a text\n"),
         (KeyboardInterrupt(), 130, "Interrupted.\n"),

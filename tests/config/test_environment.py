@@ -1,4 +1,4 @@
-"""Config on SageMaker: channels and folders from the environment, hyperparameters as both toolkits write them."""
+"""Config on SageMaker: channels and folders from the environment, hyperparameters in both toolkits' spelling."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def test_a_sagemaker_job() -> None:
     assert config.checkpoint_dir == "/opt/ml/checkpoints"
     assert (config.epochs, config.learning_rate, config.optimizer) == (10, 0.0001, "rmsprop")
     assert config_warnings(config) == [
-        "early_stopping can never act: early_stopping_min_epochs 10 is not below epochs 10."
+        "early_stopping has no effect: early_stopping_min_epochs 10 is not below epochs 10."
     ]
 
 
-def test_both_toolkits_spellings_mean_the_same() -> None:
+def test_both_toolkits_spellings_are_equivalent() -> None:
     toolkit = ["--early_stopping", "True", "--class_weights", "[1, 2, 3]", "--label_map", "", "--optimizer", "sgd"]
     driver = ["--optimizer", '"sgd"', "--label_map", "null", "--early_stopping", "true", "--class_weights", '"1, 2, 3"']
     assert parse(*toolkit) == parse(*driver)
     assert parse(*toolkit).class_weights == (1.0, 2.0, 3.0)
 
 
-def test_what_sagemaker_adds_for_itself_is_passed_over() -> None:
+def test_hyperparameters_added_by_sagemaker_are_ignored() -> None:
     assert parse("--_tuning_objective_metric", "validation:mIOU", "--sagemaker_program", "train.py") == parse()
 
 
@@ -91,17 +91,17 @@ def test_missing_folders_name_the_source() -> None:
     with pytest.raises(ConfigError) as caught:
         check_channels(arguments.config, arguments.sources)
     assert str(caught.value).splitlines()[1:] == [
-        f"  {key}: there is no folder '/in/{key}' (environment SM_CHANNEL_{key.upper()}); give one that exists"
+        f"  {key}: no such folder: '/in/{key}' (environment SM_CHANNEL_{key.upper()}); give an existing folder"
         for key in ("train", "train_annotation", "validation_annotation")
     ]
 
 
-def test_the_process_environment_counts_if_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SM_CHANNEL_DATA", "/in/data")
     assert parse_arguments(["--num_classes", "3"]).config.data == "/in/data"
 
 
-def test_voc2012_is_the_users_own_job() -> None:
+def test_voc2012_matches_the_users_job() -> None:
     config = load_config(ROOT / "configs" / "voc2012.yaml", {"data": "x"})
     assert (
         config

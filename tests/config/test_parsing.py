@@ -1,4 +1,4 @@
-"""Config from files and flags: ways to write them, precedence, what is said about mistakes."""
+"""Config from files and flags: spellings, precedence and error messages."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def write(folder: Path, text: str, name: str = "job.yaml") -> str:
         ["--learning_rate", "0.5", "--learning-rate", "1e-4"],
     ],
 )
-def test_ways_to_write_a_flag(argv: list[str]) -> None:
+def test_flag_spellings(argv: list[str]) -> None:
     assert parse(*argv).learning_rate == 0.0001
 
 
-def test_flag_of_a_truth_value_needs_no_value() -> None:
+def test_boolean_flag_needs_no_value() -> None:
     assert parse("--early_stopping").early_stopping is True
     assert parse("--early-stopping", "--epochs", "3").early_stopping is True
     assert parse("--early_stopping", "False").early_stopping is False
@@ -73,7 +73,7 @@ def test_flag_without_a_value() -> None:
     ]
 
 
-def test_leftovers_are_problems() -> None:
+def test_positional_arguments_are_problems() -> None:
     fix = "settings are given as --key value, a config file as --config FILE"
     assert problems_of(["job.yaml", *BASE, "-e", "3", "--epochs", "3", "4"]) == [
         f"command line: unexpected 'job.yaml'; {fix}",
@@ -83,7 +83,7 @@ def test_leftovers_are_problems() -> None:
     ]
 
 
-def test_unknown_flag_names_the_nearest() -> None:
+def test_unknown_flag_suggests_the_nearest() -> None:
     assert problems_of([*BASE, "--lerning-rate", "0.1", "--crop", "--lr=3"]) == [
         "lerning_rate: unknown key (flag --lerning-rate); did you mean learning_rate?",
         "crop: unknown key (flag --crop); did you mean crop_size?",
@@ -91,7 +91,7 @@ def test_unknown_flag_names_the_nearest() -> None:
     ]
 
 
-def test_sources_are_told() -> None:
+def test_sources_of_values() -> None:
     arguments = parse_arguments([*BASE, "--learning-rate=0.1", "--epochs", ""], {"SM_MODEL_DIR": "/m"})
     assert arguments.sources == {
         "num_classes": "flag --num_classes",
@@ -103,7 +103,7 @@ def test_sources_are_told() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_is_asked_for_even_beside_errors(flag: str) -> None:
+def test_help_takes_precedence_over_errors(flag: str) -> None:
     arguments = parse_arguments(["--nonsense", "1", flag], {})
     assert arguments.help_requested
     assert arguments.checked is None
@@ -127,7 +127,7 @@ def test_print_config_with_a_value() -> None:
 # ---- files
 
 
-def test_file_then_flags_whatever_the_order(tmp_path: Path) -> None:
+def test_flags_replace_file_values_in_any_order(tmp_path: Path) -> None:
     file = write(tmp_path, "num_classes: 4\ndata: there\nepochs: 7\nseed: 1\n")
     for argv in (
         ["--config", file, "--epochs", "8"],
@@ -142,12 +142,12 @@ def test_file_then_flags_whatever_the_order(tmp_path: Path) -> None:
         assert arguments.sources["seed"] == f"{file}, line 4"
 
 
-def test_empty_flag_puts_the_default_back(tmp_path: Path) -> None:
+def test_empty_flag_restores_the_default(tmp_path: Path) -> None:
     file = write(tmp_path, "num_classes: 4\ndata: there\nepochs: 7\n")
     assert parse_arguments(["--config", file, "--epochs", ""], {}).config.epochs == 10
 
 
-def test_file_values_are_read_as_flags_are(tmp_path: Path) -> None:
+def test_file_values_are_parsed_like_flags(tmp_path: Path) -> None:
     text = """
 num-classes: 3        # hyphens work here too
 data: "my data"
@@ -200,7 +200,7 @@ def test_run_name_comes_from_the_file(tmp_path: Path) -> None:
 def test_missing_file() -> None:
     assert problems_of(["--config", "no/such.yaml", "--epochs"]) == [
         "epochs: flag --epochs has no value; allowed: a whole number, at least 1",
-        "--config: cannot read no/such.yaml: No such file or directory; give the name of a YAML file that exists",
+        "--config: cannot read no/such.yaml: No such file or directory; give the name of an existing YAML file",
     ]
 
 
@@ -214,8 +214,8 @@ def test_config_without_a_name(argv: list[str]) -> None:
     [
         (b"", "is empty"),
         (b"# only a comment\n", "is empty"),
-        (b"- epochs: 3\n", "holds a list"),
-        (b"just words\n", "holds a text"),
+        (b"- epochs: 3\n", "contains a list"),
+        (b"just words\n", "contains a text"),
         (b"epochs: 3\nseed: [1, 2\n", r"is not valid YAML, line 3, column 1: expected ',' or '\]'"),
         (b"epochs: 3\n\tseed: 1\n", "is not valid YAML, line 2, column 1"),
         (b"epochs: 3\n---\nepochs: 4\n", "is not valid YAML, line 2, column 1: but found another document"),
@@ -226,11 +226,11 @@ def test_config_without_a_name(argv: list[str]) -> None:
     ],
     ids=["empty", "comment", "list", "text", "bracket", "tab", "documents", "encoding", "control", "escape", "deep"],
 )
-def test_files_that_hold_no_settings(tmp_path: Path, content: bytes, text: str) -> None:
+def test_files_without_settings(tmp_path: Path, content: bytes, text: str) -> None:
     file = tmp_path / "job.yaml"
     file.write_bytes(content)
     (line,) = problems_of(["--config", str(file)])
-    assert re.match(rf'--config: {re.escape(str(file))} {text}.*; write one "key: value" a line$', line)
+    assert re.match(rf'--config: {re.escape(str(file))} {text}.*; write one "key: value" per line$', line)
 
 
 def test_folder_as_file(tmp_path: Path) -> None:
@@ -248,20 +248,20 @@ def test_key_twice_in_a_file(tmp_path: Path) -> None:
     assert len(problems_of(["--config", good])) == 1
 
 
-def test_objects_in_yaml_are_only_text(tmp_path: Path) -> None:
+def test_yaml_tags_are_not_evaluated(tmp_path: Path) -> None:
     file = write(tmp_path, "num_classes: 3\ndata: x\nname: !!python/object/apply:os.getcwd []\n")
     assert load_config(file).name == "job"
     file = write(tmp_path, "num_classes: 3\ndata: x\nclass_names: &a [*a]\n")
     assert problems_of(["--config", file])[0].startswith("class_names: found [{}]")
 
 
-def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
+def test_byte_order_mark_and_windows_line_endings(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_bytes(b"\xef\xbb\xbfnum_classes: 3\r\ndata: x\r\n")
     assert load_config(file).num_classes == 3
 
 
-def test_default_file_only_where_nothing_is_set(tmp_path: Path) -> None:
+def test_default_file_is_read_only_without_other_settings(tmp_path: Path) -> None:
     file = write(tmp_path, "num_classes: 3\ndata: shapes\n", "quickstart.yaml")
     arguments = parse_arguments([], {}, default_file=file)
     assert (arguments.config.name, arguments.config_file) == ("quickstart", Path(file))

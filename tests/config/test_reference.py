@@ -1,4 +1,4 @@
-"""Config written out: the help text, YAML that loads again, the documentation, the recipes."""
+"""Reference of the settings: help text, YAML round trip, documentation and recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pspnet.cli.dispatch import build_parser
-from pspnet.config.parsing import Arguments, dump_yaml, help_text, load_config, markdown_table, parse_arguments
+from pspnet.config.parsing import Arguments, load_config, parse_arguments
+from pspnet.config.reference import dump_yaml, help_text, markdown_table
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError
 
@@ -22,7 +23,7 @@ def write(folder: Path, text: str, name: str = "job.yaml") -> str:
     return str(path)
 
 
-def test_help_tells_every_key_within_100_columns() -> None:
+def test_help_lists_every_key_within_100_columns() -> None:
     text = help_text()
     assert max(map(len, text.splitlines())) <= 100
     for key, field in Config.model_fields.items():
@@ -49,23 +50,23 @@ def test_help_tells_every_key_within_100_columns() -> None:
         {"model_dir": "elsewhere", "validation": "other", "compile": True},
     ],
 )
-def test_dump_loads_again_as_an_equal_config(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_dump_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = Config(**{"num_classes": 3, "data": "x", **changes})
     text = dump_yaml(config)
     assert load_config(write(tmp_path, text, "dumped.yaml")) == config
 
 
-def test_dump_names_every_key_and_what_follows() -> None:
+def test_dump_has_every_key_and_marks_derived_folders() -> None:
     text = dump_yaml(Config(num_classes=3, data="x", validation="other", model_dir="m"))
     assert re.findall(r"^(?:# )?(\w+): ", text, re.MULTILINE) == list(Config.model_fields)
-    assert "\n# train: 'x/train'  (follows from data)\n" in text
-    assert "\n# output_dir: 'runs/run'  (follows from name)\n" in text
+    assert "\n# train: 'x/train'  (derived from data)\n" in text
+    assert "\n# output_dir: 'runs/run'  (derived from name)\n" in text
     assert "\nvalidation: other\n" in text
     assert "\nmodel_dir: m\n" in text
     assert "\nlearning_rate: 0.001\n" in text
 
 
-def test_dump_follows_later_changes(tmp_path: Path) -> None:
+def test_derived_folders_of_a_dump_follow_overrides(tmp_path: Path) -> None:
     file = write(tmp_path, dump_yaml(Config(num_classes=3, data="x")))
     config = load_config(file, {"data": "y", "name": "second"})
     assert (config.train, config.model_dir) == ("y/train", "runs/second/model")
@@ -94,12 +95,12 @@ def test_every_recipe_loads(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: str(path.name))
-def test_every_recipe_says_how_to_run_it_and_what_came_out(file: Path) -> None:
+def test_every_recipe_header_has_command_and_result(file: Path) -> None:
     header = file.read_text(encoding="utf-8").split("\n\n")[0]
     keys = re.findall(r"^# (\w+):  +\S", header, re.MULTILINE)
     assert keys == ["prepare", "command", "hardware", "time", "result"]
     prepared = re.search(r"pspnet (prepare .*)", header)
-    if prepared is not None:  # the command line is one that `pspnet prepare` takes
+    if prepared is not None:  # `pspnet prepare` accepts the command line
         data_set, *flags = re.findall(r"\S+", prepared.group(1))[1:]
         arguments = build_parser().parse_args(["prepare", data_set, *flags])
         assert callable(arguments.run)

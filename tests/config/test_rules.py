@@ -1,4 +1,4 @@
-"""Settings checked together: contradictions, folders that follow from others, warnings."""
+"""Rules between settings: contradictions, derived folders, warnings."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def test_step_schedule_without_steps() -> None:
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"stem": "deep"}, "stem: found 'deep' with use_pretrained_model True; torchvision publishes no weights for it"),
-    ({"stem": "deep-narrow"}, "stem: found 'deep-narrow' with use_pretrained_model True; torchvision publishes no"),
+    ({"stem": "deep"}, "stem: found 'deep' with use_pretrained_model True; torchvision has no weights for it"),
+    ({"stem": "deep-narrow"}, "stem: found 'deep-narrow' with use_pretrained_model True; torchvision has no"),
     ({"pretrained_weights": "V3"}, "pretrained_weights: found 'V3'; allowed: IMAGENET1K_V1, IMAGENET1K_V2 or a file"),
     ({"width": 16}, "width: found 16 with use_pretrained_model True; the published weights have width 64"),
-    ({"class_names": "a, b"}, "class_names: found 2 names with num_classes 3; give one name a class"),
+    ({"class_names": "a, b"}, "class_names: found 2 names with num_classes 3; give one name per class"),
     ({"class_names": "voc"}, "class_names: found 21 names with num_classes 3"),
-    ({"class_weights": "1, 2, 3, 4"}, "class_weights: found 4 weights with num_classes 3; give one weight a class"),
+    ({"class_weights": "1, 2, 3, 4"}, "class_weights: found 4 weights with num_classes 3; give one weight per class"),
     ({"class_weights": "1, 2, 3", "loss": "dice"}, "class_weights: given with loss dice; only cross_entropy and ohem"),
     ({"scale_min": 2.5}, "scale_min: found 2.5, above scale_max 2"),
-    ({"optimizer": "nag", "momentum": 0}, "momentum: found 0; optimizer nag needs more than 0"),
+    ({"optimizer": "nag", "momentum": 0}, "momentum: found 0; optimizer nag needs a value above 0"),
     ({"device": "cpu", "precision": "float16"}, "precision: found 'float16' with device cpu; float16 needs a GPU"),
     (
         {"compile": "auto", "gradient_checkpointing": True},
-        "gradient_checkpointing: found True with compile auto; torch.compile cannot follow it: use one of them",
+        "gradient_checkpointing: found True with compile auto; torch.compile does not support it: use one of them",
     ),
     (
         {"micro_batch_size": "auto", "syncbn": True},
-        "micro_batch_size: found 'auto' with syncbn True; syncbn shares the statistics of whole mini-batches",
+        "micro_batch_size: found 'auto' with syncbn True; syncbn needs the statistics of the full mini-batch",
     ),
-    ({"class_names": "a, b, b"}, "class_names: found 'a, b, b'; allowed: different names"),
-    ({"class_names": "a,,b"}, "class_names: found 'a,,b'; allowed: different names"),
+    ({"class_names": "a, b, b"}, "class_names: found 'a, b, b'; allowed: unique names"),
+    ({"class_names": "a,,b"}, "class_names: found 'a,,b'; allowed: unique names"),
     ({"class_weights": "1, 0, 2"}, "class_weights: found '1, 0, 2'; allowed: positive numbers"),
     ({"class_weights": "1, nan, 2"}, "class_weights: found '1, nan, 2'; allowed: positive numbers"),
     ({"name": "../up"}, "name: found '../up'; allowed: letters, digits and . _ -"),
@@ -64,7 +64,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_file_of_weights_goes_with_every_stem() -> None:
+def test_a_weights_file_is_allowed_with_every_stem() -> None:
     for stem in ("conv7", "deep", "deep-narrow"):
         config = Config(num_classes=3, data="x", stem=stem, pretrained_weights="~/weights/resnet50_v2.pth")
         assert config.pretrained_weights == os.path.expanduser("~/weights/resnet50_v2.pth")
@@ -75,7 +75,7 @@ def test_contradictions(changes: dict[str, Any], text: str) -> None:
     assert problem_of(**changes).startswith(text)
 
 
-def test_data_folder_stands_for_the_channels(tmp_path: Path) -> None:
+def test_data_folder_provides_the_channels(tmp_path: Path) -> None:
     (tmp_path / "label_map").mkdir()
     config = make(data=tmp_path, validation="other")
     assert config.train == str(tmp_path / "train")
@@ -103,7 +103,7 @@ def test_synthetic_set_needs_no_channels() -> None:
 
 def test_missing_channels() -> None:
     assert problems_of(num_classes=3) == [
-        "data: missing; give --data FOLDER that holds train, train_annotation, validation, validation_annotation, a "
+        "data: missing; give --data FOLDER with train, train_annotation, validation, validation_annotation, a "
         "flag for each of these, SM_CHANNEL_* in the environment, or --data shapes for the built-in synthetic set"
     ]
     assert problems_of(num_classes=3, train="a", validation="b", validation_annotation="c") == [
@@ -111,7 +111,7 @@ def test_missing_channels() -> None:
     ]
     lines = problems_of(num_classes=3, data="shapes", train="a")
     assert len(lines) == 3
-    assert lines[0].endswith("SM_CHANNEL_TRAIN_ANNOTATION (data shapes is not used beside other channels)")
+    assert lines[0].endswith("SM_CHANNEL_TRAIN_ANNOTATION (data shapes is not used when other channels are given)")
 
 
 def test_check_channels(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_check_channels(tmp_path: Path) -> None:
         check_channels(config, {"data": "flag --data", "model": "job.yaml, line 2"})
     assert str(caught.value).splitlines()[1:] == [
         f"  train: '{tmp_path}/train' is a file (from data, flag --data); give the folder that holds the images",
-        f"  validation: there is no folder '{tmp_path}/validation' (from data, flag --data); give one that exists",
-        f"  model: there is no folder '{tmp_path}/none' (job.yaml, line 2); give one that exists",
+        f"  validation: no such folder: '{tmp_path}/validation' (from data, flag --data); give an existing folder",
+        f"  model: no such folder: '{tmp_path}/none' (job.yaml, line 2); give an existing folder",
     ]
 
 
@@ -136,8 +136,8 @@ def test_check_channels_names_a_missing_data_folder_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check_channels(make(data="nowhere", model="none"))
     assert str(caught.value).splitlines()[1:] == [
-        "  data: there is no folder 'nowhere'; give one that exists",
-        "  model: there is no folder 'none'; give one that exists",
+        "  data: no such folder: 'nowhere'; give an existing folder",
+        "  model: no such folder: 'none'; give an existing folder",
     ]
 
 
@@ -168,15 +168,15 @@ UNUSED: list[tuple[dict[str, Any], str]] = [
 DOUBTFUL: list[tuple[dict[str, Any], str]] = [
     (
         {"early_stopping": True, "early_stopping_min_epochs": 10},
-        "early_stopping can never act: early_stopping_min_epochs 10 is not below epochs 10.",
+        "early_stopping has no effect: early_stopping_min_epochs 10 is not below epochs 10.",
     ),
     (
         {"early_stopping": True, "early_stopping_patience": 11},
-        "early_stopping can never act: early_stopping_patience 11 is not below epochs 10.",
+        "early_stopping has no effect: early_stopping_patience 11 is not below epochs 10.",
     ),
     (
         {"lr_scheduler": "step", "lr_scheduler_step": "5, 10, 20"},
-        "lr_scheduler_step 10, 20 lies beyond the last of 10 epochs.",
+        "lr_scheduler_step 10, 20 is beyond the last of 10 epochs.",
     ),
     ({"deterministic": True, "compile": True}, "compile may change results between runs"),
     ({"crop_size": 1048}, "crop_size 1048 is above base_size 520 x scale_max 2: every crop is padded."),
@@ -186,7 +186,7 @@ DOUBTFUL: list[tuple[dict[str, Any], str]] = [
     ({"validation": "x/train"}, "train and validation are the same folder x/train"),
     (
         {"train": "a", "train_annotation": "b", "validation": "c", "validation_annotation": "d"},
-        "data x is not used: every channel is given by itself",
+        "data x is not used: every channel is given explicitly",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Config built from Python: defaults, bounds, texts as values, contradictions, warnings."""
+"""Config built from Python: defaults, bounds, text values, suggestions, copies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pspnet.config.rules import InvalidConfigError
-from pspnet.config.schema import Config, allowed
+from pspnet.config.fields import allowed
+from pspnet.config.problems import InvalidConfigError
+from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, PspnetError
 
 
@@ -63,11 +64,11 @@ GIVEN = {"num_classes": 3, "data": "x", "train": "x/train", "train_annotation": 
          "validation": "x/validation", "validation_annotation": "x/validation_annotation"}  # fmt: skip
 
 
-def test_defaults_are_the_built_in_algorithms_and_ours() -> None:
+def test_defaults() -> None:
     assert make().model_dump() == {**BUILT_IN_DEFAULTS, **OWN_DEFAULTS, **GIVEN}
 
 
-# Each bound from both sides: key, the least and greatest values allowed, and values just outside.
+# Each bound from both sides: key, the smallest and largest allowed values, and values just outside.
 BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
     ("num_classes", [2, 254], [1, 255, 0, -3, 2.5]),
     ("num_training_samples", [1], [0, -1]),
@@ -124,7 +125,7 @@ def test_bounds(key: str, inside: list[Any], outside: list[Any]) -> None:
         assert problem_of(**{key: value}) == f"{key}: found {value!r}; allowed: {allowed(key)}"
 
 
-def test_width_goes_from_4_to_64_without_pretrained_weights() -> None:
+def test_width_is_4_to_64_without_pretrained_weights() -> None:
     assert make(width=4, use_pretrained_model=False).width == 4
     assert problem_of(width=65, use_pretrained_model=False) == "width: found 65; allowed: a whole number from 4 to 64"
 
@@ -144,7 +145,7 @@ def test_width_goes_from_4_to_64_without_pretrained_weights() -> None:
         ("workers", "auto or a whole number, at least 0"),
     ],
 )
-def test_allowed_in_words(key: str, text: str) -> None:
+def test_description_of_allowed_values(key: str, text: str) -> None:
     assert allowed(key) == text
 
 
@@ -153,25 +154,25 @@ def test_crop_size_is_rounded_up_to_a_multiple_of_8(given: Any, used: int) -> No
     assert make(crop_size=given).crop_size == used
 
 
-def test_a_crop_that_the_network_cannot_take_is_refused() -> None:
+def test_a_crop_too_small_for_the_network_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"crop_size: found 24; algorithm psp needs at least 32"):
         make(crop_size=17)
 
 
 @pytest.mark.parametrize("algorithm", ["fcn", "deeplab"])
-def test_other_algorithms_refuse_settings_of_pspnet_alone(algorithm: str) -> None:
+def test_other_algorithms_reject_pspnet_settings(algorithm: str) -> None:
     assert make(algorithm=algorithm, backbone="resnet-101", aux_weight=0).algorithm == algorithm
     with pytest.raises(ConfigError, match=rf"crop_size: found 24; algorithm {algorithm} needs at least 32"):
         make(algorithm=algorithm, crop_size=17)
     settings = {"stem": "deep", "output_stride": 16, "align_corners": True, "width": 32, "dropout": 0.2}
     assert problems_of(algorithm=algorithm, num_classes=3, data="x", **settings) == [
-        f"{key}: found {value!r} with algorithm {algorithm}; torchvision's network is built as it is: "
-        f"leave {key} out, or use algorithm psp"
+        f"{key}: found {value!r} with algorithm {algorithm}; torchvision's network does not support it: "
+        f"remove {key}, or use algorithm psp"
         for key, value in settings.items()
     ]
 
 
-def test_an_algorithm_that_is_none() -> None:
+def test_unknown_algorithm() -> None:
     assert problem_of(algorithm="psb") == ("algorithm: found 'psb'; allowed: psp, fcn or deeplab. Did you mean psp?")
 
 
@@ -190,7 +191,7 @@ def test_nearest_value(key: str, value: str, like: str) -> None:
     assert problem_of(**{key: value}) == f"{key}: found {value!r}; allowed: {allowed(key)}. Did you mean {like}?"
 
 
-def test_a_value_like_none_of_the_allowed_ones_gets_no_suggestion() -> None:
+def test_no_suggestion_for_a_dissimilar_value() -> None:
     assert problem_of(optimizer="lion99") == "optimizer: found 'lion99'; allowed: sgd, adam, adagrad, nag or rmsprop"
 
 
@@ -210,7 +211,7 @@ def test_nearest_key(key: str, like: str) -> None:
     assert problem_of(**{key: 1}) == f"{key}: unknown key; did you mean {like}?"
 
 
-def test_a_key_like_none() -> None:
+def test_no_suggestion_for_a_dissimilar_key() -> None:
     assert problem_of(zzz=1) == "zzz: unknown key; --help lists all keys"
 
 
@@ -221,23 +222,23 @@ def test_all_problems_at_once() -> None:
     ]  # fmt: skip
 
 
-def test_what_rests_on_a_wrong_value_is_not_reported() -> None:
+def test_problems_that_depend_on_an_invalid_value_are_not_reported() -> None:
     lines = problems_of(num_classes=1, class_names="a, b, c", class_weights="1, 1", data="x")
     assert lines == ["num_classes: found 1; allowed: a whole number from 2 to 254"]
 
 
-def test_errors_never_speak_pydantic() -> None:
+def test_errors_do_not_mention_pydantic() -> None:
     text = "\n".join(problems_of(num_classes="x", foo=1, backbone=5, train=["a"], workers="w", syncbn="s", name="a/b"))
     assert not re.search(r"pydantic|input|type=|valid|Field|literal", text)
 
 
-def test_long_values_are_cut() -> None:
+def test_long_values_are_truncated() -> None:
     line = problem_of(epochs="9" * 5000 + "x")
     assert len(line) < 130
     assert "999..." in line
 
 
-def test_errors_are_the_projects_and_survive_pickling() -> None:
+def test_errors_are_pspnet_errors_and_picklable() -> None:
     with pytest.raises(PspnetError) as caught:
         make(epochs=0)
     assert isinstance(caught.value, InvalidConfigError)
@@ -262,7 +263,7 @@ def test_json_and_copies_are_equal(tmp_path: Path) -> None:
     assert config != make()
 
 
-def test_replace_checks_and_lets_folders_follow() -> None:
+def test_replace_checks_and_derives_folders_again() -> None:
     config = make(name="a", checkpoint_dir="kept")
     other = config.replace(name="b", data="y", epochs="3")
     assert (other.model_dir, other.train, other.checkpoint_dir) == ("runs/b/model", "y/train", "kept")
@@ -271,7 +272,7 @@ def test_replace_checks_and_lets_folders_follow() -> None:
         config.replace(epochs=0)
 
 
-def test_reading_a_config_needs_no_torch() -> None:
+def test_reading_a_config_does_not_import_torch() -> None:
     code = (
         "import sys; from pspnet.config.schema import Config; import pspnet.config.parsing; "
         "Config(num_classes=2, data='x'); assert 'torch' not in sys.modules"

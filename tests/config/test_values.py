@@ -1,4 +1,4 @@
-"""Texts as values: the one path by which files, flags and SageMaker's hyperparameters are read."""
+"""Conversion of text to values for files, flags and SageMaker's hyperparameters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_false(text: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["maybe", "2", 2, 1.0, "TrueFalse", [True]])
-def test_neither_true_nor_false(text: Any) -> None:
+def test_invalid_booleans(text: Any) -> None:
     assert problem_of(syncbn=text) == f"syncbn: found {text!r}; allowed: True or False"
 
 
@@ -48,7 +48,7 @@ def test_whole_numbers(text: Any) -> None:
     "text",
     ["1_6", "0x10", "16.5", "sixteen", "16 17", True, "True", "1e999", "9" * 400, 2**63, "1e19", "٣", {}, [16, 17]],
 )
-def test_no_whole_numbers(text: Any) -> None:
+def test_invalid_whole_numbers(text: Any) -> None:
     assert problem_of(mini_batch_size=text).startswith("mini_batch_size: found ")
 
 
@@ -61,19 +61,19 @@ NOT_FINITE = ["nan", "NaN", "inf", "-inf", ".nan", float("nan"), float("inf"), "
 
 
 @pytest.mark.parametrize("text", NOT_FINITE)
-def test_numbers_that_are_not_finite_are_refused(text: Any) -> None:
+def test_non_finite_numbers_are_rejected(text: Any) -> None:
     line = problem_of(aux_weight=text)
     assert line.startswith("aux_weight: found ")
     assert line.endswith("; allowed: a number, at least 0")
 
 
 @pytest.mark.parametrize("nothing", ["", " ", None, "null", "None", "~", "[]", [], '""'])
-def test_nothing_means_the_default(nothing: Any) -> None:
+def test_unset_values_keep_the_default(nothing: Any) -> None:
     config = make(epochs=nothing, class_weights=nothing, optimizer=nothing, lr_scheduler_step=nothing, name=nothing)
     assert config == make()
 
 
-def test_nothing_for_a_required_key_is_missing() -> None:
+def test_unset_required_key_is_missing() -> None:
     assert problem_of(num_classes="") == "num_classes: missing; it is required: a whole number from 2 to 254"
     assert problem_of(num_classes=None) == "num_classes: missing; it is required: a whole number from 2 to 254"
 
@@ -92,9 +92,9 @@ def test_a_single_step() -> None:
 
 
 @pytest.mark.parametrize("text", ["20, 10", "10, 10", "0, 10", "10,, 20", "10 20", "a", "10, 20.5", "[10", [[10]]])
-def test_steps_that_do_not_ascend(text: Any) -> None:
+def test_steps_must_ascend(text: Any) -> None:
     assert problem_of(lr_scheduler="step", lr_scheduler_step=text) == (
-        f"lr_scheduler_step: found {text!r}; allowed: ascending whole numbers of at least 1 with commas between, "
+        f"lr_scheduler_step: found {text!r}; allowed: ascending whole numbers of at least 1, separated by commas, "
         'such as "10, 20"'
     )
 
@@ -108,7 +108,7 @@ def test_class_weights_and_names() -> None:
     assert make(num_classes=11, class_names=["camvid"]).class_names == CAMVID_CLASSES
 
 
-def test_quotes_of_json_encoded_texts_fall_away() -> None:
+def test_quotes_of_json_encoded_strings_are_removed() -> None:
     config = make(optimizer='"adam"', backbone="'resnet-101'", data='"some folder"', class_names='"a, b, c"')
     assert (config.optimizer, config.backbone, config.data) == ("adam", "resnet-101", "some folder")
     assert config.class_names == ("a", "b", "c")

@@ -1,4 +1,4 @@
-"""Samples, samplers and loaders: what a batch holds, in which order, and what a broken file does."""
+"""Samples, samplers and loaders: content and order of batches, broken files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,9 @@ from PIL import Image
 
 from pspnet.classes import LabelMap, load_label_map
 from pspnet.data.channels import Pair, load_pairs
-from pspnet.data.dataset import (
-    Batch,
-    EvaluationBatchSampler,
-    SegmentationDataset,
-    TrainBatchSampler,
-    build_loader,
-    collate,
-    image_sizes,
-    load_batches,
-    read_pair,
-)
+from pspnet.data.dataset import SegmentationDataset, read_pair
+from pspnet.data.loader import Batch, build_loader, collate, load_batches
+from pspnet.data.samplers import EvaluationBatchSampler, TrainBatchSampler, image_sizes
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import DataError
 
@@ -75,7 +67,7 @@ def indices(batches: Iterator[list[tuple[int, int]]]) -> list[list[int]]:
 # --- one pair ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_pair_is_read_as_it_is_stored(tmp_path: Path) -> None:
+def test_a_pair_is_read_as_stored(tmp_path: Path) -> None:
     mask = np.array([[0, 1, 2], [255, 2, 1]], dtype=np.uint8)
     image = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     read_image, read_mask = read_pair(write_pair(tmp_path, "a", mask, image), num_classes=3)
@@ -98,21 +90,21 @@ def test_another_ignore_value_becomes_255(tmp_path: Path) -> None:
     assert background_ignored.tolist() == [[255, 1, 2]]
 
 
-def test_the_ignore_value_counts_after_the_label_map(tmp_path: Path) -> None:
+def test_the_ignore_value_applies_after_the_label_map(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"map": {"0": 5, "9": 0}}')
     pair = write_pair(tmp_path, "a", np.array([[5, 0]]))
     _, mask = read_pair(pair, 3, load_label_map(tmp_path / "map.json"), ignore_index=9)
     assert mask.tolist() == [[0, 255]]
 
 
-def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
+def test_different_sizes_are_named(tmp_path: Path) -> None:
     pair = write_pair(tmp_path, "a", np.zeros((4, 6)), np.zeros((6, 4, 3), dtype=np.uint8))
     with pytest.raises(DataError, match=r"a\.png: the mask is 6x4 px but its image .*a\.png is 4x6 px") as caught:
         read_pair(pair, 3)
     assert "EXIF rotation is not applied" in str(caught.value)
 
 
-def test_class_ids_outside_are_named_with_the_hint(tmp_path: Path) -> None:
+def test_invalid_class_ids_are_named_with_a_fix(tmp_path: Path) -> None:
     pair = write_pair(tmp_path, "a", np.array([[0, 3, 7], [254, 255, 7]]))
     with pytest.raises(DataError, match=r"class ids \[3, 7, 254\] are outside 0\.\.2 and are not 255") as caught:
         read_pair(pair, 3)
@@ -123,7 +115,7 @@ def test_class_ids_outside_are_named_with_the_hint(tmp_path: Path) -> None:
     assert "pspnet doctor" in text
 
 
-def test_class_ids_outside_are_traced_through_the_label_map(tmp_path: Path) -> None:
+def test_invalid_class_ids_are_traced_through_the_label_map(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text('{"map": {"0": 5, "8": 40, "1": 0}}')
     pair = write_pair(tmp_path, "a", np.array([[5, 0, 40]]))
     with pytest.raises(DataError, match=r"class ids \[8\] .*come from pixel values \[40\] through the label map"):
@@ -140,7 +132,7 @@ def test_the_largest_number_of_classes(tmp_path: Path) -> None:
 # --- data set and batches ---------------------------------------------------------------------------------------------
 
 
-def test_a_batch_holds_uint8_images_targets_and_names(pairs: list[Pair]) -> None:
+def test_a_batch_has_uint8_images_targets_and_names(pairs: list[Pair]) -> None:
     loader = build_loader(SegmentationDataset(pairs, 5), EvaluationBatchSampler([(40, 36)] * 11, 4), workers=0)
     batches = list(load_batches(loader))
     assert [len(batch.names) for batch in batches] == [4, 4, 3]
@@ -156,7 +148,7 @@ def test_a_batch_holds_uint8_images_targets_and_names(pairs: list[Pair]) -> None
         np.testing.assert_array_equal(first.targets[position].numpy(), mask)
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone(pairs: list[Pair]) -> None:
+def test_a_sample_depends_only_on_seed_epoch_and_index(pairs: list[Pair]) -> None:
     first = crops(pairs)[(1, 3)]
     data = crops(pairs)
     for key in ((2, 3), (1, 4), (1, 0)):
@@ -179,7 +171,7 @@ def test_batches_do_not_depend_on_the_workers(pairs: list[Pair]) -> None:
         assert_same(epoch_batches(alone, epoch), epoch_batches(several, epoch))
 
 
-def test_batches_do_not_depend_on_where_an_epoch_was_entered(pairs: list[Pair]) -> None:
+def test_batches_do_not_depend_on_the_start_position(pairs: list[Pair]) -> None:
     loader = build_loader(crops(pairs), TrainBatchSampler(11, 2, seed=5), workers=0)
     whole = epoch_batches(loader, 3)
     assert len(whole) == 6
@@ -187,7 +179,7 @@ def test_batches_do_not_depend_on_where_an_epoch_was_entered(pairs: list[Pair]) 
         assert_same(epoch_batches(loader, 3, start), whole[start:])
 
 
-def test_an_epoch_that_was_left_early_spoils_nothing(pairs: list[Pair]) -> None:
+def test_an_interrupted_epoch_does_not_affect_the_next(pairs: list[Pair]) -> None:
     loader = build_loader(crops(pairs), TrainBatchSampler(11, 2, seed=5), workers=2, persistent=True)
     expected = epoch_batches(loader, 2)
     loader.batch_sampler.set_position(1, 0)
@@ -201,7 +193,7 @@ def test_an_epoch_that_was_left_early_spoils_nothing(pairs: list[Pair]) -> None:
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(11, 4), (12, 4), (3, 8), (1, 1), (5, 1)])
-def test_every_index_comes_once_an_epoch(length: int, batch_size: int) -> None:
+def test_every_index_occurs_once_per_epoch(length: int, batch_size: int) -> None:
     sampler = TrainBatchSampler(length, batch_size, seed=0)
     sampler.set_position(1, 0)
     batches = indices(iter(sampler))
@@ -222,7 +214,7 @@ def test_the_order_changes_with_epoch_and_seed_only() -> None:
     assert order(0, 1) != [list(range(first, min(first + 8, 50))) for first in range(0, 50, 8)]
 
 
-def test_the_key_carries_the_epoch() -> None:
+def test_the_key_contains_the_epoch() -> None:
     sampler = TrainBatchSampler(3, 2, seed=0)
     sampler.set_position(7, 1)
     assert [epoch for batch in sampler for epoch, _ in batch] == [7]
@@ -230,7 +222,7 @@ def test_the_key_carries_the_epoch() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_the_shares_of_the_processes_add_up_to_the_batch(world_size: int) -> None:
+def test_the_parts_of_the_processes_form_the_batch(world_size: int) -> None:
     alone = TrainBatchSampler(22, 5, seed=0)
     alone.set_position(4, 1)
     ranks = [TrainBatchSampler(22, 5, 0, rank, world_size) for rank in range(world_size)]
@@ -245,14 +237,14 @@ def test_the_shares_of_the_processes_add_up_to_the_batch(world_size: int) -> Non
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_last_batch_smaller_than_the_processes_borrows() -> None:
+def test_a_last_batch_smaller_than_the_processes_is_filled() -> None:
     alone = TrainBatchSampler(9, 4, seed=0)
     whole = indices(iter(alone))
     assert [len(batch) for batch in whole] == [4, 4, 1]
     parts = [indices(iter(TrainBatchSampler(9, 4, 0, rank, 4))) for rank in range(4)]
     last = [part[-1] for part in parts]
-    assert [len(share) for share in last] == [1, 1, 1, 1]
-    assert [share[0] for share in last] == whole[-1] + whole[0][:3]
+    assert [len(part) for part in last] == [1, 1, 1, 1]
+    assert [part[0] for part in last] == whole[-1] + whole[0][:3]
 
 
 def test_fewer_images_than_processes_repeat() -> None:
@@ -267,7 +259,7 @@ def test_fewer_images_than_processes_repeat() -> None:
 SIZES = [(40, 30), (20, 20), (40, 30), (40, 30), (20, 20), (30, 40), (40, 30), (40, 30)]
 
 
-def test_evaluation_batches_hold_one_size_and_every_image_once() -> None:
+def test_evaluation_batches_have_one_size_and_every_image_once() -> None:
     sampler = EvaluationBatchSampler(SIZES, 2)
     batches = indices(iter(sampler))
     assert len(sampler) == len(batches) == 5
@@ -276,7 +268,7 @@ def test_evaluation_batches_hold_one_size_and_every_image_once() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_evaluation_batches_are_dealt_out_exactly(world_size: int) -> None:
+def test_evaluation_batches_are_distributed_exactly(world_size: int) -> None:
     whole = indices(iter(EvaluationBatchSampler(SIZES, 2)))
     dealt = [indices(iter(EvaluationBatchSampler(SIZES, 2, rank, world_size))) for rank in range(world_size)]
     assert sorted(batch for part in dealt for batch in part) == sorted(whole)
@@ -295,7 +287,7 @@ def test_image_sizes_come_from_the_headers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_wrong_label_stops_with_one_clear_message(tmp_path: Path, workers: int) -> None:
+def test_an_invalid_label_raises_data_error(tmp_path: Path, workers: int) -> None:
     pairs = write_channel(tmp_path, 5)
     Image.fromarray(np.full((36, 40), 9, dtype=np.uint8)).save(pairs[3].annotation)
     loader = build_loader(crops(pairs), TrainBatchSampler(5, 2, seed=0), workers)
@@ -308,7 +300,7 @@ def test_a_wrong_label_stops_with_one_clear_message(tmp_path: Path, workers: int
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_truncated_image_stops_with_one_clear_message(tmp_path: Path, workers: int) -> None:
+def test_a_truncated_image_raises_data_error(tmp_path: Path, workers: int) -> None:
     pairs = write_channel(tmp_path, 3)
     pairs[1].image.write_bytes(pairs[1].image.read_bytes()[:900])
     sampler = EvaluationBatchSampler(image_sizes(pairs), 3)
@@ -329,7 +321,7 @@ def test_batches_before_the_broken_one_are_delivered(tmp_path: Path) -> None:
         next(batches)
 
 
-def test_collate_hands_on_the_first_error() -> None:
+def test_collate_returns_the_first_error() -> None:
     good = (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), "a")
     first, second = DataError("first"), DataError("second")
     assert collate([good, first, second]) is first

@@ -26,7 +26,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_it_writes_the_four_channels_as_real_files(small_set: Path) -> None:
+def test_four_channels_are_written(small_set: Path) -> None:
     assert {path.name for path in small_set.iterdir()} == {
         "train", "train_annotation", "validation", "validation_annotation", "shapes.json",
     }  # fmt: skip
@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_bytes(small_set: Path, tmp_path: Path) -> 
     assert contents(tmp_path / "again") == contents(small_set)
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(small_set: Path, tmp_path: Path) -> None:
+def test_a_picture_depends_on_seed_split_and_index_only(small_set: Path, tmp_path: Path) -> None:
     write_shapes(tmp_path / "longer", train=4, validation=1, size=(80, 64), seed=7)
     write_shapes(tmp_path / "other", train=1, validation=1, size=(80, 64), seed=8)
     first, longer, other = contents(small_set), contents(tmp_path / "longer"), contents(tmp_path / "other")
@@ -70,7 +70,7 @@ def test_a_constant_predictor_scores_below_a_tenth() -> None:
     assert 0.03 < counts[255] / counts.sum() < 0.20
 
 
-def test_ignored_pixels_lie_between_the_objects() -> None:
+def test_ignored_pixels_are_between_the_objects() -> None:
     _, mask = draw_scene(np.random.default_rng([0, 0, 3]), (128, 96))
     labelled = mask != 255
     # Two labelled neighbours always belong to the same instance, so they have the same class.
@@ -80,8 +80,8 @@ def test_ignored_pixels_lie_between_the_objects() -> None:
     assert 0 < (~labelled).sum() < labelled.sum() / 3
 
 
-def test_colour_helps_but_does_not_decide() -> None:
-    """The hue of a class's pixels lies in its family for most objects, not for all."""
+def test_colour_alone_does_not_determine_the_class() -> None:
+    """The hue of a class's pixels is in its family for most objects, not for all."""
     near = total = 0
     for index in range(40):
         image, mask = draw_scene(np.random.default_rng([1, 0, index]), (96, 72))
@@ -93,19 +93,19 @@ def test_colour_helps_but_does_not_decide() -> None:
     assert 0.6 < near / total < 0.95
 
 
-def test_the_same_set_is_reused_untouched(small_set: Path) -> None:
+def test_the_same_set_is_reused_unchanged(small_set: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in small_set.rglob("*")}
     write_shapes(small_set, train=3, validation=2, size=(80, 64), seed=7)
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob("*")} == before
 
 
 def test_other_content_is_never_overwritten(small_set: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'seed': 7.*asked for was .*'seed': 9.*Choose another folder, or remove this"):
+    with pytest.raises(DataError, match=r"'seed': 7.*requested was .*'seed': 9.*Choose another folder, or remove this"):
         write_shapes(small_set, train=3, validation=2, size=(80, 64), seed=9)
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"holds something else than the synthetic set \(no shapes\.json\)"):
+    with pytest.raises(DataError, match=r"is not a synthetic set \(no shapes\.json\)"):
         write_shapes(tmp_path)
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="is not a synthetic set"):
         write_shapes(tmp_path / "mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
@@ -113,14 +113,14 @@ def test_other_content_is_never_overwritten(small_set: Path, tmp_path: Path) -> 
 def test_a_set_with_missing_files_is_not_reused(tmp_path: Path) -> None:
     write_shapes(tmp_path / "set", train=2, validation=1, size=(48, 48))
     (tmp_path / "set" / "train_annotation" / "train_00001.png").unlink()
-    with pytest.raises(DataError, match=r"train_annotation: holds 1 of 2 files"):
+    with pytest.raises(DataError, match=r"train_annotation: contains 1 of 2 files"):
         write_shapes(tmp_path / "set", train=2, validation=1, size=(48, 48))
     (tmp_path / "set" / "shapes.json").write_text("{")
     with pytest.raises(DataError, match=r"shapes\.json: cannot be read"):
         write_shapes(tmp_path / "set", train=2, validation=1, size=(48, 48))
 
 
-def test_the_manifest_tells_how_the_set_was_made(small_set: Path) -> None:
+def test_the_manifest_has_the_arguments(small_set: Path) -> None:
     manifest = json.loads((small_set / "shapes.json").read_text())
     assert manifest == {"format": 2, "seed": 7, "width": 80, "height": 64, "train": 3, "validation": 2}
 
@@ -134,7 +134,7 @@ def test_the_manifest_tells_how_the_set_was_made(small_set: Path) -> None:
         ({"seed": -1}, "found seed -1; expected 0 or more"),
     ],
 )
-def test_impossible_arguments_are_named(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
+def test_invalid_arguments_are_named(tmp_path: Path, arguments: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
         write_shapes(tmp_path / "set", **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "set").exists()
@@ -155,7 +155,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_set_written_by_another_process_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_written_by_another_process_meanwhile_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "set"
     original = shapes._write_split
 

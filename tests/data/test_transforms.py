@@ -1,4 +1,4 @@
-"""The training transform: exact where it can be exact, aligned everywhere, a pure function of its generator."""
+"""Training transform: exact results, aligned image and mask, a pure function of its generator."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MEAN_COLOUR = [124, 116, 104]
 
 
 class FixedDraws:
-    """A generator whose every uniform number lies at `fraction` of its range.
+    """A generator whose uniform numbers are all at `fraction` of their range.
 
     0 is the top left window of the image, 1 the bottom right one, 0.5 the middle; at 1 an image smaller than the window
-    lies in its top left corner.
+    is in its top left corner.
     """
 
     def __init__(self, fraction: float = 0.5) -> None:
@@ -40,7 +40,7 @@ class FixedDraws:
 
 
 def plain(crop_size: int, base_size: int, **changes: Any) -> TrainTransform:
-    """A transform that scales and crops only, by exactly base_size / long side."""
+    """A transform that only scales by base_size / long side and crops."""
     return TrainTransform(crop_size, base_size, **{"scale_min": 1.0, "scale_max": 1.0, "flip": 0.0, **changes})
 
 
@@ -57,14 +57,14 @@ def classes(height: int, width: int) -> np.ndarray:
 
 
 def square(size: int = 90, corner: int = 30, side: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """A red square on blue, and the mask that says so."""
+    """A red square on blue, and its mask."""
     mask = np.zeros((size, size), dtype=np.uint8)
     mask[corner : corner + side, corner : corner + side] = 1
     return np.where(mask[..., None] == 1, np.uint8([255, 0, 0]), np.uint8([0, 0, 255])), mask
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nothing_to_do_changes_no_pixel(seed: int) -> None:
+def test_identity(seed: int) -> None:
     image, mask = noise(48, 48), classes(48, 48)
     out, out_mask = plain(48, 48)(image, mask, np.random.default_rng(seed))
     assert out.dtype == out_mask.dtype == np.uint8
@@ -87,7 +87,7 @@ def test_flip_mirrors_image_and_mask_together() -> None:
     np.testing.assert_array_equal(out_mask, mask[:, ::-1])
 
 
-def test_flip_comes_with_its_probability() -> None:
+def test_flip_probability() -> None:
     image, mask = noise(32, 32), classes(32, 32)
     rng = np.random.default_rng(0)
     transform = plain(32, 32, flip=0.25)
@@ -106,7 +106,7 @@ def test_a_small_image_is_padded_with_mean_and_ignore() -> None:
     assert (out_mask[outside] == 255).all()
 
 
-def test_a_small_image_lies_anywhere_inside_the_crop() -> None:
+def test_a_small_image_is_anywhere_inside_the_crop() -> None:
     image, mask = noise(16, 16), np.zeros((16, 16), dtype=np.uint8)
     rng = np.random.default_rng(0)
     lefts = []
@@ -126,7 +126,7 @@ def test_the_window_never_leaves_a_large_image() -> None:
         assert (out_mask == 0).all()
 
 
-def test_the_ignore_value_can_be_another() -> None:
+def test_other_ignore_value() -> None:
     _, out_mask = plain(64, 32, ignore_index=200)(noise(32, 32), classes(32, 32), FixedDraws(1.0))
     assert (out_mask[40:, 40:] == 200).all()
 
@@ -149,7 +149,7 @@ def test_the_scale_spans_its_range() -> None:
     assert 77 <= max(sides) <= 81
 
 
-def test_the_window_equals_resizing_the_whole_image_and_cropping() -> None:
+def test_the_window_equals_resizing_and_cropping() -> None:
     image, mask = smooth(60, 80), classes(60, 80)
     out, out_mask = plain(40, 160)(image, mask, FixedDraws(0.25))  # the window's corner is at (30, 20)
     expected = cv2.resize(image, (160, 120), interpolation=cv2.INTER_LINEAR)[20:60, 30:70]
@@ -179,15 +179,15 @@ def test_image_and_mask_stay_aligned() -> None:
     for _ in range(100):
         out, out_mask = transform(image, mask, rng)
         scored = out_mask != 255
-        # Half-way between the two colours lies the border between the nearest classes. OpenCV's fixed-point
-        # coordinates, which differ by version, turn a few border pixels; a shift by one would turn a hundred.
+        # The border between the nearest classes is half-way between the two colours. OpenCV's fixed-point
+        # coordinates, which differ by version, change a few border pixels; a shift by one would change a hundred.
         wrong = (out[..., 0] > out[..., 2]) != (out_mask == 1)
         assert wrong[scored].sum() <= 15
         seen += int((out_mask == 1).any())
     assert seen > 90
 
 
-def test_rotation_turns_by_up_to_its_angle() -> None:
+def test_rotation_is_at_most_its_angle() -> None:
     image, mask = square()
     for fraction, expected in ((0.0, 10.0), (0.5, 0.0), (1.0, -10.0)):
         _, out_mask = plain(90, 90, rotation=10.0)(image, mask, FixedDraws(fraction))
@@ -211,16 +211,16 @@ def test_the_same_generator_state_gives_the_same_sample() -> None:
     assert not np.array_equal(first[0], other[0])
 
 
-def test_arguments_are_left_as_they_were() -> None:
+def test_arguments_are_not_modified() -> None:
     image, mask = noise(32, 32), classes(32, 32)
-    image.flags.writeable = mask.flags.writeable = False  # as Pillow's arrays are
+    image.flags.writeable = mask.flags.writeable = False  # like Pillow's arrays
     out, out_mask = TrainTransform(32, 32, rotation=10.0, blur=1.0)(image, mask, np.random.default_rng(0))
     assert out.flags.writeable
     assert out_mask.flags.writeable
     np.testing.assert_array_equal(image, noise(32, 32))
 
 
-def test_masks_hold_only_classes_that_were_there_or_ignore() -> None:
+def test_masks_have_only_existing_classes_or_ignore() -> None:
     mask = np.where(classes(50, 70) < 4, np.uint8(3), np.uint8(17))
     mask[:5] = 255
     transform = TrainTransform(48, 60, rotation=10.0)
@@ -238,7 +238,7 @@ def test_tiny_images_work(size: tuple[int, int]) -> None:
     assert (out_mask == 4).any()
 
 
-def test_blur_smooths_the_image_and_leaves_the_mask() -> None:
+def test_blur_smooths_the_image_only() -> None:
     image, mask = noise(48, 48), classes(48, 48)
     out, out_mask = plain(48, 48, blur=1.0)(image, mask, FixedDraws(0.5))
     assert out.astype(float).std() < 0.8 * image.astype(float).std()
@@ -246,7 +246,7 @@ def test_blur_smooths_the_image_and_leaves_the_mask() -> None:
     np.testing.assert_array_equal(out_mask, mask)
 
 
-def test_blur_comes_with_its_probability() -> None:
+def test_blur_probability() -> None:
     image, mask = noise(32, 32), classes(32, 32)
     rng = np.random.default_rng(0)
     transform = plain(32, 32, blur=0.25)
@@ -254,7 +254,7 @@ def test_blur_comes_with_its_probability() -> None:
     assert 25 <= blurred <= 75
 
 
-def test_color_jitter_changes_colours_and_leaves_the_mask() -> None:
+def test_color_jitter_changes_colours_only() -> None:
     pytest.importorskip("albumentations")
     image, mask = noise(48, 48), classes(48, 48)
     transform = plain(48, 48, color_jitter=0.4)
@@ -268,7 +268,7 @@ def test_color_jitter_changes_colours_and_leaves_the_mask() -> None:
     np.testing.assert_array_equal(out_mask, mask)
 
 
-def test_color_jitter_in_the_middle_of_its_ranges_changes_nothing() -> None:
+def test_color_jitter_at_the_centre_of_its_ranges_is_the_identity() -> None:
     pytest.importorskip("albumentations")
     image, mask = noise(48, 48), classes(48, 48)
     out, _ = plain(48, 48, color_jitter=0.4)(image, mask, FixedDraws(0.5))
@@ -282,14 +282,14 @@ def test_color_jitter_brightens_by_its_strength() -> None:
     assert np.abs(out.astype(int) - 140).max() <= 2
 
 
-def test_color_jitter_without_albumentations_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_jitter_without_albumentations_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "albumentations", None)
     TrainTransform(32, 32)  # which needs it not
     with pytest.raises(ConfigError, match=r"color_jitter = 0\.3 needs the package albumentations.*pip install"):
         TrainTransform(32, 32, color_jitter=0.3)
 
 
-def test_albumentations_is_imported_only_when_asked() -> None:
+def test_albumentations_is_imported_on_demand() -> None:
     code = (
         "import sys\nfrom pspnet.data.transforms import TrainTransform\nTrainTransform(32, 32, blur=0.5)\n"
         "print('albumentations' in sys.modules, 'torch' in sys.modules)"
@@ -315,14 +315,14 @@ def test_four_channels_give_the_pixels_of_three(size: tuple[int, int], monkeypat
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_part_that_is_cut_out_holds_all_that_the_crop_needs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the whole image, turned and mirrored too: where a place lies between two pixels, rounding may differ."""
+def test_the_source_region_has_all_pixels_of_the_crop(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to warping the whole image, also rotated and flipped; rounding between two pixels may differ."""
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(20, 300, size=2))
     image, mask = noise(height, width), classes(height, width)
     transform = TrainTransform(crop_size=int(rng.integers(32, 120)), base_size=200, rotation=40.0 if seed % 2 else 0.0)
     part = transform(image, mask, np.random.default_rng(seed))
-    monkeypatch.setattr(transform, "_touched", lambda height, width, matrix: (slice(0, height), slice(0, width)))
+    monkeypatch.setattr(transform, "_source_region", lambda height, width, matrix: (slice(0, height), slice(0, width)))
     whole = transform(image, mask, np.random.default_rng(seed))
     difference = np.abs(part[0].astype(int) - whole[0])
     assert difference.max() <= 1

@@ -179,7 +179,7 @@ def test_files_that_are_no_images_are_refused(predictor: Predictor, tmp_path: Pa
     with pytest.raises(DataError, match=r"nowhere\.jpg: not a readable image \(no such file\)"):
         predictor(tmp_path / "nowhere.jpg")
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(DataError, match=r"text\.jpg: not a readable image \(no known image format\)"):
+    with pytest.raises(DataError, match=r"text\.jpg: not a readable image \(unknown image format\)"):
         predictor(str(tmp_path / "text.jpg"))
     with pytest.raises(DataError, match="not a readable image"):
         predictor(tmp_path)

@@ -55,7 +55,7 @@ def test_the_dry_run_of_the_users_own_job_in_a_process_without_credentials(sdk: 
     assert [uris[name] for name in CHANNELS] == [f"{bucket}/{name}/" for name in CHANNELS]
     assert list(uris)[4:] == ["code", "sm_drivers"]
     assert "AWS has retired the P2 family" in result.stderr
-    assert "early_stopping can never act" in result.stderr
+    assert "early_stopping has no effect" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ from pspnet.errors import DataError
 from pspnet.system.atomic_folders import is_free, new_folder
 
 
-def test_the_folder_appears_whole(tmp_path: Path) -> None:
+def test_the_folder_is_created_atomically(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "set"
     with new_folder(output) as folder:
         (folder / "a.txt").write_text("a")
@@ -37,21 +37,21 @@ def test_nothing_is_left_after_an_exception(tmp_path: Path, error: type[BaseExce
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_becomes_one_sentence(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_data_error(tmp_path: Path) -> None:
     message = r"set: cannot be written \(No space left on device: big\.png\)\. Free some"
     with pytest.raises(DataError, match=message), new_folder(tmp_path / "set"):
         raise OSError(28, "No space left on device", "big.png")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_hold_folders_is_named(tmp_path: Path) -> None:
+def test_an_invalid_parent_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = r"set: cannot be written \(Not a directory: .*choose a folder"
+    message = r"set: cannot be written \(Not a directory: .*choose a writable folder"
     with pytest.raises(DataError, match=message), new_folder(tmp_path / "file" / "set"):
         pass
 
 
-def test_what_another_process_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_a_folder_written_by_another_process_meanwhile_is_kept(tmp_path: Path) -> None:
     def write() -> None:
         with new_folder(tmp_path / "set"):
             (tmp_path / "set").mkdir()

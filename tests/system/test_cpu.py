@@ -1,4 +1,4 @@
-"""The processor's name; the cores that may be used are tested with the settings that they decide."""
+"""Processor name; available_cores is tested with the settings that depend on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pspnet.system.cpu import processor_name
 
 
-def test_the_processor_names_itself(tmp_path: Path) -> None:
+def test_processor_name(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_bytes(b"processor\t: 0\nmodel name\t: A CPU \xff @ 2 GHz\nmodel name\t: another\n")
     assert processor_name(cpuinfo) == "A CPU \ufffd @ 2 GHz"

@@ -1,4 +1,4 @@
-"""Device, number format and loader processes by what the machine has. GPUs are pretended."""
+"""Device, precision and loader processes by machine. GPUs are mocked."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 
 from pspnet.errors import ConfigError
 from pspnet.system import device as devices
-from pspnet.system.device import Precision, choose_device, choose_precision, choose_workers
+from pspnet.system.device import choose_device, choose_workers
+from pspnet.system.precision import Precision, choose_precision
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 
 
-def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None) -> list[int]:
-    """A GPU of this compute capability, or none; returns the list of the indices that were chosen."""
+def mock_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None) -> list[int]:
+    """Mock a GPU of this compute capability, or none; returns the list of selected indices."""
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -25,16 +26,16 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | N
     return chosen
 
 
-def test_auto_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_gpu(monkeypatch, None)
+def test_auto_is_the_cpu_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    mock_gpu(monkeypatch, None)
     assert choose_device("auto") == CPU
     assert choose_device("cpu") == CPU
     with pytest.raises(ConfigError, match=r"device = cuda: this PyTorch .* sees no GPU; use --device auto"):
         choose_device("cuda")
 
 
-def test_auto_takes_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = pretend_gpu(monkeypatch, (8, 0))
+def test_auto_is_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = mock_gpu(monkeypatch, (8, 0))
     assert choose_device("auto", local_rank=1) == torch.device("cuda", 1)
     assert choose_device("cuda") == CUDA
     assert choose_device("cpu") == CPU
@@ -47,7 +48,7 @@ def test_auto_takes_the_gpu_of_this_process(monkeypatch: pytest.MonkeyPatch) -> 
      ((9, 0), "bfloat16")],
 )  # fmt: skip
 def test_auto_precision_by_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str) -> None:
-    pretend_gpu(monkeypatch, capability)
+    mock_gpu(monkeypatch, capability)
     assert choose_precision("auto", CUDA).name == name
 
 
@@ -72,7 +73,7 @@ def test_workers_by_cores(monkeypatch: pytest.MonkeyPatch, cores: int, on_cpu: i
     assert choose_workers(0, CUDA) == 0
 
 
-def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_processes_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     assert choose_workers("auto", CUDA, local_processes=4) == 4
     assert choose_workers("auto", CPU, local_processes=4) == 2
@@ -111,7 +112,7 @@ def test_make_deterministic() -> None:
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
-def test_the_device_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_description(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     assert devices.describe(CPU) == "CPU with 3 threads"
@@ -119,7 +120,7 @@ def test_the_device_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_is_set_where_every_version_can_read_it(allowed: bool) -> None:
+def test_tf32_uses_settings_of_every_torch_version(allowed: bool) -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         devices.set_tf32(allowed)

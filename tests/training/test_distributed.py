@@ -21,13 +21,15 @@ from torch import nn
 
 from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.config.schema import Config
-from pspnet.data.dataset import Batch, load_batches
+from pspnet.data.loader import Batch, load_batches
 from pspnet.data.shapes import write_shapes
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.build import build_model
+from pspnet.models.pspnet import build_model
 from pspnet.system.device import Precision
 from pspnet.system.distributed import Processes, join_processes
+from pspnet.system.precision import Precision
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.setup import build_run
 from pspnet.training.state.checkpoint import load_checkpoint

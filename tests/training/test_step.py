@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.models.build import build_model
+from pspnet.models.pspnet import build_model
 from pspnet.system.device import Precision
 from pspnet.system.distributed import Processes
+from pspnet.system.precision import Precision
 from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import build_loss, loss_weight
 from pspnet.training.optimization.optimizer import build_optimizer, is_fused, parameter_groups

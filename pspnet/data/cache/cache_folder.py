@@ -1,4 +1,4 @@
-"""Where decoded images are kept: a folder on a disk, or one in memory that is emptied when its last user ends."""
+"""Folder of the image cache: on disk, or in memory and emptied when its last user exits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from pspnet.data.cache.sample_cache import ImageCache, remove_kept
+from pspnet.data.cache.sample_cache import ImageCache, remove_cached
 from pspnet.errors import ConfigError
 
 try:
@@ -17,43 +17,41 @@ try:
 except ImportError:  # Windows has no /dev/shm either
     fcntl = None  # type: ignore[assignment]
 
-PLACES = ("none", "memory", "disk")
 _TMPFS = Path("/dev/shm")
-# Of the memory that is free now, the share that the cache may take: the rest is for the training, and in /dev/shm for
-# the batches that the loader's workers pass on.
-_FREE_SHARE = 0.5
+# Fraction of the free memory that the cache may use; training and, in /dev/shm, the loader's batches need the rest.
+_FREE_FRACTION = 0.5
 
 
-def open_cache(place: str, limit_gb: float, folder: str, announce: bool = True) -> ImageCache | None:
-    """The cache for one of PLACES, None for "none".
+def open_cache(mode: str, limit_gb: float, folder: str, announce: bool = True) -> ImageCache | None:
+    """The cache for a mode "memory" or "disk"; None for "none".
 
     Args:
-        limit_gb: most that it takes, in GB of 10^9 bytes; for "memory" also half of what is free.
-        folder: of "disk"; made if need be. It outlives the run.
-        announce: whether this process tells what the user should know, on standard error.
+        limit_gb: size limit in GB of 10^9 bytes; for "memory" also half of the free memory.
+        folder: for "disk"; created if missing and kept after the run.
+        announce: print notes for the user to standard error.
 
-    Raises ConfigError where the folder cannot be used.
+    Raises ConfigError if the folder cannot be used.
     """
-    if place == "none":
+    if mode == "none":
         return None
     limit = int(limit_gb * 1e9)
-    if place == "disk":
+    if mode == "disk":
         path = Path(os.path.expanduser(folder))
         try:
             path.mkdir(parents=True, exist_ok=True)
             return ImageCache(path, limit, announce)
         except OSError as error:
             raise ConfigError(
-                f"cache_dir: {path} cannot be used ({error.strerror or error}); give a folder that can be written."
+                f"cache_dir: {path} cannot be used ({error.strerror or error}); give a writable folder."
             ) from error
     cache = ImageCache(_memory_folder(), limit, announce)
-    free = cache.used_bytes() + int(_FREE_SHARE * min(shutil.disk_usage(cache.folder).free, available_memory()))
+    free = cache.used_bytes() + int(_FREE_FRACTION * min(shutil.disk_usage(cache.folder).free, available_memory()))
     if free < limit:
         cache.limit_bytes = free
         if announce:
             print(
-                f"note: cache_images memory takes {free / 1e9:.2f} GB at most, less than cache_limit_gb {limit_gb:g}: "
-                f"half of what memory and {_TMPFS} have free.",
+                f"note: cache_images memory uses at most {free / 1e9:.2f} GB, less than cache_limit_gb {limit_gb:g}: "
+                f"half of the free memory and of {_TMPFS}.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -61,7 +59,7 @@ def open_cache(place: str, limit_gb: float, folder: str, announce: bool = True) 
 
 
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that this process could still take, by the system and by the container's limit (cgroup 2 or 1)."""
+    """Bytes still available to this process, by the system and by the container's limit (cgroup 2 or 1)."""
     found = [2**62]
     with contextlib.suppress(OSError, ValueError, StopIteration):
         line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
@@ -76,9 +74,9 @@ def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path
 
 
 def _memory_folder() -> Path:
-    """This user's folder in memory, shared by all processes, without what a killed run left there.
+    """This user's folder in memory, shared by all processes, without files of a killed run.
 
-    A lock that every user holds for its life, and that the system releases however it ends, tells who is the last.
+    Every process holds a shared lock until it exits, however it exits; only the last one can lock it exclusively.
     """
     if fcntl is None or not _TMPFS.is_dir():
         raise ConfigError(f"cache_images: memory needs Linux's {_TMPFS}; use --cache_images disk.")
@@ -86,7 +84,7 @@ def _memory_folder() -> Path:
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         if path.is_symlink() or path.stat().st_uid != os.getuid():
-            raise ConfigError(f"cache_images: {path} belongs to somebody else; remove it, or use --cache_images disk.")
+            raise ConfigError(f"cache_images: {path} belongs to another user; remove it, or use --cache_images disk.")
         users = os.open(path / "users", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ConfigError(
@@ -99,7 +97,7 @@ def _memory_folder() -> Path:
 
 
 def _empty_if_unused(path: Path, users: int) -> None:
-    """Empty the folder if no other process has opened it."""
-    with contextlib.suppress(OSError):  # somebody has
+    """Empty the folder if no other process uses it."""
+    with contextlib.suppress(OSError):  # another process uses it
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_kept(path)
+        remove_cached(path)

@@ -1,4 +1,4 @@
-"""What can be wrong with files that were read: pure functions from their facts to problems."""
+"""Checks of scanned files: pure functions from facts to problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class ScannedChannel:
-    """A channel, the facts of its pairs, and the class id that is ignored besides 255."""
+    """A channel, the facts of its pairs, and the class id that is ignored in addition to 255."""
 
     channel: Channel
     facts: list[PairFacts]
@@ -26,7 +26,7 @@ class ScannedChannel:
 
     @cached_property
     def class_pixels(self) -> list[dict[int, int]]:
-        """Per pair: class id -> pixels, after the label map; ignored ones under 255; empty if unreadable."""
+        """Per pair: class id -> pixels, after the label map; ignored pixels under 255; empty if unreadable."""
         return [self._classes(fact.pixels) for fact in self.facts]
 
     def _classes(self, pixels: dict[int, int]) -> dict[int, int]:
@@ -39,7 +39,7 @@ class ScannedChannel:
 
 
 def check_files(scanned: ScannedChannel) -> list[Problem]:
-    """Unreadable files, wrong modes, sizes that differ, EXIF rotation, tiny pictures and pictures that stand twice."""
+    """Unreadable files, wrong modes, different sizes, EXIF rotation, small images and duplicates."""
     checks: list[tuple[str, str, Callable[[PairFacts], str], str, str]] = [
         (
             "unreadable_image", ERROR,
@@ -54,25 +54,25 @@ def check_files(scanned: ScannedChannel) -> list[Problem]:
         (
             "annotation_mode", ERROR,
             lambda f: f"{f.pair.annotation.name}: {f.annotation_error}" if f.wrong_mode else "",
-            "annotations that are no 8-bit single-channel or palette PNG files, so that their pixels are no class ids",
+            "annotations that are not 8-bit single-channel or palette PNG files, so their pixels are not class ids",
             "Write them again with pixel value = class id.",
         ),
         (
             "size_mismatch", ERROR, _size_mismatch,
-            "annotations of another size than their image",
+            "annotations whose size differs from their image's",
             "Write each mask on its image's stored pixel grid (EXIF rotation is not applied).",
         ),
         (
             "small_image", WARNING if scanned.channel.name == "train" else ERROR, _too_small,
-            f"images smaller than {MIN_SIZE} pixels on a side, which the model does not take whole",
+            f"images smaller than {MIN_SIZE} pixels on a side, which the model does not accept whole",
             "Remove them, or enlarge them and their masks.",
         ),
         (
             "exif_orientation", WARNING,
             lambda f: f"{f.pair.image.name}: orientation {f.orientation}" if f.orientation != 1 else "",
             "images whose EXIF tag asks viewers to rotate them; training and prediction keep the stored grid",
-            "See that each mask lies on the stored grid; if it was drawn on the upright picture, rotate the pixels and "
-            "drop the EXIF tag.",
+            "Check that each mask matches the stored grid; if it was drawn on the rotated picture, rotate the pixels "
+            "and remove the EXIF tag.",
         ),
     ]  # fmt: skip
     problems = []
@@ -87,7 +87,7 @@ def _problem(
     kind: str, severity: str, scanned: ScannedChannel, examples: list[str], what: str, fix: str,
     files: Mapping[int, int] | None = None,
 ) -> Problem:  # fmt: skip
-    """`files` counts the files that hold each wrong value."""
+    """`files` counts the files with each wrong value."""
     values = dict(sorted((files or {}).items()))
     message = f"{what}: {len(examples):,}"
     if values:
@@ -100,8 +100,8 @@ def _size_mismatch(fact: PairFacts) -> str:
     if image is None or mask is None or image == mask:
         return ""
     text = f"{fact.pair.annotation.name} is {mask[0]}x{mask[1]}, {fact.pair.image.name} is {image[0]}x{image[1]}"
-    turned = fact.orientation >= 5 and image == mask[::-1]
-    return text + (" (the mask was drawn on the picture as EXIF rotates it)" if turned else "")
+    rotated = fact.orientation >= 5 and image == mask[::-1]
+    return text + (" (the mask was drawn on the picture as EXIF rotates it)" if rotated else "")
 
 
 def _too_small(fact: PairFacts) -> str:
@@ -117,30 +117,30 @@ def _repeated(scanned: ScannedChannel) -> list[Problem]:
     repeated = [" = ".join(names) for names in groups.values() if len(names) > 1]
     if not repeated:
         return []
-    what = "pictures that stand more than once in this channel, pixel for pixel"
-    fix = "Keep one of each, unless it is meant to weigh more."
+    what = "pictures that occur more than once in this channel, pixel for pixel"
+    fix = "Keep one of each, unless the higher weight is intended."
     return [_problem("repeated_image", WARNING, scanned, repeated, what, fix)]
 
 
 def check_shared_images(scanned: Sequence[ScannedChannel]) -> list[Problem]:
-    """Pictures of a channel that also stand in an earlier one: scores on them say nothing about new pictures."""
+    """Pictures of a channel that also occur in an earlier one: scores on them do not measure generalisation."""
     problems = []
     seen: dict[bytes, str] = {}
     for channel in scanned:
         name = channel.channel.name
-        own = [(fact.image_digest, f"{name}/{fact.pair.image.name}") for fact in channel.facts if fact.image_digest]
-        shared = [f"{path} = {seen[digest]}" for digest, path in own if digest in seen]
+        images = [(fact.image_digest, f"{name}/{fact.pair.image.name}") for fact in channel.facts if fact.image_digest]
+        shared = [f"{path} = {seen[digest]}" for digest, path in images if digest in seen]
         if shared:
-            what = "pictures that also stand in another channel, pixel for pixel"
-            fix = "Remove them from one of the two: scores on pictures that were trained on are worth nothing."
+            what = "pictures that also occur in another channel, pixel for pixel"
+            fix = "Remove them from one of the two: scores on training pictures do not measure generalisation."
             problems.append(_problem("shared_image", ERROR, channel, shared, what, fix))
-        for digest, path in own:
+        for digest, path in images:
             seen.setdefault(digest, path)
     return problems
 
 
 def check_labels(scanned: ScannedChannel, num_classes: int, class_names: Sequence[str]) -> list[Problem]:
-    """Class ids that the model lacks, pixel values that the label map does not name, and classes that never occur."""
+    """Class ids that the model lacks, pixel values missing from the label map, and classes that never occur."""
     problems = [*_outside(scanned, num_classes), *_unnamed(scanned), *_map_outside(scanned, num_classes)]
     readable = [classes for classes in scanned.class_pixels if classes]
     used = {class_id for classes in readable for class_id in classes if class_id < num_classes}
@@ -178,14 +178,14 @@ def _unnamed(scanned: ScannedChannel) -> Iterator[Problem]:
         if unnamed:
             examples.append(f"{fact.pair.annotation.name}: {', '.join(map(str, unnamed))}")
     if examples:
-        what = "annotations with pixel values that the label map does not name, and which therefore are ignored"
-        fix = "Name them in the label map, if they stand for classes."
+        what = "annotations with pixel values that are missing from the label map and therefore ignored"
+        fix = "Add them to the label map, if they mean classes."
         yield _problem("unnamed_pixel_value", WARNING, scanned, examples, what, fix, files)
 
 
 def _map_outside(scanned: ScannedChannel, num_classes: int) -> Iterator[Problem]:
     label_map = scanned.channel.label_map
-    # A scale names every pixel value, also those that never occur. Those that do are errors of `_outside`.
+    # A scale maps every pixel value, also those that never occur. Those that do are errors of `_outside`.
     if label_map is None or label_map.named.all():
         return
     ids = sorted({int(value) for value in label_map.table[label_map.named]} - {IGNORE_INDEX, scanned.ignore_index})
@@ -194,14 +194,14 @@ def _map_outside(scanned: ScannedChannel, num_classes: int) -> Iterator[Problem]
     ]
     if outside:
         what = f"class ids of the label map outside 0..{num_classes - 1}"
-        fix = "Mend the label map (key = class id, value = pixel value), or raise --num_classes."
+        fix = "Fix the label map (key = class id, value = pixel value), or raise --num_classes."
         yield _problem("label_map_outside", WARNING, scanned, outside, what, fix)
 
 
 def _no_labels(scanned: ScannedChannel) -> Problem:
     values = sorted({value for fact in scanned.facts for value in fact.pixels})
-    what = "annotations without a pixel of any class, all of this channel: there is nothing to learn or to score"
-    fix = f"Their pixel values are {_listed(values)}: mend the masks, num_classes or the label map."
+    what = "annotations without a pixel of any class, in the whole channel: nothing can be learned or scored"
+    fix = f"Their pixel values are {_listed(values)}: fix the masks, num_classes or the label map."
     names = [fact.pair.annotation.name for fact in scanned.facts if fact.pixels]
     return _problem("no_labels", ERROR, scanned, names, what, fix)
 
@@ -212,8 +212,8 @@ def _all_ignored(scanned: ScannedChannel) -> list[Problem]:
         for fact, classes in zip(scanned.facts, scanned.class_pixels)
         if classes and set(classes) == {IGNORE_INDEX}
     ]
-    what = "annotations that are ignored from edge to edge, so that their images teach and score nothing"
-    fix = "Remove them with their images, or mend the masks."
+    what = "completely ignored annotations, whose images are neither trained nor scored"
+    fix = "Remove them with their images, or fix the masks."
     return [_problem("all_ignored", WARNING, scanned, names, what, fix)] if names else []
 
 
@@ -225,22 +225,22 @@ def _too_few_classes(
         binary = any(IGNORE_INDEX in classes for classes in scanned.class_pixels)
         yield Problem(
             "single_class", ERROR, name, 1,
-            f"class {min(used)} is the only one in all annotations: a model could only learn to answer it everywhere.",
-            f"{IGNORE_INDEX} is ignored. If it stands for a class, add a label map "
+            f"class {min(used)} is the only one in all annotations: a model would predict it everywhere.",
+            f"{IGNORE_INDEX} is ignored. If it means a class, add a label map "
             f'(label_map/{name}_label_map.json: {{"map": {{"0": 0, "1": {IGNORE_INDEX}}}}}).'
             if binary
-            else "Mend the masks or the label map.",
+            else "Fix the masks or the label map.",
         )  # fmt: skip
     absent = [f"{class_id} {class_names[class_id]}" for class_id in range(num_classes) if class_id not in used]
     if absent and used:
         fix = (
             "They cannot be learned: check num_classes and the label map, or add pictures."
             if name == "train"
-            else "mIoU leaves them out: move pictures that hold them here if they matter."
+            else "mIoU excludes them: add pictures of these classes if they matter."
         )
         if len(absent) > len(used) and scanned.channel.label_map is None:
             values = sorted({value for fact in scanned.facts for value in fact.pixels})
-            fix += f" Pixel values found: {_listed(values)}; if they are grey levels and no ids, add a label map."
+            fix += f" Pixel values found: {_listed(values)}; if these are grey levels and not ids, add a label map."
         message = f"classes that never occur: {len(absent)} ({_listed(absent)})"
         yield Problem("absent_class", WARNING, name, len(absent), message, fix)
 
@@ -250,6 +250,6 @@ def _files(count: int) -> str:
 
 
 def _listed(items: Sequence[object]) -> str:
-    """The first items, and how many more there are."""
+    """The first items, and the number of the others."""
     shown = ", ".join(str(item) for item in items[:_LISTED])
     return shown if len(items) <= _LISTED else f"{shown} and {len(items) - _LISTED} more"

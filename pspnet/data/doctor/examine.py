@@ -1,7 +1,7 @@
-"""Examine a data set fully before training: every file is read, every problem is counted and named.
+"""Full examination of a data set before training: every file is read, every problem is counted and listed.
 
-Pictures are compared by a hash of their decoded pixels. That finds copies under other names and a PNG made from a JPEG
-as well as byte-identical files; a JPEG that was compressed again has other pixels and is not found.
+Pictures are compared by a hash of their decoded pixels. This finds renamed copies and a PNG made from a JPEG as well as
+byte-identical files; a recompressed JPEG has different pixels and is not found.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def examine(
     progress: bool = True,
     ignore_index: int = IGNORE_INDEX,
 ) -> Report:
-    """Read every image and annotation of the channels and report all that is wrong with them.
+    """Read every image and annotation of the channels and report all problems.
 
-    Without `num_classes` it is taken from `class_names`, or else from the greatest class id found. `workers` processes
-    read the files; the report does not depend on how many. Raises DataError only for arguments that contradict.
+    `num_classes` defaults to the length of `class_names`, or else to the greatest class id found plus one. `workers`
+    processes read the files; their number does not affect the report. Raises DataError only for conflicting arguments.
     """
     if class_names is not None and num_classes is not None and len(class_names) != num_classes:
         raise DataError(
@@ -61,26 +61,26 @@ def examine(
     given = len(class_names) if class_names is not None else num_classes
     count = _greatest_id(scanned) + 1 if given is None else given
     names = list(class_names or default_class_names(count))
-    for one in scanned:
-        problems += check_files(one)
-        problems += check_labels(one, count, names)
+    for channel_facts in scanned:
+        problems += check_files(channel_facts)
+        problems += check_labels(channel_facts, count, names)
     problems += check_shared_images(scanned)
     return Report(
         num_classes=count,
         suggested=given is None,
         class_names=names,
-        channels=[_summary(one, count) for one in scanned],
+        channels=[_summary(channel_facts, count) for channel_facts in scanned],
         problems=problems,
         class_weights=median_frequency_weights(_labelled_pixels(scanned[:1], count)),
     )
 
 
 def _pair(channel: Channel) -> tuple[Pairing, list[Problem]]:
-    """The channel's pairs, and every file that has no partner or more than one."""
+    """The channel's pairs, and the problems of files without exactly one partner."""
     try:
         pairing = pair_files(channel.images, channel.annotations, channel.name)
     except DataError as error:
-        fix = "Create the folder, or give the right one."
+        fix = "Create the folder, or give another one."
         return Pairing([]), [Problem("missing_folder", ERROR, channel.name, 1, str(error), fix)]
     kinds = (
         (
@@ -98,7 +98,7 @@ def _pair(channel: Channel) -> tuple[Pairing, list[Problem]]:
         (
             "ambiguous_stem",
             pairing.ambiguous,
-            "files that share their stem with another file of their folder, and were not examined",
+            "files that share their stem with another file of their folder and were not examined",
             "Keep one of each.",
         ),
     )
@@ -109,20 +109,20 @@ def _pair(channel: Channel) -> tuple[Pairing, list[Problem]]:
             message = f"{what}: {len(paths):,}"
             problems.append(Problem(kind, ERROR, channel.name, len(paths), message, fix, examples))
     if not pairing.pairs and not problems:
-        message = f"{channel.images} holds no images"
+        message = f"{channel.images} has no images"
         fix = "Put JPEG or PNG files directly into that folder."
         problems.append(Problem("empty_channel", ERROR, channel.name, 0, message, fix))
     return pairing, problems
 
 
 def _greatest_id(scanned: Sequence[ScannedChannel]) -> int:
-    """The greatest class id found, at least 1: a model has two classes or more."""
+    """The greatest class id found, at least 1: a model has at least two classes."""
     ids = [value for channel in scanned for classes in channel.class_pixels for value in classes]
     return max([1, *(value for value in ids if value != IGNORE_INDEX)])
 
 
 def _labelled_pixels(scanned: Sequence[ScannedChannel], num_classes: int) -> np.ndarray:
-    """(N, C) pixels of every class in every annotation that could be read."""
+    """(N, C) pixels per class in every readable annotation."""
     rows = [
         [classes.get(class_id, 0) for class_id in range(num_classes)]
         for channel in scanned

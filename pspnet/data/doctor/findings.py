@@ -1,4 +1,4 @@
-"""What `pspnet doctor` found: plain records, their text and their JSON."""
+"""Report of `pspnet doctor`: plain records, their text and their JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS = 40
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of problem in one channel: how often, what it is, what mends it, and the first files with details."""
+    """One kind of problem in one channel: its count, description and fix, and the first files with details."""
 
     kind: str
     severity: str
@@ -26,7 +26,7 @@ class Problem:
     message: str
     fix: str
     examples: list[str] = field(default_factory=list)
-    # For label problems: value -> number of files that hold it.
+    # For label problems: value -> number of files with it.
     values: dict[int, int] = field(default_factory=dict)
 
 
@@ -45,7 +45,7 @@ class ChannelSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole examination. `class_weights` are those of median frequency balancing on the first channel."""
+    """Complete result. `class_weights` are from median frequency balancing on the first channel."""
 
     num_classes: int
     suggested: bool
@@ -56,22 +56,22 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """False where training would stop, or would learn or be scored on something wrong."""
+        """False if training would fail, or would train or score on wrong data."""
         return not any(problem.severity == ERROR for problem in self.problems)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as what json.dump takes."""
+        """The report as JSON-compatible values."""
         return {"ok": self.ok, **asdict(self)}
 
 
 def keep_examples(examples: Sequence[str]) -> list[str]:
-    """The first examples, and how many more there are."""
+    """The first examples, and the number of the others."""
     kept = list(examples[:_EXAMPLES_KEPT])
     return kept if len(examples) <= _EXAMPLES_KEPT else [*kept, f"... and {len(examples) - _EXAMPLES_KEPT:,} more"]
 
 
 def format_report(report: Report) -> str:
-    """The report for a terminal: sizes, class shares, problems (errors first), the suggested weights, the verdict."""
+    """The report for a terminal: sizes, class fractions, problems (errors first), suggested weights and verdict."""
     found = "found in the masks" if report.suggested else "as given"
     parts = [f"num_classes: {report.num_classes} ({found})", _channel_table(report), _class_table(report)]
     parts += [_format_problem(problem) for problem in sorted(report.problems, key=lambda p: p.severity != ERROR)]
@@ -91,13 +91,13 @@ def _channel_table(report: Report) -> str:
 
 
 def _class_table(report: Report) -> str:
-    """Share of each class in the labelled pixels, and the images that it occurs in, per channel."""
+    """Fraction of labelled pixels and number of images of each class, per channel."""
     if not report.channels:
         return ""
     rows = [("id", "class", *(f"{c.name} {what}" for c in report.channels for what in ("pixels", "images")))]
     for class_id, name in enumerate(report.class_names):
         if report.num_classes > _ROWS and not any(c.class_pixels[class_id] for c in report.channels):
-            continue  # a grey level taken for an id gives far more rows than classes
+            continue  # grey levels mistaken for ids give far more rows than classes
         cells = []
         for channel in report.channels:
             total = max(1, sum(channel.class_pixels))
@@ -116,11 +116,13 @@ def _verdict(report: Report) -> str:
     errors = sum(problem.severity == ERROR for problem in report.problems)
     warnings = len(report.problems) - errors
     counts = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
-    return f"{counts}: " + ("ready to train." if report.ok else "training would stop or be wrong until this is mended.")
+    return f"{counts}: " + (
+        "ready to train." if report.ok else "training would fail or use wrong data until this is fixed."
+    )
 
 
 def _table(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Columns lined up; the first `left` are words, the others figures."""
+    """An aligned table; the first `left` columns are text, the others numbers."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

@@ -1,6 +1,6 @@
-"""Read every pair of a data set once, in several processes, and keep what can be said about each file.
+"""Scan of a data set: read every pair once, in several processes, and record facts about each file.
 
-Runs in worker processes that start from nothing ("spawn"), so everything here is importable and picklable.
+The worker processes use the "spawn" start method, so everything here is importable and picklable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pspnet.data.channels import Pair
 from pspnet.data.io.images import read_annotation, read_image
 from pspnet.errors import AnnotationModeError, DataError
 
-# Starting processes takes longer than reading so few pairs.
+# For fewer pairs, starting processes takes longer than reading.
 _SMALLEST_POOL_JOB = 32
 _CHUNK = 8
 _EXIF_ORIENTATION = 0x0112
@@ -33,7 +33,7 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What one image and its annotation hold; sizes are (width, height) and None where the file cannot be read."""
+    """Facts about one image and its annotation; sizes are (width, height), None for unreadable files."""
 
     pair: Pair
     image_size: tuple[int, int] | None = None
@@ -47,7 +47,7 @@ class PairFacts:
 
 
 def scan_pairs(pairs: Sequence[Pair], workers: int, progress: bool, title: str = "doctor") -> list[PairFacts]:
-    """The facts of every pair, in the order given: the result does not depend on `workers`."""
+    """The facts of every pair, in the given order, independent of `workers`."""
     bar = tqdm(total=len(pairs), desc=title, unit=" pairs", disable=None if progress else True)
     facts: list[PairFacts] = []
     with bar:
@@ -71,13 +71,13 @@ def _results(pairs: Sequence[Pair], workers: int) -> Iterator[PairFacts]:
             "doctor: a worker process was killed, most often for lack of memory. Use fewer workers: --workers 1."
         ) from error
     finally:
-        # On Ctrl-C the pairs still waiting are dropped instead of being read to the end.
+        # On Ctrl-C, queued pairs are cancelled instead of being read.
         _shut_down(pool)
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started in the block ignore Ctrl-C: the main process alone answers it, without their tracebacks."""
+    """Make processes started in the block ignore Ctrl-C, so that only the main process handles it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set signal handlers
         return
@@ -96,7 +96,7 @@ def _shut_down(pool: ProcessPoolExecutor) -> None:
 
 
 def scan_pair(pair: Pair) -> PairFacts:
-    """Read both files of a pair; whatever is wrong with them becomes part of the answer."""
+    """Read both files of a pair; errors become part of the facts."""
     image_size, image_error, digest = None, "", b""
     try:
         image = read_image(pair.image)
@@ -120,14 +120,14 @@ def scan_pair(pair: Pair) -> PairFacts:
 
 
 def _digest(image: np.ndarray) -> bytes:
-    """A hash of size and decoded pixels: equal for the same picture as JPEG and as a PNG made from it."""
+    """A hash of size and decoded pixels, equal for a JPEG and a PNG made from it."""
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(image.tobytes())
     return digest.digest()
 
 
 def _orientation(path: Path) -> int:
-    """EXIF orientation, 1 where none is stored or the EXIF block is damaged, which concerns nobody else here."""
+    """EXIF orientation; 1 if missing or damaged."""
     try:
         with Image.open(path) as image:
             return int(image.getexif().get(_EXIF_ORIENTATION, 1))

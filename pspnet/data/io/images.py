@@ -1,9 +1,9 @@
 """Image and annotation files to arrays, and masks to palette PNG files.
 
-Everything has Pillow's pixels, what `jpeg.py` and `palette_png.py` read too: it keeps palette indices (OpenCV and
-torchvision turn them into colours) and refuses a truncated file instead of returning a half-grey image. The stored
-pixel grid counts: EXIF orientation is not applied. A file is opened once and read from its beginning to its end, which
-is what network file systems and SageMaker's FastFile mode are quick at; decoders seek in memory.
+Pixels equal Pillow's, also those of `jpeg.py` and `palette_png.py`: Pillow keeps palette indices (OpenCV and
+torchvision convert them to colours) and rejects truncated files instead of returning a partly grey image. Arrays have
+the stored pixel grid: EXIF orientation is not applied. Files are read sequentially into memory before decoding, which
+is fast on network file systems and in SageMaker's FastFile mode.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_image(path: Path) -> np.ndarray:
 def to_rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a Pillow image of any mode. Transparency is dropped, not blended."""
     if image.mode.startswith(("I", "F")):
-        # Pillow's own conversion clips 16-bit values at 255 and turns nearly every such image white.
+        # Pillow's own conversion clips 16-bit values at 255, which makes most such images white.
         values = np.nan_to_num(np.asarray(image), nan=0.0) if image.mode == "F" else np.asarray(image)
         grey = (np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
@@ -55,7 +55,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 def read_annotation(path: Path) -> np.ndarray:
     """(H, W) uint8 pixel values of an 8-bit single-channel PNG, or the indices of a palette PNG.
 
-    Raises DataError for an unreadable file, AnnotationModeError for modes whose values are no class ids.
+    Raises DataError for an unreadable file, AnnotationModeError for modes whose values are not class ids.
     """
     try:
         body = path.read_bytes()
@@ -77,7 +77,7 @@ def _annotation_problem(image: Image.Image) -> str | None:
             f"annotations must be PNG files; this one is {image.format}. Lossy formats change class ids: "
             "write the mask again as an 8-bit single-channel or palette PNG."
         )
-    # Pillow stretches 1-, 2- and 4-bit greyscale to 0..255, so the values it would return are not the stored ones.
+    # Pillow scales 1-, 2- and 4-bit greyscale to 0..255, so it would not return the stored values.
     tiles = getattr(image, "tile", None)
     stored = str(tiles[0][3]) if tiles else image.mode
     if image.mode == "P" or (image.mode == "L" and stored == "L"):
@@ -99,17 +99,17 @@ def encode_palette_png(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 
 def write_palette_png(path: Path, mask: np.ndarray, palette: np.ndarray) -> None:
-    """Write an (H, W) uint8 mask as a palette PNG, whole or not at all."""
+    """Write an (H, W) uint8 mask as a palette PNG, atomically."""
     write_image(path, encode_palette_png(mask, palette))
 
 
 def write_image(path: Path, image: Image.Image, **options: Any) -> None:
-    """Save a picture, JPEG or PNG by its suffix, whole or not at all."""
+    """Save an image atomically, as JPEG or PNG by the suffix."""
     with atomic_write(path) as temporary:
         image.save(temporary, **options)
 
 
-# Pillow reports a damaged file in many ways; every one of these was seen from a truncated or overwritten image.
+# Exceptions that Pillow raises for truncated or overwritten images.
 _READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -117,4 +117,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     text = str(error).split("\n")[0]
-    return "no known image format" if "cannot identify image file" in text else text or type(error).__name__
+    return "unknown image format" if "cannot identify image file" in text else text or type(error).__name__

@@ -1,8 +1,8 @@
-"""A faster way to decode the usual JPEG file, with Pillow's pixels.
+"""Fast decoder of common JPEG files, with Pillow's pixels.
 
-simplejpeg calls libjpeg-turbo, as Pillow does, but has it write the RGB array itself: Pillow decodes to four bytes a
-pixel, and copies them twice on the way to an array. It is asked to be strict, so that it refuses every file that is cut
-short, and also whatever libjpeg merely warns of. What it does not decode is Pillow's to read or to refuse.
+simplejpeg calls libjpeg-turbo like Pillow, but decodes directly into the RGB array, while Pillow decodes to four bytes
+per pixel and copies them twice. In strict mode it rejects truncated files and files with libjpeg warnings. Pillow
+handles the files that it does not decode.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from PIL import Image
 
 try:
     import simplejpeg
-except ImportError:  # optional: Pillow reads every file that it reads
+except ImportError:  # optional: Pillow reads the same files
     simplejpeg = None
 
 _START = b"\xff\xd8\xff"
-# CMYK's conversion to RGB is rounded differently; Pillow's is the one that counts.
+# CMYK is left to Pillow, whose conversion to RGB rounds differently.
 _COLOURS = ("YCbCr", "RGB", "Gray")
 
 
 def decode_rgb(body: bytes, check_size: Callable[[int, int], None] | None = None) -> np.ndarray | None:
-    """(H, W, 3) uint8 RGB of a whole, undamaged JPEG file, bit for bit as Pillow gives it; None leaves it to Pillow.
+    """(H, W, 3) uint8 RGB of a valid JPEG file, bit for bit equal to Pillow's; None if Pillow must decode it.
 
-    Files of more pixels than Pillow decodes without a warning are left to Pillow too, before anything is decoded.
+    Files with more pixels than Pillow decodes without a warning are also left to Pillow, before decoding.
 
     Args:
-        check_size: called with height and width before anything is decoded; what it raises is raised.
+        check_size: called with height and width before decoding; its exceptions propagate.
     """
     if simplejpeg is None or not body.startswith(_START):
         return None

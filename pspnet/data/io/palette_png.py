@@ -1,8 +1,8 @@
-"""A faster way to read the usual palette PNG, such as VOC's annotations: its indices, as Pillow gives them.
+"""Fast reader of common palette PNG files, such as VOC's annotations, with Pillow's indices.
 
-Encoders leave the rows of palette images unfiltered, as the PNG specification advises (section 12.7), so the pixels are
-the inflated data without the first byte of every row. libdeflate, by the package deflate, inflates it several times as
-fast as zlib: it knows how much will come out. Every other file is Pillow's to read or to refuse.
+Encoders leave the rows of palette images unfiltered, as the PNG specification recommends (section 12.7), so the pixels
+are the inflated data without the first byte of every row. libdeflate (package deflate) inflates several times faster
+than zlib, because the output size is known. Pillow handles all other files.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from PIL import Image
 
 try:
     import deflate
-except ImportError:  # optional: zlib inflates the same
+except ImportError:  # optional: zlib gives the same result
     deflate = None  # type: ignore[assignment]
 
 _START = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
-# 8 bits a pixel, palette, the one compression and filter method, not interlaced.
-_USUAL = (8, 3, 0, 0, 0)
+# 8 bits per pixel, palette, compression and filter method 0, not interlaced.
+_SUPPORTED = (8, 3, 0, 0, 0)
 
 
 def decode_indices(body: bytes) -> np.ndarray | None:
-    """(H, W) uint8 indices of a whole palette PNG of 8 bits with unfiltered rows; None leaves the file to Pillow."""
+    """(H, W) uint8 indices of a valid 8-bit palette PNG with unfiltered rows; None if Pillow must decode it."""
     found = _header_and_data(body)
     if found is None:
         return None
     header, data = found
     width, height, *kind = _HEADER.unpack(header)
-    if tuple(kind) != _USUAL or not 0 < height * width <= (Image.MAX_IMAGE_PIXELS or height * width):
+    if tuple(kind) != _SUPPORTED or not 0 < height * width <= (Image.MAX_IMAGE_PIXELS or height * width):
         return None
     size = height * (width + 1)
     content = _inflate(data, size)
@@ -42,45 +42,45 @@ def decode_indices(body: bytes) -> np.ndarray | None:
 
 
 def _inflate(data: bytes, size: int) -> bytes | bytearray | None:
-    """The content of a zlib stream, checksum and all; None if it is damaged or has not exactly `size` bytes."""
+    """The content of a zlib stream with a valid checksum; None if it is damaged or not exactly `size` bytes."""
     content: bytes | bytearray
     if deflate is not None:
         try:
             content = deflate.zlib_decompress(data, size)
-        except deflate.DeflateError:  # more than `size` bytes, too
+        except deflate.DeflateError:  # also for more than `size` bytes
             return None
         return content if len(content) == size else None
     stream = zlib.decompressobj()
     try:
         content = stream.decompress(data, size)
-        content += stream.decompress(stream.unconsumed_tail, 1)  # none, but it reads the checksum
+        content += stream.decompress(stream.unconsumed_tail, 1)  # returns nothing, but reads the checksum
     except zlib.error:
         return None
     return content if len(content) == size and stream.eof else None
 
 
 def _header_and_data(body: bytes) -> tuple[bytes, bytes] | None:
-    """The content of the header and of all data chunks; None if a checksum is wrong or the end is missing."""
+    """Contents of the header and of all data chunks; None if a checksum is wrong or the end is missing."""
     header, palette = b"", False
     parts: list[bytes] = []
-    place = len(_START)
-    while body.startswith(_START) and place + 12 <= len(body):
-        length, kind = int.from_bytes(body[place : place + 4], "big"), body[place + 4 : place + 8]
-        content = body[place + 8 : place + 8 + length]
-        stored = body[place + 8 + length : place + 12 + length]
-        place += 12 + length
+    position = len(_START)
+    while body.startswith(_START) and position + 12 <= len(body):
+        length, kind = int.from_bytes(body[position : position + 4], "big"), body[position + 4 : position + 8]
+        content = body[position + 8 : position + 8 + length]
+        stored = body[position + 8 + length : position + 12 + length]
+        position += 12 + length
         if kind == b"acTL" or stored != zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big"):
             return None
         if kind == b"IEND":
             return (header, b"".join(parts)) if len(header) == _HEADER.size and palette and parts else None
         if kind == b"IHDR":
-            if header or length != _HEADER.size or content[8:10] != bytes(_USUAL[:2]):
+            if header or length != _HEADER.size or content[8:10] != bytes(_SUPPORTED[:2]):
                 return None
             header = content
         elif kind == b"PLTE":
             palette = True
         elif kind == b"IDAT":
             parts.append(content)
-        elif not kind[0] & 0x20:  # another chunk that a reader must know
+        elif not kind[0] & 0x20:  # an unknown critical chunk
             return None
     return None

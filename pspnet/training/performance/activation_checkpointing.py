@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from pspnet.errors import ConfigError
-from pspnet.system.device import Precision
+from pspnet.system.precision import Precision
 
 LAYERS = ("layer3", "layer4")
 

@@ -9,9 +9,9 @@ from typing import Callable
 import torch
 from torch import nn
 
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.errors import DeviceMemoryError, is_out_of_memory
-from pspnet.system.device import memory_in_words
+from pspnet.system.device import describe_memory
 from pspnet.system.distributed import Processes
 from pspnet.training.step import TrainingStep
 
@@ -106,7 +106,7 @@ def choose_micro_batch(
     # The minimum over all processes, so that they split their mini-batches alike.
     found = processes.min(largest_that_fits(fits, requested), device)
     if not found or (found < requested and setting != "auto"):
-        memory = memory_in_words(device)
+        memory = describe_memory(device)
         raise DeviceMemoryError(
             _too_large_message(setting, requested, found, crop_size, processes.world_size, memory, may_split)
         )

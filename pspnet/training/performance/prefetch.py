@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 
 
 def to_device(batch: Batch, device: torch.device, channels_last: bool = True) -> Batch:

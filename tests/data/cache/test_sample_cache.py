@@ -1,4 +1,4 @@
-"""The cache of decoded images: the same samples with it and without, under its limit, whatever the disk does."""
+"""Cache of decoded images: equal samples with and without it, size limit, disk errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from pspnet.data.cache import sample_cache as cache_module
 from pspnet.data.cache.cache_folder import available_memory, open_cache
 from pspnet.data.cache.sample_cache import ImageCache
 from pspnet.data.channels import Pair, load_pairs
-from pspnet.data.dataset import SegmentationDataset, TrainBatchSampler, build_loader, load_batches, read_pair
+from pspnet.data.dataset import SegmentationDataset, read_pair
+from pspnet.data.loader import build_loader, load_batches
+from pspnet.data.samplers import TrainBatchSampler
 from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 
 SIZE = 20 * 30 * 4 + 48 + 8
-"""Bytes of a kept pair of write_channel."""
+"""Bytes of a cached pair of write_channel."""
 
 
 def write_channel(folder: Path, count: int) -> list[Pair]:
@@ -43,11 +45,11 @@ def new_cache(folder: Path, limit: int = 10**9, **options: Any) -> ImageCache:
     return ImageCache(folder, limit, **options)
 
 
-def kept(folder: Path) -> int:
+def cached_files(folder: Path) -> int:
     return len(list(folder.glob("*.pair")))
 
 
-def test_what_is_kept_is_what_was_decoded(tmp_path: Path) -> None:
+def test_cached_pairs_equal_decoded_pairs(tmp_path: Path) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     assert cache.read(pair) is None
@@ -63,7 +65,7 @@ def test_what_is_kept_is_what_was_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_with_and_without(tmp_path: Path, workers: int) -> None:
+def test_batches_are_equal_with_and_without(tmp_path: Path, workers: int) -> None:
     pairs = write_channel(tmp_path / "data", 7)
     cache = new_cache(tmp_path / "cache", 5 * SIZE)
 
@@ -78,7 +80,7 @@ def test_batches_are_the_same_with_and_without(tmp_path: Path, workers: int) -> 
         return found
 
     plain, first, warm = epochs(None), epochs(cache), epochs(new_cache(tmp_path / "cache", 5 * SIZE))
-    assert kept(tmp_path / "cache") == 5
+    assert cached_files(tmp_path / "cache") == 5
     assert cache.used_bytes() == 5 * SIZE
     for expected, *others in zip(plain, first, warm):
         for images, targets in others:
@@ -86,7 +88,7 @@ def test_batches_are_the_same_with_and_without(tmp_path: Path, workers: int) -> 
             assert torch.equal(targets, expected[1])
 
 
-def test_the_cache_knows_nothing_of_classes(tmp_path: Path) -> None:
+def test_the_cache_is_independent_of_classes(tmp_path: Path) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     read_pair(pair, 5, cache=cache)
@@ -103,11 +105,11 @@ def test_a_changed_source_is_decoded_again(tmp_path: Path) -> None:
     cache = new_cache(tmp_path / "cache")
     assert (read_pair(pair, 5, cache=cache)[1] == 2).all()
     assert (read_pair(pair, 5, cache=new_cache(tmp_path / "cache"))[1] == 2).all()
-    assert kept(tmp_path / "cache") == 1
+    assert cached_files(tmp_path / "cache") == 1
     assert cache.used_bytes() == SIZE
 
 
-def test_broken_and_missing_sources_are_reported_and_not_kept(tmp_path: Path) -> None:
+def test_broken_and_missing_sources_are_reported_and_not_cached(tmp_path: Path) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     pair.image.write_bytes(pair.image.read_bytes()[:-20])
@@ -117,7 +119,7 @@ def test_broken_and_missing_sources_are_reported_and_not_kept(tmp_path: Path) ->
     pair.image.unlink()
     with pytest.raises(DataError, match="no such file"):
         read_pair(pair, 5, cache=new_cache(tmp_path / "cache"))
-    assert kept(tmp_path / "cache") == 0
+    assert cached_files(tmp_path / "cache") == 0
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "long", "zeros at the end", "foreign"])
@@ -139,7 +141,7 @@ def test_a_damaged_file_is_replaced(tmp_path: Path, damage: str) -> None:
     assert cache.read(pair) is not None
 
 
-def test_a_full_disk_is_told_once_and_ends_nothing(
+def test_a_full_disk_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pairs = write_channel(tmp_path / "data", 3)
@@ -152,10 +154,10 @@ def test_a_full_disk_is_told_once_and_ends_nothing(
     monkeypatch.setattr(cache_module.os, "replace", full)
     for pair in pairs:
         read_pair(pair, 5, cache=cache)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "no more decoded images are kept (the disk is full)" in said
-    assert "cache_limit_gb" in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "no more decoded images are cached (the disk is full)" in output
+    assert "cache_limit_gb" in output
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", ".pair"]
     assert cache.read(pairs[0]) is not None
     quiet = new_cache(tmp_path / "cache", announce=False)
@@ -163,19 +165,19 @@ def test_a_full_disk_is_told_once_and_ends_nothing(
     assert capsys.readouterr().err == ""
 
 
-def test_the_limit_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_limit_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = write_channel(tmp_path / "data", 3)
     cache = new_cache(tmp_path / "cache", SIZE + 1)
     for pair in pairs:
         read_pair(pair, 5, cache=cache)
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "of decoded images, of this and of earlier runs, and may hold" in said
-    assert kept(tmp_path / "cache") == 1
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "of decoded images, of this and earlier runs; the limit is" in output
+    assert cached_files(tmp_path / "cache") == 1
     assert cache.used_bytes() == SIZE
 
 
-def test_a_pair_that_two_runs_decode_at_once_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_decoded_by_two_runs_concurrently_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run reserves, writes and names its file while the first one writes; both have the same process id."""
     pair = write_channel(tmp_path / "data", 1)[0]
     first, second = new_cache(tmp_path / "cache"), new_cache(tmp_path / "cache")
@@ -189,12 +191,12 @@ def test_a_pair_that_two_runs_decode_at_once_counts_once(tmp_path: Path, monkeyp
     monkeypatch.setattr(first, "_put", put_late)
     first.write(pair, image, mask)
     assert first.used_bytes() == SIZE
-    assert kept(tmp_path / "cache") == 1
+    assert cached_files(tmp_path / "cache") == 1
     assert not first._closed[0]
     assert first.read(pair) is not None
 
 
-def test_a_folder_that_vanishes_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_removed_folder_is_not_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     cache = new_cache(tmp_path / "cache")
     (tmp_path / "cache" / "bytes").unlink()
@@ -203,7 +205,7 @@ def test_a_folder_that_vanishes_ends_nothing(tmp_path: Path, capsys: pytest.Capt
     assert "(No such file or directory)" in capsys.readouterr().err
 
 
-def test_the_count_is_put_right_at_the_start(tmp_path: Path) -> None:
+def test_the_count_is_corrected_at_the_start(tmp_path: Path) -> None:
     pairs = write_channel(tmp_path / "data", 2)
     cache = new_cache(tmp_path / "cache")
     for pair in pairs:
@@ -233,7 +235,7 @@ def test_a_copy_in_another_process_shares_the_folder(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(read_pair(pair, 5)[0].sum()), done.stderr
 
 
-# --- where it lies ----------------------------------------------------------------------------------------------------
+# --- the folder ----------------------------------------------------------------------------------------------------
 
 
 def test_none_and_disk(tmp_path: Path) -> None:
@@ -242,9 +244,7 @@ def test_none_and_disk(tmp_path: Path) -> None:
     assert cache is not None
     assert (cache.folder, cache.limit_bytes) == (tmp_path / "a" / "b", 500_000_000)
     (tmp_path / "file").touch()
-    with pytest.raises(
-        ConfigError, match=r"cache_dir: .*file cannot be used \(.*\); give a folder that can be written"
-    ):
+    with pytest.raises(ConfigError, match=r"cache_dir: .*file cannot be used \(.*\); give a writable folder"):
         open_cache("disk", 1.0, str(tmp_path / "file"))
 
 
@@ -261,7 +261,7 @@ def test_memory_is_shared_limited_and_emptied(
     first = open_cache("memory", 1.0, "")
     assert first is not None
     assert first.limit_bytes == 20 * SIZE
-    assert "less than cache_limit_gb 1: half of what memory and" in capsys.readouterr().err
+    assert "less than cache_limit_gb 1: half of the free memory and of" in capsys.readouterr().err
     read_pair(pairs[0], 5, cache=first)
     second = open_cache("memory", 1e-6, "", announce=False)  # another run while the first one goes on
     assert second is not None
@@ -269,10 +269,10 @@ def test_memory_is_shared_limited_and_emptied(
     assert second.read(pairs[0]) is not None
     (end, *first_arguments), (_, *second_arguments) = at_exit
     end(*first_arguments)
-    assert kept(first.folder) == 1  # the second run still uses it
+    assert cached_files(first.folder) == 1  # the second run still uses it
     os.close(first_arguments[1])
     end(*second_arguments)
-    assert kept(first.folder) == 0
+    assert cached_files(first.folder) == 0
     read_pair(pairs[0], 5, cache=first)
     os.close(second_arguments[1])
     third = open_cache("memory", 1.0, "", announce=False)  # after a run that was killed
@@ -296,7 +296,7 @@ def test_memory_needs_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"memory/memory.limit_in_bytes": "900000", "memory/memory.usage_in_bytes": "1"}, 899_999),
     ],
 )
-def test_a_containers_memory_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+def test_a_containers_memory_limit(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -18,7 +18,7 @@ REAL_CAMVID = Path(__file__).resolve().parents[4] / "shared" / "data" / "camvid"
 
 
 def add(root: Path, split: str, stem: str, mask: list[list[int]] | np.ndarray, seed: int | None = None) -> None:
-    """A pair: the mask, stretched to 40 x 40 from its rows and columns, and a random picture."""
+    """A pair: the mask, enlarged to 40 x 40, and a random picture."""
     for folder in (split, f"{split}_annotation"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     small = np.asarray(mask, dtype=np.uint8)
@@ -33,7 +33,7 @@ def picture(seed: int, width: int = 40, height: int = 40) -> Image.Image:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A sound set of two classes: three training pairs, one to validate."""
+    """A valid set of two classes: three training pairs and one validation pair."""
     for stem, mask in (("a", [[0, 1]]), ("b", [[0], [1]]), ("c", [[0, 0, 0, 1]])):
         add(tmp_path, "train", stem, mask)
     add(tmp_path, "validation", "v", [[1, 0]])
@@ -61,7 +61,7 @@ def kinds(report: Report) -> list[tuple[str, str, str]]:
     return [(problem.severity, problem.channel, problem.kind) for problem in report.problems]
 
 
-def test_a_sound_set_is_ready(data: Path) -> None:
+def test_a_valid_set_is_ready(data: Path) -> None:
     report = check(data)
     assert report.ok
     assert report.problems == []
@@ -89,7 +89,7 @@ def test_unpaired_and_ambiguous_files(data: Path) -> None:
     assert report.channels[0].images == 1
     text = format_report(report)
     assert f"ERROR train: images in {data / 'train'} without an annotation of the same stem in" in text
-    assert text.endswith("3 errors, 0 warnings: training would stop or be wrong until this is mended.")
+    assert text.endswith("3 errors, 0 warnings: training would fail or use wrong data until this is fixed.")
 
 
 def test_a_missing_folder_and_an_empty_channel(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_missing_folder_and_an_empty_channel(tmp_path: Path) -> None:
     (tmp_path / "validation").mkdir()
     (tmp_path / "validation_annotation").mkdir()
     empty = only(check(tmp_path))
-    assert (empty.kind, empty.message) == ("empty_channel", f"{tmp_path / 'validation'} holds no images")
+    assert (empty.kind, empty.message) == ("empty_channel", f"{tmp_path / 'validation'} has no images")
 
 
 def test_unreadable_files(data: Path) -> None:
@@ -123,14 +123,14 @@ def test_rgb_and_16_bit_masks(data: Path) -> None:
     assert report.problems[1].examples[0].startswith("v.png: found a 16-bit PNG")
 
 
-def test_sizes_that_differ(data: Path) -> None:
+def test_different_sizes(data: Path) -> None:
     picture(1, 48, 40).save(data / "train/a.png")
     problem = only(check(data))
     assert (problem.kind, problem.severity, problem.count) == ("size_mismatch", "error", 1)
     assert problem.examples == ["a.png is 40x40, a.png is 48x40"]
 
 
-def test_exif_rotation_is_a_warning_and_explains_a_turned_mask(data: Path) -> None:
+def test_exif_rotation_is_a_warning_and_explains_a_rotated_mask(data: Path) -> None:
     image = picture(1, 64, 40)
     exif = image.getexif()
     exif[0x0112] = 6
@@ -174,7 +174,7 @@ def test_254_is_outside_and_255_is_not(data: Path) -> None:
     assert only(check(data)).values == {254: 1}
 
 
-def test_a_label_map_is_applied_before_labels_are_judged(data: Path) -> None:
+def test_a_label_map_is_applied_before_labels_are_checked(data: Path) -> None:
     for split, stem in (("train", "a"), ("train", "b"), ("train", "c"), ("validation", "v")):
         add(data, split, stem, [[0, 128]])
     label_map = '{"map": {"0": 0, "1": 128}}'
@@ -185,7 +185,7 @@ def test_a_label_map_is_applied_before_labels_are_judged(data: Path) -> None:
     assert problem.examples == ["a.png: 64"]
 
 
-def test_a_label_map_that_leads_outside(data: Path) -> None:
+def test_a_label_map_with_invalid_ids(data: Path) -> None:
     report = check(data, label_map='{"map": {"0": 0, "1": 1, "8": 5}}')
     assert kinds(report) == [("warning", split, "label_map_outside") for split in ("train", "validation")]
     assert report.problems[0].examples == ["class id 8, from pixel values [5]"]
@@ -196,11 +196,11 @@ def test_a_label_map_that_leads_outside(data: Path) -> None:
     assert "They come from pixel values [5] through the label map" in outside.fix
 
 
-def test_a_scale_is_no_reason_to_warn(data: Path) -> None:
+def test_a_scale_causes_no_warning(data: Path) -> None:
     assert check(data, label_map='{"scale": 1}').problems == []
 
 
-def test_ignore_index_counts_as_ignored(data: Path) -> None:
+def test_ignore_index_is_ignored(data: Path) -> None:
     add(data, "train", "a", [[0, 1, 9, 255]])
     report = check(data, ignore_index=9)
     assert report.ok
@@ -230,7 +230,7 @@ def test_repeated_pictures_are_a_warning(data: Path) -> None:
     assert (problem.kind, problem.severity, problem.examples) == ("repeated_image", "warning", ["c2.png = c3.png"])
 
 
-def test_wholly_ignored_annotations(data: Path) -> None:
+def test_completely_ignored_annotations(data: Path) -> None:
     add(data, "train", "a", [[255]])
     problem = only(check(data))
     assert (problem.kind, problem.severity, problem.examples) == ("all_ignored", "warning", ["a.png"])
@@ -259,7 +259,7 @@ def test_a_mask_of_0_and_255_only_is_an_error(data: Path) -> None:
     assert '{"map": {"0": 0, "1": 255}}' in report.problems[0].fix
 
 
-def test_num_classes_is_suggested_from_what_is_there(data: Path) -> None:
+def test_num_classes_is_suggested_from_the_ids(data: Path) -> None:
     add(data, "train", "a", [[0, 1, 5, 255]])
     report = check(data, num_classes=None)
     assert (report.num_classes, report.suggested) == (6, True)
@@ -270,12 +270,14 @@ def test_num_classes_is_suggested_from_what_is_there(data: Path) -> None:
     assert "raise" not in train.fix
 
 
-def test_grey_levels_taken_for_ids_point_to_a_label_map(data: Path) -> None:
+def test_grey_levels_suggest_a_label_map(data: Path) -> None:
     for split, stem in (("train", "a"), ("train", "b"), ("train", "c"), ("validation", "v")):
         add(data, split, stem, [[0, 200]])
     report = check(data, num_classes=None)
     assert report.num_classes == 201
-    assert "Pixel values found: 0, 200; if they are grey levels and no ids, add a label map." in report.problems[0].fix
+    assert (
+        "Pixel values found: 0, 200; if these are grey levels and not ids, add a label map." in report.problems[0].fix
+    )
     assert len(format_report(report).split("Suggested")[0].splitlines()) < 30
 
 
@@ -293,7 +295,7 @@ def test_median_frequency_balancing_by_hand() -> None:
     assert median_frequency_weights(np.zeros((0, 3), dtype=np.int64)) == [1.0, 1.0, 1.0]
 
 
-def test_many_files_are_cut_short_but_counted(tmp_path: Path) -> None:
+def test_many_examples_are_abbreviated_but_counted(tmp_path: Path) -> None:
     for index in range(14):
         add(tmp_path, "train", f"{index:02d}", [[0, 1, 9, 9]])
     add(tmp_path, "validation", "v", [[0, 1]])
@@ -315,7 +317,7 @@ def test_the_report_does_not_depend_on_the_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not REAL_CAMVID.is_dir(), reason=f"the real CamVid pictures are not there ({REAL_CAMVID})")
-def test_real_validation_pictures_are_sound() -> None:
+def test_real_validation_pictures_are_valid() -> None:
     folders = REAL_CAMVID / "validation", REAL_CAMVID / "validation_annotation"
     report = examine([Channel("validation", *folders)], 11, progress=False)
     assert report.problems == []

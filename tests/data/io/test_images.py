@@ -67,7 +67,7 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     assert read_image(tmp_path / "turned.jpg").shape == (40, 64, 3)
 
 
-def test_a_truncated_image_is_refused_not_half_grey(tmp_path: Path) -> None:
+def test_a_truncated_image_is_rejected(tmp_path: Path) -> None:
     Image.fromarray(colours(64, 64)).save(tmp_path / "a.jpg")
     content = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
@@ -76,7 +76,7 @@ def test_a_truncated_image_is_refused_not_half_grey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 4, 20, 40, 60, 100])
-def test_every_cut_of_a_png_is_refused(tmp_path: Path, cut: int) -> None:
+def test_every_truncation_of_a_png_is_rejected(tmp_path: Path, cut: int) -> None:
     stream = io.BytesIO()
     Image.fromarray(colours(16, 16)[..., 0]).save(stream, format="PNG")
     (tmp_path / "a.png").write_bytes(stream.getvalue()[:cut])
@@ -86,11 +86,11 @@ def test_every_cut_of_a_png_is_refused(tmp_path: Path, cut: int) -> None:
         read_annotation(tmp_path / "a.png")
 
 
-def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+def test_missing_and_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jpg: not a readable image \(no such file\)"):
         read_image(tmp_path / "none.jpg")
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.jpg: not a readable image \(no known image format\)"):
+    with pytest.raises(DataError, match=r"text\.jpg: not a readable image \(unknown image format\)"):
         read_image(tmp_path / "text.jpg")
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(DataError, match=r"folder\.jpg: not a readable image"):
@@ -128,26 +128,26 @@ def test_palette_transparency_does_not_change_indices(tmp_path: Path) -> None:
         (Image.fromarray(MASK).convert("1"), "a 1-bit PNG"),
     ],
 )
-def test_wrong_annotation_modes_are_refused(tmp_path: Path, image: Image.Image, found: str) -> None:
+def test_wrong_annotation_modes_are_rejected(tmp_path: Path, image: Image.Image, found: str) -> None:
     image.save(tmp_path / "a.png")
     with pytest.raises(DataError, match=rf"a\.png: found {found}; an annotation is an 8-bit .* class ids first"):
         read_annotation(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("depth", "row"), [(2, b"\x00\x1b"), (4, b"\x00\x01\x23")])
-def test_narrow_greyscale_is_refused_because_pillow_stretches_it(tmp_path: Path, depth: int, row: bytes) -> None:
+def test_narrow_greyscale_is_rejected_because_pillow_scales_it(tmp_path: Path, depth: int, row: bytes) -> None:
     (tmp_path / "a.png").write_bytes(png_bytes(4, 1, depth, 0, row))
     with pytest.raises(DataError, match=r"a\.png: found a .* PNG; an annotation is an 8-bit"):
         read_annotation(tmp_path / "a.png")
 
 
-def test_a_jpeg_annotation_is_refused_whatever_its_name(tmp_path: Path) -> None:
+def test_a_jpeg_annotation_is_rejected_with_any_name(tmp_path: Path) -> None:
     Image.fromarray(MASK).save(tmp_path / "a.png", format="JPEG")
     with pytest.raises(DataError, match=r"annotations must be PNG files; this one is JPEG"):
         read_annotation(tmp_path / "a.png")
 
 
-def test_written_masks_carry_palette_and_ids(tmp_path: Path) -> None:
+def test_written_masks_have_palette_and_ids(tmp_path: Path) -> None:
     path = tmp_path / "new" / "mask.png"
     write_palette_png(path, MASK, voc_palette())
     with Image.open(path) as image:
@@ -157,7 +157,7 @@ def test_written_masks_carry_palette_and_ids(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mask.png"
     write_palette_png(path, MASK, voc_palette())
     before = path.read_bytes()

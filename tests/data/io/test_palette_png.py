@@ -1,4 +1,4 @@
-"""The faster reader of palette PNG files against Pillow: the same indices, none of a file that Pillow refuses."""
+"""Fast palette PNG reader compared with Pillow: equal indices, and none of a file that Pillow rejects."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_many_pixels_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None
     assert decode_indices(palette_png(mask_of(31, 1))) is not None
 
 
-def test_every_cut_and_every_wrong_byte_is_left_to_pillow() -> None:
+def test_every_truncation_and_every_wrong_byte_is_left_to_pillow() -> None:
     mask = np.arange(48, dtype=np.uint8).reshape(6, 8)
     body = palette_png(mask)
     for length in range(len(body)):

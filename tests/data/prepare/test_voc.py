@@ -29,7 +29,7 @@ def mask_of(class_id: int) -> np.ndarray:
 
 
 def make_voc(root: Path) -> Path:
-    """A VOCdevkit of three annotated photographs and one more; mask i holds class i + 1."""
+    """A VOCdevkit of three annotated photographs and one more; mask i has class i + 1."""
     voc = root / "VOCdevkit" / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True)
@@ -59,7 +59,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("inside", ["..", ".", "VOC2012"])
-def test_folders_become_channels_with_the_stored_ids(voc: Path, tmp_path: Path, inside: str) -> None:
+def test_channels_have_the_stored_ids(voc: Path, tmp_path: Path, inside: str) -> None:
     output = tmp_path / "data"
     summary = prepare_voc((voc / inside).resolve(), output, progress=False)
     assert (summary.train, summary.validation, summary.from_sbd) == (2, 1, 0)
@@ -104,7 +104,7 @@ def test_symbolic_links_in_the_source_become_files(voc: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("name", "mode"), [("voc.tar", "w"), ("voc.tar.gz", "w:gz")])
-def test_the_tar_gives_the_same_as_the_folder(voc: Path, tmp_path: Path, name: str, mode: str) -> None:
+def test_the_tar_equals_the_folder(voc: Path, tmp_path: Path, name: str, mode: str) -> None:
     prepare_voc(voc, tmp_path / "a", progress=False)
     summary = prepare_voc(make_tar(voc, tmp_path / name, mode), tmp_path / "b", progress=False)
     assert (summary.train, summary.validation) == (2, 1)
@@ -128,18 +128,18 @@ def test_a_tar_cannot_write_outside(voc: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stem", ["../../evil", "/etc/passwd", "a/b", "..", ".hidden"])
-def test_lists_cannot_lead_outside(voc: Path, tmp_path: Path, stem: str) -> None:
+def test_lists_cannot_escape_the_folder(voc: Path, tmp_path: Path, stem: str) -> None:
     (voc / "VOC2012/ImageSets/Segmentation/val.txt").write_text(f"2007_000033\n{stem}\n")
-    with pytest.raises(DataError, match=r"val\.txt holds '.*'; expected one file stem a line"):
+    with pytest.raises(DataError, match=r"val\.txt contains '.*'; expected one file stem per line"):
         prepare_voc(voc, tmp_path / "data", progress=False)
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6])
-def test_a_truncated_tar_is_an_error_and_leaves_nothing(voc: Path, tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6])
+def test_a_truncated_tar_is_an_error_without_output(voc: Path, tmp_path: Path, fraction: float) -> None:
     path = make_tar(voc, tmp_path / "voc.tar")
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(DataError, match=r"voc\.tar: .*(Download it again|download it again|expected the whole)"):
         prepare_voc(path, tmp_path / "data", progress=False)
     assert names(tmp_path) == ["source", "voc.tar"]
@@ -148,7 +148,7 @@ def test_a_truncated_tar_is_an_error_and_leaves_nothing(voc: Path, tmp_path: Pat
 def test_a_damaged_gzip_is_an_error(voc: Path, tmp_path: Path) -> None:
     path = make_tar(voc, tmp_path / "voc.tgz", "w:gz")
     path.write_bytes(path.read_bytes()[:400])
-    with pytest.raises(DataError, match=r"voc\.tgz: not a readable tar file, or cut short \(.+\)\. Download it again"):
+    with pytest.raises(DataError, match=r"voc\.tgz: not a readable tar file, or truncated \(.+\)\. Download it again"):
         prepare_voc(path, tmp_path / "data", progress=False)
 
 
@@ -156,16 +156,16 @@ def test_files_missing_from_the_lists_are_counted_and_named(voc: Path, tmp_path:
     (voc / "VOC2012/JPEGImages/2007_000032.jpg").unlink()
     (voc / "VOC2012/SegmentationClass/2007_000033.png").unlink()
     message = (
-        r"VOC2012: 2 of the files that the lists of 3 images call for are missing: JPEGImages/2007_000032\.jpg, "
-        r"SegmentationClass/2007_000033\.png\. Unpack the whole"
+        r"VOC2012: 2 files for the 3 listed images are missing: JPEGImages/2007_000032\.jpg, "
+        r"SegmentationClass/2007_000033\.png\. Unpack all of"
     )
     with pytest.raises(DataError, match=message):
         prepare_voc(voc, tmp_path / "data", progress=False)
     assert not (tmp_path / "data").exists()
 
 
-def test_a_source_that_is_no_voc_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no VOC2012 with ImageSets/Segmentation, JPEGImages and Segmentation"):
+def test_a_source_without_voc_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no VOC2012 with ImageSets/Segmentation, JPEGImages and Segmentation"):
         prepare_voc(tmp_path, tmp_path / "data", progress=False)
     with pytest.raises(DataError, match=r"gone: does not exist; expected a VOCdevkit folder or VOCtrainval"):
         prepare_voc(tmp_path / "gone", tmp_path / "data", progress=False)
@@ -176,24 +176,24 @@ def test_a_source_that_is_no_voc_is_named(tmp_path: Path) -> None:
         prepare_voc(tmp_path / "text.tar", tmp_path / "data", progress=False)
     with tarfile.open(tmp_path / "other.tar", "w") as archive:
         archive.add(tmp_path / "text.tar", "readme.txt")
-    with pytest.raises(DataError, match=r"other\.tar: holds no VOC2012/ImageSets/Segmentation/train\.txt"):
+    with pytest.raises(DataError, match=r"other\.tar: has no VOC2012/ImageSets/Segmentation/train\.txt"):
         prepare_voc(tmp_path / "other.tar", tmp_path / "data", progress=False)
 
 
 def test_missing_or_empty_lists_and_overlaps_are_named(voc: Path, tmp_path: Path) -> None:
     lists = voc / "VOC2012/ImageSets/Segmentation"
     (lists / "val.txt").write_text(TRAIN[0])
-    with pytest.raises(DataError, match=r"1 stems stand in both train\.txt and val\.txt: 2007_000032"):
+    with pytest.raises(DataError, match=r"1 stems are in both train\.txt and val\.txt: 2007_000032"):
         prepare_voc(voc, tmp_path / "data", progress=False)
     (lists / "val.txt").write_text("\n")
     with pytest.raises(DataError, match=r"val\.txt is empty"):
         prepare_voc(voc, tmp_path / "data", progress=False)
     (lists / "val.txt").unlink()
-    with pytest.raises(DataError, match=r"val\.txt is missing\. Unpack the whole"):
+    with pytest.raises(DataError, match=r"val\.txt is missing\. Unpack all of"):
         prepare_voc(voc, tmp_path / "data", progress=False)
 
 
-def test_an_output_with_content_is_never_touched(voc: Path, tmp_path: Path) -> None:
+def test_an_output_with_content_is_not_changed(voc: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").touch()
     with pytest.raises(DataError, match=r"data: exists and is not empty\. Choose another folder, or remove this one"):
@@ -210,13 +210,13 @@ def test_an_interrupt_leaves_nothing(voc: Path, tmp_path: Path, monkeypatch: pyt
         if len(placed) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(VocFolder, "place", interrupt)
+    monkeypatch.setattr(VocFolder, "copy_to", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare_voc(voc, tmp_path / "data", progress=False)
     assert names(tmp_path) == ["source"]
 
 
-def test_downloading_asks_for_the_official_file(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_requests_the_official_file(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
     def fake(url: str, destination: Path, md5: str, progress: bool) -> Path:
@@ -235,7 +235,7 @@ def test_downloading_asks_for_the_official_file(voc: Path, tmp_path: Path, monke
 
 
 def make_sbd_pngs(folder: Path) -> Path:
-    """As SegmentationClassAug is spread: grey PNG masks of VOC's own images, the validation ones included, and more."""
+    """Masks like SegmentationClassAug: grey PNG files of VOC's images, including validation images, and more."""
     folder.mkdir()
     for stem in (*TRAIN, *VALIDATION, EXTRA):
         Image.fromarray(mask_of(20)).save(folder / f"{stem}.png")
@@ -243,7 +243,7 @@ def make_sbd_pngs(folder: Path) -> Path:
 
 
 def check_train_aug(output: Path) -> None:
-    """SBD adds its own image; VOC's masks and VOC's validation images stay as they were."""
+    """Check that SBD adds its own image, and that VOC's masks and validation images are unchanged."""
     pairs = load_pairs(output / "train", output / "train_annotation")
     assert [pair.stem for pair in pairs] == [*TRAIN, EXTRA]
     assert [int(read_annotation(pair.annotation)[5, 5]) for pair in pairs] == [1, 2, 20]
@@ -257,7 +257,7 @@ def test_train_aug_from_merged_pngs(voc: Path, tmp_path: Path) -> None:
     assert (summary.train, summary.from_sbd) == (3, 1)
     assert "--config configs/voc2012_aug.yaml --data " in str(summary)
     assert "3 training images (1 of them with SBD's masks)" in str(summary)
-    assert "there are 3 training images; train_aug has 10,582, so scores will not compare" in str(summary)
+    assert "gives 3 training images; train_aug has 10,582, so scores are not comparable" in str(summary)
 
 
 def make_sbd_release(folder: Path) -> Path:
@@ -288,7 +288,7 @@ def test_train_aug_from_the_release(voc: Path, tmp_path: Path, inside: str, voc_
         assert mask.getpalette() == voc_palette().ravel().tolist()
 
 
-def test_sbd_without_scipy_says_what_to_do(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sbd_without_scipy_is_a_data_error(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sbd = make_sbd_release(tmp_path / "sbd")
     monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
     with pytest.raises(DataError, match=r"2008_000008\.mat: reading SBD's \.mat files needs scipy\. Install it"):
@@ -301,9 +301,9 @@ def test_wrong_sbd_sources_are_named(voc: Path, tmp_path: Path) -> None:
     cls = sbd / "benchmark_RELEASE/dataset/cls"
     cases: list[tuple[Path, str]] = [
         (tmp_path / "gone", r"gone: does not exist; expected SegmentationClassAug \(PNG files\), SBD's"),
-        (voc, "VOCdevkit: holds no masks; expected SegmentationClassAug"),
+        (voc, "VOCdevkit: has no masks; expected SegmentationClassAug"),
         (tmp_path / "aug.zip", r"aug\.zip: is a zip file\. Unzip it"),
-        (make_tar(voc, tmp_path / "voc.tgz", "w:gz"), r"voc\.tgz: holds no cls/\*\.mat files"),
+        (make_tar(voc, tmp_path / "voc.tgz", "w:gz"), r"voc\.tgz: has no cls/\*\.mat files"),
     ]
     (tmp_path / "aug.zip").touch()
     for source, message in cases:
@@ -311,7 +311,7 @@ def test_wrong_sbd_sources_are_named(voc: Path, tmp_path: Path) -> None:
             prepare_voc(voc, tmp_path / "data", train_aug=source, progress=False)
     content = (cls / f"{EXTRA}.mat").read_bytes()
     (cls / f"{EXTRA}.mat").write_bytes(content[:150])
-    with pytest.raises(DataError, match=r"2008_000008\.mat: holds no readable GTcls\.Segmentation"):
+    with pytest.raises(DataError, match=r"2008_000008\.mat: has no readable GTcls\.Segmentation"):
         prepare_voc(voc, tmp_path / "data", train_aug=sbd, progress=False)
     (cls / f"{EXTRA}.mat").unlink()
     with pytest.raises(DataError, match=r"1 of 2 masks named in train\.txt are missing from cls/: 2008_000008"):

@@ -75,7 +75,8 @@ def page(make_evaluation: Make, make_run: Make, tmp_path: Path) -> Page:
 
 def test_the_page_is_complete_and_has_every_section(page: Page) -> None:
     assert [tag for tag, _ in page.elements].count("h1") == 1
-    sections = ["scores-1", "classes-1", "confusion-1", "calibration-1", "images-1", "training-1", "provenance-1", "method"]
+    names = ("scores", "classes", "confusion", "calibration", "images", "training", "provenance")
+    sections = [*(f"{name}-1" for name in names), "method"]
     assert [name for name in page.ids if name in sections] == sections
     assert len(page.ids) == len(set(page.ids))
     targets = [found["href"][1:] for tag, found in page.elements if tag == "a"]

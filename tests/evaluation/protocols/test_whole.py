@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pspnet.data.dataset import Batch
+from pspnet.data.loader import Batch
 from pspnet.evaluation.metrics import ConfusionMatrix
 from pspnet.evaluation.protocols.whole import evaluate_whole, predict_whole
 from pspnet.models.build import build_model

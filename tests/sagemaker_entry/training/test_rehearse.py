@@ -249,7 +249,7 @@ def test_the_data_are_checked_as_before_an_upload(
     captured = capsys.readouterr()
     assert "0 errors, 0 warnings: ready to train." in captured.out
     # What train warns of, and that this is not the Python of a p2 machine.
-    assert "warning: early_stopping can never act: early_stopping_min_epochs 5 is not below epochs 2." in captured.err
+    assert "warning: early_stopping has no effect: early_stopping_min_epochs 5 is not below epochs 2." in captured.err
     assert "warning: AWS has retired the P2 family (K80)" in captured.err
     assert "warning: the job on ml.p2.xlarge would run Python 3.8 with PyTorch 1.12.1" in captured.err
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from pspnet.data.dataset import Batch, TrainBatchSampler
+from pspnet.data.loader import Batch
+from pspnet.data.samplers import TrainBatchSampler
 from pspnet.training.performance.prefetch import (
     images_of_rank,
     most_common_part,

@@ -1,4 +1,4 @@
-"""The failure file and the hyperparameters of a SageMaker job, as the entry handles them."""
+"""Failure file and hyperparameters of a SageMaker job."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from pspnet.cli.train import train_command
 from pspnet.config.parsing import parse_arguments
 from pspnet.errors import ConfigError, DataError
 from pspnet.system.exit_codes import run_guarded
-from pspnet.system.training_job import describe_defect, failure_file, job_arguments, report_failure
+from pspnet.system.sagemaker_job import describe_exception, failure_file, job_arguments, report_failure
 
 
-def test_the_failure_file_is_where_toolkit_and_drivers_say() -> None:
+def test_failure_file_of_toolkit_and_drivers() -> None:
     assert failure_file({}) is None
     assert failure_file({"SM_OUTPUT_DIR": "/opt/ml/output"}) == Path("/opt/ml/output/failure")
     assert failure_file({"SM_OUTPUT_DIR": "/x", "SM_OUTPUT_FAILURE": "/y/failure"}) == Path("/y/failure")
 
 
-def test_the_first_reason_stays(tmp_path: Path) -> None:
+def test_the_first_reason_is_kept(tmp_path: Path) -> None:
     env = {"SM_OUTPUT_DIR": str(tmp_path / "output")}
     report_failure("the mask is empty", env)
     report_failure("another process ended", env)
     assert (tmp_path / "output" / "failure").read_text() == "the mask is empty\n"
 
 
-def test_a_failure_file_that_cannot_be_written_hides_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unwritable_failure_file_does_not_hide_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     report_failure("the mask is empty", {"SM_OUTPUT_DIR": str(tmp_path / "file")})
     assert "warning: " in capsys.readouterr().err
@@ -50,7 +48,7 @@ def fail(error: Exception) -> int:
         (FileNotFoundError(2, "No such file", "/x/y"), 1, "/x/y: No such file\n"),
     ],
 )
-def test_user_errors_go_to_the_failure_file(
+def test_user_errors_are_written_to_the_failure_file(
     error: Exception, code: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -60,7 +58,7 @@ def test_user_errors_go_to_the_failure_file(
     assert capsys.readouterr().err == f"error: {text}"
 
 
-def test_a_defect_begins_with_its_message_and_keeps_its_traceback(
+def test_an_unexpected_exception_starts_with_its_message_and_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SM_OUTPUT_FAILURE", str(tmp_path / "failure"))
@@ -69,7 +67,7 @@ def test_a_defect_begins_with_its_message_and_keeps_its_traceback(
     text = (tmp_path / "failure").read_text()
     assert text.startswith("KeyError: 'lost'\n\nTraceback")
     assert "in command" in text
-    assert len(describe_defect(RuntimeError("x" * 5000)).split("\n")[0]) == 512
+    assert len(describe_exception(RuntimeError("x" * 5000)).split("\n")[0]) == 512
 
 
 def test_outside_a_job_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,14 +96,16 @@ def test_hyperparameters_of_a_script_without_flags(read_back: dict[str, object])
     assert (config.lr_scheduler_step, config.ignore) == ((10, 20), 255)
 
 
-def test_flags_count_before_sm_hps_and_broken_ones_are_none() -> None:
+def test_flags_precede_sm_hps_and_invalid_json_is_ignored() -> None:
     assert job_arguments(["--epochs", "2"], {"SM_HPS": '{"epochs": 5}'}) == ["--epochs", "2"]
     assert job_arguments([], {"SM_HPS": '{"name": "--x"}'}) == ["--name=--x"]
     assert [job_arguments([], {"SM_HPS": text}) for text in ("{", "[1]", "{}")] == [[], [], []]
     assert job_arguments([], {}) == []
 
 
-def test_wrong_hyperparameters_of_sm_hps_are_the_jobs_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_hyperparameters_of_sm_hps_are_written_to_the_failure_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SM_OUTPUT_DIR", str(tmp_path))
     monkeypatch.setenv("SM_HPS", '{"epochs": 0, "num_classes": 3}')
     assert run_guarded(train_command, []) == 2

@@ -1,4 +1,4 @@
-"""What a SageMaker job asks of the training script beside training: hyperparameters as flags, and the failure file."""
+"""Training script as a SageMaker job: hyperparameters as flags, and the failure file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 FAILURE_NAME = "failure"
 SHOWN_CHARACTERS = 1024
-"""How much of the failure file SageMaker shows as the job's FailureReason."""
+"""Characters of the failure file that SageMaker shows as the job's FailureReason."""
 
 
 def job_arguments(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """The command line, or the hyperparameters of SM_HPS as one where there is none.
+    """The command line, or the hyperparameters of SM_HPS as flags if it is empty.
 
     The training toolkit and the SDK's drivers pass hyperparameters as flags. A job whose `command` starts the script
-    itself (the only way in which a job's SIGTERM reaches it, see docs/architecture.md) has them in SM_HPS alone.
+    directly (required for the script to receive SIGTERM, see docs/architecture.md) has them in SM_HPS only.
     """
     if argv:
         return list(argv)
@@ -31,9 +31,9 @@ def job_arguments(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
 
 
 def failure_file(env: Mapping[str, str]) -> Path | None:
-    """Where the reason of a failure goes; None outside a SageMaker job.
+    """Path of the job's failure file; None outside a SageMaker job.
 
-    The SDK's drivers name the file in SM_OUTPUT_FAILURE, the training toolkit its folder in SM_OUTPUT_DIR.
+    The SDK's drivers set the file in SM_OUTPUT_FAILURE, the training toolkit its folder in SM_OUTPUT_DIR.
     """
     if env.get("SM_OUTPUT_FAILURE"):
         return Path(env["SM_OUTPUT_FAILURE"])
@@ -41,10 +41,10 @@ def failure_file(env: Mapping[str, str]) -> Path | None:
 
 
 def report_failure(text: str, env: Mapping[str, str]) -> None:
-    """Write why the job failed, unless there is a reason already; does nothing outside a SageMaker job.
+    """Write the reason of a failure, unless one is already written; does nothing outside a SageMaker job.
 
-    Of several processes the first one tells: what the others meet follows from it. Toolkit and drivers leave a file
-    that exists as it is. Never raises: the error that is being reported must not be hidden by another one.
+    The first of several processes to fail writes it, because the other failures follow from it. Toolkit and drivers
+    keep an existing file. Never raises, so that the reported error is not hidden by another one.
     """
     path = failure_file(env)
     if path is None or path.exists():
@@ -54,12 +54,12 @@ def report_failure(text: str, env: Mapping[str, str]) -> None:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
     except OSError as error:
-        if not path.exists():  # otherwise another process was faster
+        if not path.exists():  # otherwise another process wrote it first
             print(f"warning: {path} could not be written: {error.strerror or error}", file=sys.stderr)
 
 
-def describe_defect(error: BaseException) -> str:
-    """An unexpected error for the failure file: its own message first, since only the beginning is shown."""
+def describe_exception(error: BaseException) -> str:
+    """Text of an unexpected exception for the failure file: message first, because only the beginning is shown."""
     head = "".join(traceback.format_exception_only(type(error), error)).strip()
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return f"{head[: SHOWN_CHARACTERS // 2]}\n\n{trace}"
