@@ -9,7 +9,8 @@ from typing import Any
 
 from pspnet.classes import IGNORE_INDEX, MAX_CLASSES, NAMED_CLASS_SETS
 from pspnet.data.channels import Channel, find_label_map
-from pspnet.data.doctor.examine import examine, format_report
+from pspnet.data.doctor.examine import examine
+from pspnet.data.doctor.findings import format_report
 from pspnet.data.prepare.layouts import (
     ADE20K,
     ADE20K_URL,

@@ -43,7 +43,7 @@ def run_import(arguments: argparse.Namespace) -> int:
     from pspnet.artifact.bundle import write_code
     from pspnet.artifact.file_names import CONFIG_NAME
     from pspnet.artifact.model_directory import save_imported
-    from pspnet.models.imports import read_weights
+    from pspnet.models.imports.programs import read_weights
 
     if (arguments.output / CONFIG_NAME).exists():
         raise DataError(f"--output: {arguments.output} holds a model already; give another folder, or delete it.")

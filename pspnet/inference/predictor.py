@@ -24,7 +24,7 @@ from pspnet.inference.runtimes.base import AUTO, Runtime, check_name
 from pspnet.inference.runtimes.factory import Source, open_runtime
 from pspnet.inference.tiling import enlarge, pad, padded_pixels, scaled_size, shrink, windows
 from pspnet.models.constants import MIN_SIZE
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from pspnet.system.device import resolve_device
 
 # Evaluated at run time, hence without the `|` that Python 3.8 does not know there.

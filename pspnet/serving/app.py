@@ -27,7 +27,7 @@ from pspnet.serving.loading import load_predictor
 from pspnet.serving.openapi import PATHS
 from pspnet.serving.processes.json_log import JsonLog
 from pspnet.serving.processes.server_metrics import CONTENT_TYPE, STAGES, Table
-from pspnet.serving.protocol.answers import choose_answer
+from pspnet.serving.protocol.accept import choose_answer
 from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
 from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.queued_request import BUSY, QueuedRequest, RequestCancelledError

@@ -24,7 +24,7 @@ from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Prediction, Predictor
 from pspnet.serving.processes.server_metrics import READY, Row
 from pspnet.serving.processes.server_metrics import STOPPING as ROW_STOPPING
-from pspnet.serving.protocol.answers import choose_answer
+from pspnet.serving.protocol.accept import choose_answer
 from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.queued_request import BUSY, STOPPING, QueuedRequest, RequestCancelledError, predict_batch
 from pspnet.serving.serve_settings import AUTO, GPU_BATCH

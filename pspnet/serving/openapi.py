@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pspnet.serving.protocol.answers import FORMS
+from pspnet.serving.protocol.accept import FORMS
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SENTENCE = {"text/plain": {"schema": {"type": "string"}}}

@@ -10,10 +10,11 @@ from torch import nn
 
 from pspnet.artifact.bundle import unpacked
 from pspnet.artifact.model_directory import architecture_of, load_artifact
-from pspnet.config.schema import IMAGENET_WEIGHTS, Config
+from pspnet.config.fields import IMAGENET_WEIGHTS
+from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
 from pspnet.models.build import build_algorithm
-from pspnet.models.imports import read_backbone
+from pspnet.models.imports.programs import read_backbone
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.weights import load_imagenet_backbone, load_state_strict
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from pspnet.config.rules import config_warnings
 from pspnet.config.schema import Config
 from pspnet.data.channels import Channel, find_label_map, list_files
-from pspnet.data.doctor.examine import examine, format_report
+from pspnet.data.doctor.examine import examine
+from pspnet.data.doctor.findings import format_report
 from pspnet.data.io.images import IMAGE_SUFFIXES
 from pspnet.errors import DataError
 from sagemaker_entry.training.job_request import is_s3

@@ -13,7 +13,7 @@ from pspnet.classes import voc_palette
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.models.build import build_model
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from tests.serving.pictures import argmax_of, picture
 
 CLASSES = 5

@@ -8,7 +8,8 @@ import pytest
 
 from pspnet.errors import ConfigError
 from pspnet.serving import serve_settings as settings_module
-from pspnet.serving.serve_settings import available_cores, read_settings
+from pspnet.serving.serve_settings import read_settings
+from pspnet.system.cpu import available_cores
 
 
 def test_defaults() -> None:

@@ -26,8 +26,6 @@ from pspnet.data.shapes import write_shapes
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.build import build_model
-from pspnet.models.pspnet import build_model
-from pspnet.system.device import Precision
 from pspnet.system.distributed import Processes, join_processes
 from pspnet.system.precision import Precision
 from pspnet.training.optimization.losses import build_loss

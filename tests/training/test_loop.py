@@ -21,10 +21,11 @@ from pspnet.data.shapes import write_shapes
 from pspnet.errors import DataError, NonFiniteLossError, WeightsError
 from pspnet.system.signals import StopRequest
 from pspnet.training import loop
-from pspnet.training.loop import Outcome, Trainer, train
+from pspnet.training.loop import Trainer, train
 from pspnet.training.run_log import RunLog
 from pspnet.training.setup import build_run
 from pspnet.training.state.checkpoint import load_checkpoint, save_checkpoint
+from pspnet.training.state.position import Outcome
 from pspnet.training.step import TrainingStep
 
 TRAIN_IMAGES = 7

@@ -14,7 +14,7 @@ from pspnet.artifact.model_directory import save_imported
 from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
 from pspnet.models.build import build_model
-from pspnet.models.imports import read_weights
+from pspnet.models.imports.programs import read_weights
 from pspnet.models.resnet import ResNet
 from pspnet.training.network import build_network
 

@@ -13,8 +13,6 @@ from torch import nn
 from pspnet.data.loader import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.models.build import build_model
-from pspnet.models.pspnet import build_model
-from pspnet.system.device import Precision
 from pspnet.system.distributed import Processes
 from pspnet.system.precision import Precision
 from pspnet.training.optimization.ema import ExponentialMovingAverage

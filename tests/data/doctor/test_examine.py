@@ -10,8 +10,8 @@ from PIL import Image
 
 from pspnet.classes import load_label_map
 from pspnet.data.channels import Channel
-from pspnet.data.doctor.examine import examine, format_report
-from pspnet.data.doctor.findings import Problem, Report, median_frequency_weights
+from pspnet.data.doctor.examine import examine
+from pspnet.data.doctor.findings import Problem, Report, format_report, median_frequency_weights
 from pspnet.errors import DataError
 
 REAL_CAMVID = Path(__file__).resolve().parents[4] / "shared" / "data" / "camvid"

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pspnet.errors import WeightsError
 from pspnet.models.build import build_model
-from pspnet.models.imports import gluoncv, read_weights
+from pspnet.models.imports import gluoncv
+from pspnet.models.imports.programs import read_weights
 from pspnet.models.pspnet import PSPNet
 from tests.models.mxnet_files import file_of
 from tests.models.original_runs import assert_same_logits, difference, run_original

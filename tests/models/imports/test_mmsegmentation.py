@@ -14,8 +14,9 @@ from torch import Tensor
 from pspnet.errors import WeightsError
 from pspnet.models.build import build_model
 from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
-from pspnet.models.imports import mmsegmentation, read_weights
+from pspnet.models.imports import mmsegmentation
 from pspnet.models.imports.mmseg_config import parse_config
+from pspnet.models.imports.programs import read_weights
 from pspnet.models.pspnet import PSPNet
 from tests.models.original_runs import assert_same_logits, difference, run_original
 

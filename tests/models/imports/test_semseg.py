@@ -15,7 +15,7 @@ from torchvision.models.resnet import Bottleneck
 
 from pspnet.errors import WeightsError
 from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
-from pspnet.models.imports import read_weights
+from pspnet.models.imports.programs import read_weights
 from pspnet.models.pspnet import PSPNet
 from pspnet.models.resnet import ResNet
 

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor
 
 from pspnet.errors import WeightsError
-from pspnet.models.imports import read_backbone, read_weights
+from pspnet.models.imports.programs import read_backbone, read_weights
 from pspnet.models.resnet import ResNet
 
 smp = pytest.importorskip("segmentation_models_pytorch")

@@ -27,7 +27,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(model: Path) -> Iterator[str]:
     """The endpoint's own handlers behind the smallest server."""
     from pspnet.inference.predictor import Predictor
-    from pspnet.serving.protocol.answers import choose_answer, encode
+    from pspnet.serving.protocol.accept import choose_answer
+    from pspnet.serving.protocol.answers import encode
     from pspnet.serving.protocol.request_error import RequestError
     from pspnet.serving.protocol.request_image import decode_image
 

@@ -24,7 +24,8 @@ from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.models.build import build_model
 from pspnet.serving.processes.supervisor import open_listener
-from pspnet.serving.protocol.answers import FORMS, AnswerForm, encode
+from pspnet.serving.protocol.accept import FORMS, AnswerForm
+from pspnet.serving.protocol.answers import encode
 from tests.serving.pictures import encoded, noise
 
 FRAME = encoded(noise(96, 128))

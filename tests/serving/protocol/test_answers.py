@@ -13,8 +13,9 @@ from PIL import Image
 from pspnet.classes import voc_palette
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
 from pspnet.inference.predictor import Prediction
+from pspnet.masks.png import encode_mask
 from pspnet.serving.protocol.accept import FORMS, AnswerForm, choose_answer
-from pspnet.serving.protocol.answers import check_answer, encode, encode_mask
+from pspnet.serving.protocol.answers import check_answer, encode
 from pspnet.serving.protocol.request_error import RequestError
 from tests.serving.pictures import noise
 

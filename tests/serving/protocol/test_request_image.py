@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from pspnet.data.io.images import read_image
+from pspnet.inference.limits import Limits
 from pspnet.serving.protocol.request_error import RequestError
-from pspnet.serving.protocol.request_image import Limits, decode_image
+from pspnet.serving.protocol.request_image import decode_image
 from tests.serving.pictures import encoded, kinds_of_files, noise, npy_header, png_of, saved
 
 PIXELS = noise(5, 7)

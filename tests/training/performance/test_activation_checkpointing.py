@@ -9,8 +9,6 @@ import torch
 
 from pspnet.errors import ConfigError
 from pspnet.models.build import build_model
-from pspnet.models.pspnet import build_model
-from pspnet.system.device import Precision
 from pspnet.system.precision import Precision
 from pspnet.training.performance.activation_checkpointing import (
     check_precision_supported,

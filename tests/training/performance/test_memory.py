@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from pspnet.errors import DeviceMemoryError
-from pspnet.system.device import Precision
 from pspnet.system.distributed import Processes
 from pspnet.system.precision import Precision
 from pspnet.training.optimization.losses import build_loss

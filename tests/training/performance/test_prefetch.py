@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pspnet.data.dataset import Batch, TrainBatchSampler
 from pspnet.data.loader import Batch
 from pspnet.data.samplers import TrainBatchSampler
 from pspnet.training.performance.prefetch import (
