@@ -30,7 +30,8 @@ from pspnet.inference.predictor import Prediction, Predictor
 from pspnet.serving.loading import open_predictor
 from pspnet.serving.protocol.accept import ATTRIBUTES_HEADER, AnswerForm, choose_answer
 from pspnet.serving.protocol.answers import check_answer, encode
-from pspnet.serving.protocol.request_image import RequestError, as_request_error, decode_image
+from pspnet.serving.protocol.request_error import RequestError, as_request_error
+from pspnet.serving.protocol.request_image import decode_image
 from pspnet.serving.serve_settings import read_settings
 
 # What TorchServe carries unless TS_MAX_RESPONSE_SIZE says otherwise, and room for the frame around an answer.

@@ -23,7 +23,7 @@ from pspnet.config.schema import Config
 from pspnet.errors import ConfigError
 from pspnet.inference.predictor import Predictor
 from pspnet.models.pspnet import build_model
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from tests.serving.pictures import encoded, noise
 
 PIXELS = noise(40, 56, 1)

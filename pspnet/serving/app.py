@@ -30,7 +30,7 @@ from pspnet.serving.processes.json_log import JsonLog
 from pspnet.serving.processes.server_metrics import CONTENT_TYPE, STAGES, Table
 from pspnet.serving.protocol.answers import choose_answer
 from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.serve_settings import ServeSettings, read_settings
 
 CLIENT_GONE = 499

@@ -26,7 +26,7 @@ from pspnet.serving.jobs import BUSY, STOPPING, CancelledJobError, Job, predict_
 from pspnet.serving.processes.server_metrics import READY, Row
 from pspnet.serving.processes.server_metrics import STOPPING as ROW_STOPPING
 from pspnet.serving.protocol.answers import choose_answer
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.serve_settings import AUTO, GPU_BATCH
 
 

@@ -14,7 +14,8 @@ from pspnet.errors import is_out_of_memory
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Prediction, Predictor
 from pspnet.serving.protocol.answers import AnswerForm, check_answer, encode
-from pspnet.serving.protocol.request_image import decode_image, known_answer
+from pspnet.serving.protocol.request_error import known_answer
+from pspnet.serving.protocol.request_image import decode_image
 
 BUSY = "The endpoint has more requests than it can answer; try again shortly."
 STOPPING = "The endpoint is stopping; try again shortly."

@@ -71,6 +71,7 @@ def test_code_holds_what_serving_needs_and_no_more(model_dir: Path) -> None:
     assert {
         "inference.py",
         "requirements.txt",
+        "pspnet/serving/protocol/request_error.py",
         "pspnet/serving/protocol/request_image.py",
         "pspnet/models/pspnet.py",
     } <= names

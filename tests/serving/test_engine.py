@@ -19,7 +19,7 @@ from pspnet.serving.engine import Engine
 from pspnet.serving.jobs import CancelledJobError, Job
 from pspnet.serving.processes.server_metrics import READY, Table
 from pspnet.serving.protocol.answers import choose_answer
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn
 

@@ -20,7 +20,8 @@ from pspnet.classes import voc_palette
 from pspnet.inference.predictor import Prediction
 from pspnet.serving.protocol.accept import FORMS, choose_answer
 from pspnet.serving.protocol.answers import check_answer, encode
-from pspnet.serving.protocol.request_image import Limits, RequestError, decode_image
+from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.protocol.request_image import Limits, decode_image
 from tests.serving.pictures import kinds_of_files, noise, png_of, saved
 
 LIMITS = Limits(request_bytes=1_000_000, pixels=250_000)

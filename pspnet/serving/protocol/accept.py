@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 
 MASK, PALETTE, OVERLAY, SUMMARY, PROBABILITIES = "mask", "palette", "overlay", "summary", "probabilities"
 KINDS = (MASK, PALETTE, OVERLAY, SUMMARY, PROBABILITIES)

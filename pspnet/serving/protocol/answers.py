@@ -18,7 +18,7 @@ from pspnet.inference.predictor import Prediction
 from pspnet.masks.png import encode_mask
 from pspnet.serving.protocol import npy, recordio
 from pspnet.serving.protocol.accept import FORMS, NPY, NPZ, OVERLAY, PALETTE, SUMMARY, AnswerForm, choose_answer
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 
 __all__ = ["FORMS", "AnswerForm", "check_answer", "choose_answer", "class_counts", "encode", "encode_mask"]
 

@@ -1,4 +1,4 @@
-"""A request's bytes -> image, and the errors that an endpoint answers with.
+"""A request's bytes -> image.
 
 Legend: H, W image height and width.
 """
@@ -13,12 +13,12 @@ from PIL import Image
 
 from pspnet.data.io.images import to_rgb
 from pspnet.data.io.jpeg import decode_rgb
-from pspnet.errors import PspnetError, is_out_of_memory
 from pspnet.inference.limits import DEFAULT_LIMITS, MAX_SIDE, Limits
 from pspnet.inference.tiling import padded_pixels
 from pspnet.serving.protocol.npy import MAGIC, NpyError, read_pixels, read_shape
+from pspnet.serving.protocol.request_error import RequestError
 
-__all__ = ["Limits", "RequestError", "as_request_error", "decode_image", "known_answer"]
+__all__ = ["Limits", "decode_image"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,35 +31,6 @@ _EXPECTED = "send image/jpeg, image/png, image/webp or application/x-npy"
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _OTHER_FILES = {b"GIF8": "GIF", b"BM": "BMP", b"II*": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
 _DAMAGED = "The body is no readable JPEG, PNG or WebP image; it may be damaged or cut short."
-
-
-class RequestError(PspnetError):
-    """A request that cannot be answered; `status` is the HTTP status, the text one plain sentence for the caller."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        super().__init__(message)
-
-
-def as_request_error(error: BaseException) -> RequestError:
-    """What to answer where `error` was raised. One that no request should cause is logged with its traceback."""
-    answer = known_answer(error)
-    if answer is not None:
-        return answer
-    _log.error("a request failed", exc_info=error)
-    return RequestError(500, "The endpoint failed to answer this request; its log says why.")
-
-
-def known_answer(error: BaseException) -> RequestError | None:
-    """What to answer to an error of the request itself or for want of memory; None for a defect."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, PspnetError):
-        return RequestError(400, " ".join(str(error).split()))
-    if is_out_of_memory(error):
-        _log.error("out of memory: %s", error)
-        return RequestError(503, "The endpoint ran out of memory for this request; try again or send a smaller image.")
-    return None
 
 
 def decode_image(body: bytes, content_type: str | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:

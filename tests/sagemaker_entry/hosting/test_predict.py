@@ -28,7 +28,8 @@ def url(model: Path) -> Iterator[str]:
     """The endpoint's own handlers behind the smallest server."""
     from pspnet.inference.predictor import Predictor
     from pspnet.serving.protocol.answers import choose_answer, encode
-    from pspnet.serving.protocol.request_image import RequestError, decode_image
+    from pspnet.serving.protocol.request_error import RequestError
+    from pspnet.serving.protocol.request_image import decode_image
 
     predictor = Predictor.load(model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pspnet.serving.protocol.accept import FORMS, AnswerForm, choose_answer
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 
 PNG = ("image/png", "mask")
 JSON = ("application/json", "summary")

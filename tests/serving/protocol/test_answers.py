@@ -15,7 +15,7 @@ from pspnet.inference.limits import DEFAULT_LIMITS, Limits
 from pspnet.inference.predictor import Prediction
 from pspnet.serving.protocol.accept import FORMS, AnswerForm, choose_answer
 from pspnet.serving.protocol.answers import check_answer, encode, encode_mask
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 from tests.serving.pictures import noise
 
 NAMES = ("sky", "road", "car", "tree")

@@ -10,7 +10,7 @@ import pytest
 
 from pspnet.serving.protocol import exchange as exchange_module
 from pspnet.serving.protocol.exchange import ClientGoneError, Exchange
-from pspnet.serving.protocol.request_image import RequestError
+from pspnet.serving.protocol.request_error import RequestError
 
 
 class Wire:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from pspnet.data.io.images import read_image
 from pspnet.errors import DataError
-from pspnet.serving.protocol.request_image import Limits, RequestError, as_request_error, decode_image
+from pspnet.serving.protocol.request_error import RequestError, as_request_error
+from pspnet.serving.protocol.request_image import Limits, decode_image
 from tests.serving.pictures import encoded, kinds_of_files, noise, npy_header, png_of, saved
 
 PIXELS = noise(5, 7)
