@@ -36,6 +36,17 @@ class AnnotationModeError(DataError):
     """An annotation that opens, but whose pixels are no class ids: RGB, 16-bit, 1-bit, a lossy format."""
 
 
+class ImageTooLargeError(DataError):
+    """An image above the pixels of one forward pass, if larger images are to be refused."""
+
+    def __init__(self, height: int, width: int, pixels: int) -> None:
+        self.height, self.width, self.pixels = height, width, pixels
+        super().__init__(
+            f"the image has {width}x{height} pixels; at most {pixels:,} are allowed as large_images is `refuse`. Use a "
+            "smaller image, or the limit large_images=`tile` or `scale`."
+        )
+
+
 class WeightsError(PspnetError):
     """Weights, a checkpoint or a model directory that is missing, damaged or of another architecture."""
 

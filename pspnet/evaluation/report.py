@@ -32,12 +32,6 @@ def format_scores(scores: Scores, class_names: Sequence[str], images: int) -> st
     return "\n".join(lines)
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """(H, W, 3) uint8 image with the (H, W) mask's colours laid over it; ignored pixels stay as they are."""
-    blended = (image * (1 - opacity) + palette[mask] * opacity + 0.5).astype(np.uint8)
-    return np.where((mask == IGNORE_INDEX)[..., None], image, blended)
-
-
 def sample_row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
     """The pictures of one sample, (H, W, 3) uint8 each: image, truth, prediction and where the two differ."""
     wrong = (prediction != truth) & (truth != IGNORE_INDEX)

@@ -7,7 +7,8 @@ import pytest
 
 from pspnet.classes import voc_palette
 from pspnet.evaluation.metrics import Scores
-from pspnet.evaluation.report import format_scores, overlay, sample_row, sample_sheet
+from pspnet.evaluation.report import format_scores, sample_row, sample_sheet
+from pspnet.inference.prediction import overlay
 
 PALETTE = voc_palette()
 
