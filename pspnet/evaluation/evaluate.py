@@ -1,0 +1,346 @@
+"""Evaluation of a model directory, or of mask files, on images with annotations: scores, files and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME, Artifact, load_artifact, load_trained
+from pspnet.classes import IGNORE_INDEX, LabelMap, default_class_names, load_label_map, palette_for
+from pspnet.data.channels import Pair, load_pairs
+from pspnet.data.dataset import image_sizes
+from pspnet.data.io.images import read_annotation, write_palette_png
+from pspnet.errors import ConfigError
+from pspnet.evaluation.html_report.outputs import Log, write_metrics, write_page
+from pspnet.evaluation.image_counts import DETAILS
+from pspnet.evaluation.metrics import Scores
+from pspnet.evaluation.partial_results import EvaluationState, file_hash, pair_signature
+from pspnet.evaluation.per_image import PER_IMAGE_NAME, Record, write_records
+from pspnet.evaluation.predictions import pair_predictions, score_predictions
+from pspnet.evaluation.protocols.factory import Protocol, choose_protocols
+from pspnet.evaluation.provenance import data_fingerprint, describe_device, write_provenance
+from pspnet.evaluation.run import Evaluator, Scored
+from pspnet.evaluation.summary import Result
+from pspnet.models.fused.folded import inference_form
+from pspnet.system.atomic_folders import make_output_folder
+from pspnet.system.device import Precision, choose_device, choose_precision, choose_workers
+from pspnet.system.distributed import Processes, join_processes
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Arguments of `run_evaluation`.
+
+    Attributes:
+        annotations: folder of PNG annotations.
+        output: folder for metrics.json, per_image.npz, provenance.json and report.html.
+        model_dir: model directory; with `predictions` it only names the classes.
+        images: folder of JPEG or PNG images; with `predictions` only for the report's pictures.
+        predictions: folder of PNG masks to score instead of a model.
+        label_map: JSON file, pixel value to class id.
+        ignore: class id that is not scored.
+        protocols: of pspnet.evaluation.protocols.factory.PROTOCOLS.
+        crop_size, base_size: in px, of windows and of builtin's crop; None for those of the training.
+        scales, flip: None for the protocol's default.
+        device: auto, cpu or cuda.
+        precision: auto, float32, bfloat16 or float16.
+        batch_size: images or windows in one forward pass.
+        workers: processes that load images, or auto.
+        resume: keep the images that `output` holds scores of.
+        save_masks: folder for the masks; a subfolder for each of several protocols.
+        num_classes: with `predictions` and without a model directory.
+        details: also count confidences and boundaries.
+        report: write report.html.
+        command: the command line, for provenance.json.
+    """
+
+    annotations: Path
+    output: Path
+    model_dir: Path | None = None
+    images: Path | None = None
+    predictions: Path | None = None
+    label_map: Path | None = None
+    ignore: int = IGNORE_INDEX
+    protocols: Sequence[str] = ("whole",)
+    crop_size: int | None = None
+    base_size: int | None = None
+    scales: Sequence[float] | None = None
+    flip: bool | None = None
+    device: str = "auto"
+    precision: str = "float32"
+    batch_size: int = 4
+    workers: int | str = "auto"
+    resume: bool = True
+    save_masks: Path | None = None
+    num_classes: int | None = None
+    details: bool = True
+    report: bool = True
+    command: str = "pspnet.evaluate"
+
+
+def evaluate(
+    model: str | PathLike[str],
+    images: str | PathLike[str],
+    annotations: str | PathLike[str],
+    *,
+    protocol: str = "whole",
+    output: str | PathLike[str] | None = None,
+) -> Scores:
+    """Score a model directory on images with annotations and return the scores of the first protocol.
+
+    Args:
+        model: model directory.
+        images: folder of JPEG or PNG images.
+        annotations: folder of PNG annotations of the same stems.
+        protocol: whole, slide, multiscale or builtin; several separated by commas.
+        output: folder for metrics.json, per_image.npz, provenance.json and report.html; None to write nothing.
+
+    Runs in this process alone. Raises PspnetError for a model, images, annotations or a protocol that cannot be used.
+    """
+    names = [name.strip() for name in protocol.split(",") if name.strip()]
+    with tempfile.TemporaryDirectory(prefix="pspnet-evaluation-") as temporary:
+        request = EvaluationRequest(
+            annotations=Path(annotations),
+            output=Path(temporary if output is None else output),
+            model_dir=Path(model),
+            images=Path(images),
+            protocols=names,
+            details=output is not None,
+            report=output is not None,
+        )
+        results = run_evaluation(request, processes=Processes())
+    return next(iter(results.values())).scores
+
+
+def run_evaluation(
+    request: EvaluationRequest, log: Log = lambda _: None, processes: Processes | None = None
+) -> dict[str, Result]:
+    """Score by every protocol and write the results to the output folder.
+
+    Args:
+        log: called in the main process with notes, the table of scores and the paths of the written files.
+        processes: the processes that share the images; None for those that torchrun started.
+
+    Returns:
+        Results by protocol, or under "predictions" for mask files; empty in all but the main process.
+
+    Raises PspnetError for arguments, a model or files that cannot be used, OSError if a file cannot be written.
+    """
+    label_map = None if request.label_map is None else load_label_map(request.label_map)
+    if request.predictions is not None:
+        return _score_masks(request, request.predictions, label_map, log)
+    if request.model_dir is None or request.images is None:
+        raise ConfigError("evaluate needs MODEL_DIR and --images, or --predictions with mask files to score.")
+    return _score_model(request, request.model_dir, request.images, label_map, log, processes)
+
+
+def _score_model(
+    request: EvaluationRequest,
+    model_dir: Path,
+    images: Path,
+    label_map: LabelMap | None,
+    log: Log,
+    processes: Processes | None,
+) -> dict[str, Result]:
+    device = choose_device(request.device, int(os.environ.get("LOCAL_RANK", "0")))
+    precision = choose_precision(request.precision, device)
+    pairs = load_pairs(images, request.annotations, "evaluation")
+    artifact = load_trained(model_dir)
+    protocols = _choose(request, artifact)
+    scored = Scored(pairs, {pair.stem: pair_signature(pair) for pair in pairs}, label_map, request.ignore)
+    processes = join_processes(device.type) if processes is None else processes
+    log = log if processes.is_main else _discard
+    try:
+        evaluator = _build_evaluator(request, artifact, device, precision, processes)
+        common: dict[str, Any] = {}
+        if processes.is_main:  # only this process keeps the state and writes
+            make_output_folder(request.output)
+            common = {"precision": precision.name, "device": device.type, "ignore": request.ignore}
+            common.update(**_hashes(request, model_dir), details=request.details)
+        state = EvaluationState(request.output, common, request.resume and processes.is_main)
+        folders = _mask_folders(request, protocols)
+        for protocol in protocols:
+            _run_protocol(evaluator, protocol, scored, state, folders.get(protocol.name), artifact, log)
+    finally:
+        processes.shutdown()
+    if not processes.is_main:
+        return {}
+    sizes = image_sizes(pairs)
+    results = {
+        protocol.name: Result.of(
+            protocol.name,
+            state.records[protocol.name],
+            sum(protocol.passes(height, width) for width, height in sizes),
+        )
+        for protocol in protocols
+    }
+    write_metrics(request.output, results, state.records[protocols[0].name], artifact.class_names, log)
+    _report_model(request, model_dir, scored, evaluator, protocols[0], state, artifact, log)
+    if folders and "builtin" in results:
+        log(f"builtin scores a resized crop and not the image, so it left no masks in {request.save_masks}.")
+    return results
+
+
+def _discard(_text: str) -> None:
+    return None
+
+
+def _choose(request: EvaluationRequest, artifact: Artifact) -> list[Protocol]:
+    """Build the requested protocols; sizes that are not given are those of the training."""
+    trained = artifact.training.get("config") or {}
+    crop_size = trained.get("crop_size") if request.crop_size is None else request.crop_size
+    base_size = trained.get("base_size") if request.base_size is None else request.base_size
+    return choose_protocols(request.protocols, crop_size, base_size, request.scales, request.flip)
+
+
+def _build_evaluator(
+    request: EvaluationRequest, artifact: Artifact, device: torch.device, precision: Precision, processes: Processes
+) -> Evaluator:
+    return Evaluator(
+        inference_form(artifact.model.to(device), precision.dtype),
+        len(artifact.class_names),
+        artifact.model.mean,
+        device,
+        processes,
+        request.batch_size,
+        choose_workers(request.workers, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        progress=processes.is_main and sys.stderr.isatty(),
+        details=DETAILS if request.details else (),
+    )
+
+
+def _hashes(request: EvaluationRequest, model_dir: Path) -> dict[str, Any]:
+    """Return the values that identify the model and the label map."""
+    content = json.loads((model_dir / CONFIG_NAME).read_text(encoding="utf-8"))
+    return {
+        "model": file_hash(model_dir / WEIGHTS_NAME),
+        "architecture": content["architecture"],
+        "label_map": None if request.label_map is None else file_hash(request.label_map),
+    }
+
+
+def _mask_folders(request: EvaluationRequest, protocols: list[Protocol]) -> dict[str, Path]:
+    """Return the mask folder of each protocol that predicts whole images."""
+    if request.save_masks is None:
+        return {}
+    names = [protocol.name for protocol in protocols if protocol.view is None]
+    folder = request.save_masks
+    return {name: folder if len(names) == 1 else folder / name for name in names}
+
+
+def _run_protocol(
+    evaluator: Evaluator,
+    protocol: Protocol,
+    scored: Scored,
+    state: EvaluationState,
+    folder: Path | None,
+    artifact: Artifact,
+    log: Log,
+) -> None:
+    """Score the images that the state does not hold yet; keep the state on any exception."""
+    record = state.record(protocol.name, evaluator.num_classes, protocol.settings, scored.signatures, folder)
+    while state.notes:
+        log(state.notes.pop(0))
+
+    def write_mask(name: str, mask: np.ndarray) -> None:
+        assert folder is not None
+        write_palette_png(folder / f"{name}.png", mask, artifact.palette)
+
+    try:
+        evaluator.run(protocol, scored, record, state.save_if_due, None if folder is None else write_mask)
+    finally:
+        if evaluator.processes.is_main and len(record):
+            state.save()
+
+
+def _report_model(
+    request: EvaluationRequest,
+    model_dir: Path,
+    scored: Scored,
+    evaluator: Evaluator,
+    protocol: Protocol,
+    state: EvaluationState,
+    artifact: Artifact,
+    log: Log,
+) -> None:
+    """Write provenance.json and the report of a protocol, whose images are predicted again unless masks exist."""
+    content = json.loads((model_dir / CONFIG_NAME).read_text(encoding="utf-8"))
+    model = {key: value for key, value in content.items() if key not in ("classes", "palette", "scores", "format")}
+    facts = {
+        "device": describe_device(evaluator.device),
+        "precision": state.common["precision"],
+        "batch_size": evaluator.batch_size,
+        "processes": evaluator.processes.world_size,
+        "model": {"directory": str(model_dir.resolve()), "sha256": state.common["model"], **model},
+    }
+    _write_provenance(request, scored, (artifact.class_names, artifact.palette), facts)
+    if request.report:
+        # A cropped view has no picture of an image.
+        shown = scored if protocol.view is None else dataclasses.replace(scored, pairs=[])
+
+        def predict(_pair: Pair, image: np.ndarray) -> np.ndarray:
+            return evaluator.predict_one(protocol, image)
+
+        write_page(request.output, protocol.name, state.records[protocol.name], shown, artifact.palette, predict, log)
+
+
+def _score_masks(
+    request: EvaluationRequest, predictions: Path, label_map: LabelMap | None, log: Log
+) -> dict[str, Result]:
+    if request.model_dir is not None:
+        artifact = load_artifact(request.model_dir)
+        class_names, palette = artifact.class_names, artifact.palette
+    elif request.num_classes is not None:
+        class_names = default_class_names(request.num_classes)
+        palette = palette_for(class_names)
+    else:
+        raise ConfigError("--predictions needs the classes: give --num_classes, or the MODEL_DIR that predicted them.")
+    masks = pair_predictions(predictions, request.annotations)
+    make_output_folder(request.output)
+    record = Record(len(class_names), {"settings": {"masks": str(predictions)}})
+    score_predictions(masks, record, label_map, request.ignore, sys.stderr.isatty(), boundaries=request.details)
+    write_records(request.output / PER_IMAGE_NAME, {"predictions": record})
+    results = {"predictions": Result.of("predictions", record)}
+    write_metrics(request.output, results, record, class_names, log)
+
+    pairs = [] if request.images is None else load_pairs(request.images, request.annotations, "evaluation")
+    scored, files = Scored(pairs, {}, label_map, request.ignore), {pair.stem: pair.image for pair in masks}
+    _write_provenance(request, scored, (class_names, palette), {})
+    if request.report:
+
+        def read_mask(pair: Pair, _image: np.ndarray) -> np.ndarray:
+            return read_annotation(files[pair.stem])
+
+        write_page(request.output, "predictions", record, scored, palette, read_mask, log)
+    return results
+
+
+def _write_provenance(
+    request: EvaluationRequest, scored: Scored, labels: tuple[tuple[str, ...], np.ndarray], facts: dict[str, Any]
+) -> None:
+    def resolved(path: Path | None) -> str | None:
+        return None if path is None else str(path.resolve())
+
+    class_names, palette = labels
+    common = {
+        "command": request.command,
+        "images": resolved(request.images),
+        "annotations": resolved(request.annotations),
+        "label_map": resolved(request.label_map),
+        "ignore": scored.ignore_index,
+        "data": data_fingerprint(scored.pairs) if scored.pairs else {},
+        "classes": list(class_names),
+        "palette": palette[: len(class_names)].tolist(),
+    }
+    write_provenance(request.output, {**common, **facts})
