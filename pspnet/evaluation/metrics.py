@@ -1,10 +1,11 @@
-"""Scores from an int64 confusion matrix.
+"""Scores from an int64 confusion matrix, and their text table.
 
 Legend: C number of classes. Rows of the matrix are the truth, columns the prediction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,3 +139,21 @@ def constant_scores(counts: np.ndarray) -> Scores:
     constant = np.zeros_like(counts)
     constant[:, int(counts.sum(axis=1).argmax())] = counts.sum(axis=1)
     return Scores.from_counts(constant)
+
+
+def format_scores(scores: Scores, class_names: Sequence[str], images: int) -> str:
+    """A table of the scores in percent, the classes in the order of their ids."""
+    width = max(len(name) for name in (*class_names, "mean accuracy"))
+    lines = [f"{'class':<{width}}  IoU %"]
+    for name, iou in zip(class_names, scores.per_class_iou):
+        lines.append(f"{name:<{width}}  " + ("    -" if iou is None else f"{100 * iou:5.1f}"))
+    lines.append("-" * (width + 7))
+    for name, value in (
+        ("mIoU", scores.mIOU),
+        ("pixel accuracy", scores.pixel_accuracy),
+        ("mean accuracy", scores.mean_accuracy),
+        ("fw IoU", scores.fw_iou),
+    ):
+        lines.append(f"{name:<{width}}  {100 * value:5.1f}")
+    lines.append(f"{images} images, {scores.pixels} scored pixels")
+    return "\n".join(lines)

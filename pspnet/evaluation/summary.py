@@ -8,10 +8,9 @@ from typing import Any
 
 from pspnet.evaluation.boundary import mean_boundary_iou
 from pspnet.evaluation.calibration import expected_calibration_error
-from pspnet.evaluation.metrics import Scores
+from pspnet.evaluation.metrics import Scores, format_scores
 from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.protocols.builtin import builtin_scores
-from pspnet.evaluation.report import format_scores
 
 
 @dataclass(frozen=True)

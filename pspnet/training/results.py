@@ -14,9 +14,9 @@ from pspnet.classes import palette_for
 from pspnet.config.schema import Config
 from pspnet.data.dataset import read_pair
 from pspnet.data.io.images import write_image
-from pspnet.evaluation.metrics import Scores, constant_scores
+from pspnet.evaluation.metrics import Scores, constant_scores, format_scores
 from pspnet.evaluation.protocols.whole import predict_whole
-from pspnet.evaluation.report import format_scores, sample_row, sample_sheet
+from pspnet.evaluation.visualization import sample_row, sample_sheet
 from pspnet.system.atomic_files import atomic_write
 from pspnet.training.run_log import RunLog
 from pspnet.training.setup import Run

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.evaluation.metrics import ConfusionMatrix, Scores, _count_by_scattering, constant_scores, count_by_image
+from pspnet.evaluation.metrics import (
+    ConfusionMatrix,
+    Scores,
+    _count_by_scattering,
+    constant_scores,
+    count_by_image,
+    format_scores,
+)
 
 
 def confusion_of(predictions: list[list[int]], targets: list[list[int]], classes: int) -> ConfusionMatrix:
@@ -232,3 +239,20 @@ def test_the_constant_predictor_by_hand() -> None:
     assert scores.pixel_accuracy == 0.6
     assert scores.fw_iou == pytest.approx(0.36, rel=1e-15)
     assert counts.tolist() == [[2, 3, 1], [0, 3, 0], [0, 0, 1]]  # left as they were
+
+
+def test_the_table_shows_percent_and_absent_classes() -> None:
+    scores = Scores(0.51234, 0.9, 0.75, 1.0, (0.12345, None, 1.0), 1234)
+    table = format_scores(scores, ("sky", "a_rather_long_name", "car"), images=7)
+    assert table.splitlines() == [
+        "class               IoU %",
+        "sky                  12.3",
+        "a_rather_long_name      -",
+        "car                 100.0",
+        "-------------------------",
+        "mIoU                 51.2",
+        "pixel accuracy       90.0",
+        "mean accuracy        75.0",
+        "fw IoU              100.0",
+        "7 images, 1234 scored pixels",
+    ]

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from pspnet.evaluation.metrics import format_scores
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.report import format_scores
 from pspnet.evaluation.summary import Result, format_results, metrics_json
 
 NAMES = ("sky", "a_rather_long_name", "car")

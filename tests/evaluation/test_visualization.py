@@ -1,4 +1,4 @@
-"""Tables and pictures, pixel by pixel where it matters."""
+"""Overlays and sample sheets, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pspnet.classes import voc_palette
-from pspnet.evaluation.metrics import Scores
-from pspnet.evaluation.report import format_scores, sample_row, sample_sheet
+from pspnet.evaluation.visualization import sample_row, sample_sheet
 from pspnet.inference.prediction import overlay
 
 PALETTE = voc_palette()
@@ -15,23 +14,6 @@ PALETTE = voc_palette()
 
 def flat(height: int, width: int, *colour: int) -> np.ndarray:
     return np.full((height, width, 3), colour, dtype=np.uint8)
-
-
-def test_the_table_shows_percent_and_absent_classes() -> None:
-    scores = Scores(0.51234, 0.9, 0.75, 1.0, (0.12345, None, 1.0), 1234)
-    table = format_scores(scores, ("sky", "a_rather_long_name", "car"), images=7)
-    assert table.splitlines() == [
-        "class               IoU %",
-        "sky                  12.3",
-        "a_rather_long_name      -",
-        "car                 100.0",
-        "-------------------------",
-        "mIoU                 51.2",
-        "pixel accuracy       90.0",
-        "mean accuracy        75.0",
-        "fw IoU              100.0",
-        "7 images, 1234 scored pixels",
-    ]
 
 
 def test_the_overlay_blends_half_and_half() -> None:

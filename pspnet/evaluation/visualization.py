@@ -1,4 +1,4 @@
-"""Scores and predictions as people look at them: tables, overlays, pictures with truth and prediction side by side."""
+"""Predictions as pictures: overlays, and image, ground truth, prediction and errors side by side."""
 
 from __future__ import annotations
 
@@ -8,28 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pspnet.classes import IGNORE_INDEX
-from pspnet.evaluation.metrics import Scores
 
 _GAP = 4  # px between the pictures of a sheet
 _TITLE = 16  # px above each column
-
-
-def format_scores(scores: Scores, class_names: Sequence[str], images: int) -> str:
-    """A table of the scores in percent, the classes in the order of their ids."""
-    width = max(len(name) for name in (*class_names, "mean accuracy"))
-    lines = [f"{'class':<{width}}  IoU %"]
-    for name, iou in zip(class_names, scores.per_class_iou):
-        lines.append(f"{name:<{width}}  " + ("    -" if iou is None else f"{100 * iou:5.1f}"))
-    lines.append("-" * (width + 7))
-    for name, value in (
-        ("mIoU", scores.mIOU),
-        ("pixel accuracy", scores.pixel_accuracy),
-        ("mean accuracy", scores.mean_accuracy),
-        ("fw IoU", scores.fw_iou),
-    ):
-        lines.append(f"{name:<{width}}  {100 * value:5.1f}")
-    lines.append(f"{images} images, {scores.pixels} scored pixels")
-    return "\n".join(lines)
 
 
 def sample_row(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
