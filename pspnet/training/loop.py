@@ -22,7 +22,7 @@ from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.weights import load_state_strict
 from pspnet.system.device import tuned_convolutions
 from pspnet.system.signals import StopRequest
-from pspnet.training.optimization.optimizer import ExponentialMovingAverage
+from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.performance.memory import memory_explained
 from pspnet.training.performance.prefetch import ahead_on_device
 from pspnet.training.results import write_results

@@ -34,14 +34,11 @@ from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system import device as devices
 from pspnet.training.distributed import Processes, join_processes
 from pspnet.training.network import BuildNetwork, build_network
+from pspnet.training.optimization.early_stopping import EarlyStopping
+from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import build_loss
-from pspnet.training.optimization.optimizer import (
-    EarlyStopping,
-    ExponentialMovingAverage,
-    LearningRateSchedule,
-    build_optimizer,
-    parameter_groups,
-)
+from pspnet.training.optimization.optimizer import build_optimizer, parameter_groups
+from pspnet.training.optimization.schedule import LearningRateSchedule
 from pspnet.training.performance.activation_checkpointing import check_recomputable, recompute_blocks
 from pspnet.training.performance.compilation import CompiledModel, compile_wanted
 from pspnet.training.performance.memory import choose_micro_batch, fits_in_memory

@@ -20,8 +20,9 @@ from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.system.device import Precision
 from pspnet.training.distributed import Processes
+from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import loss_weight
-from pspnet.training.optimization.optimizer import ExponentialMovingAverage, is_fused, load_optimizer_state
+from pspnet.training.optimization.optimizer import is_fused, load_optimizer_state
 from pspnet.training.performance.prefetch import cut, to_device
 from pspnet.training.performance.readback import Readback
 

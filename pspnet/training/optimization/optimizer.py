@@ -1,12 +1,9 @@
-"""Optimizers and learning-rate schedules under the built-in algorithm's names."""
+"""Optimizers under the built-in algorithm's names, and their parameter groups."""
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import inspect
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,121 +102,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 # In the parameter's memory layout, which a file does not keep: with another one the update is slow.
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-class LearningRateSchedule:
-    """The learning rate of every optimizer step; a pure function of the step, so a resume needs no state.
-
-    Args:
-        name: poly (base x (1 - step / total) ^ power; PSPNet section 5.1), cosine (half a cosine down to 0),
-            or step (x factor at each of the milestones).
-        base_rate: learning rate after the warm-up.
-        steps_per_epoch, epochs: the length of the run in optimizer steps.
-        milestones: epochs at which `step` multiplies by `factor`.
-        warmup_epochs: the rate rises linearly over these before the schedule is followed.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        base_rate: float,
-        steps_per_epoch: int,
-        epochs: int,
-        power: float = 0.9,
-        milestones: Sequence[int] = (),
-        factor: float = 0.1,
-        warmup_epochs: float = 0.0,
-    ) -> None:
-        if name not in ("poly", "cosine", "step"):
-            raise ConfigError(f"lr_scheduler = {name}: unknown; allowed are poly, cosine and step.")
-        self.name = name
-        self.base_rate = base_rate
-        self.total = steps_per_epoch * epochs
-        self.power = power
-        self.milestones = [epoch * steps_per_epoch for epoch in milestones]
-        self.factor = factor
-        self.warmup = round(warmup_epochs * steps_per_epoch)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of optimizer step `step`, counted from 0 over the whole run."""
-        return self._scheduled(step) * (min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0)
-
-    def _scheduled(self, step: int) -> float:
-        if self.name == "step":
-            return float(self.base_rate * self.factor ** bisect.bisect_right(self.milestones, step))
-        left = max(0.0, 1.0 - step / self.total)
-        if self.name == "poly":
-            return float(self.base_rate * left**self.power)
-        return self.base_rate * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
-
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set the rate of `step` on every parameter group, times the group's `lr_scale`; returns the base rate."""
-        rate = self.rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
-        return rate
-
-
-class EarlyStopping:
-    """The built-in algorithm's rule, over validated epochs.
-
-    From epoch `min_epochs` on, epochs are counted that do not raise the mIoU above the best one that counted by at
-    least the relative `tolerance`; after `patience` of them in a row training ends. An equal score is no gain, also
-    with a tolerance of 0: a model that is stuck has to stop some time.
-    """
-
-    def __init__(self, min_epochs: int = 5, patience: int = 4, tolerance: float = 0.0) -> None:
-        self.min_epochs = min_epochs
-        self.patience = patience
-        self.tolerance = tolerance
-        self.best: float | None = None
-        self.epochs_without_gain = 0
-
-    def should_stop(self, epoch: int, score: float) -> bool:
-        """Tell the mIoU of `epoch` (counted from 1); True where training should end."""
-        if self.best is None or (score > self.best and score >= self.best * (1.0 + self.tolerance)):
-            self.best, self.epochs_without_gain = score, 0
-        elif epoch >= self.min_epochs:
-            self.epochs_without_gain += 1
-        return epoch >= self.min_epochs and self.epochs_without_gain >= self.patience
-
-    def state_dict(self) -> dict[str, float | int | None]:
-        return {"best": self.best, "epochs_without_gain": self.epochs_without_gain}
-
-    def load_state_dict(self, state: dict[str, float | int | None]) -> None:
-        self.best = state["best"]
-        self.epochs_without_gain = int(state["epochs_without_gain"] or 0)
-
-
-class ExponentialMovingAverage:
-    """A running average of the weights, which is what gets validated and saved; buffers follow the model's own.
-
-    The decay is warmed up as min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.steps = 0
-        self.shadow = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        parameters = dict(model.named_parameters())
-        for name, value in model.state_dict().items():
-            if name in parameters:
-                self.shadow[name].lerp_(value.detach(), 1.0 - decay)
-            else:
-                self.shadow[name].copy_(value)
-
-    @contextlib.contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the averaged weights inside this context, and its own again afterwards, bit for bit."""
-        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.shadow)
-        try:
-            yield
-        finally:
-            model.load_state_dict(own)
