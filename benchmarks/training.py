@@ -63,8 +63,8 @@ from pspnet.system.device import (
     set_tf32,
     tuned_convolutions,
 )
+from pspnet.system.distributed import Processes
 from pspnet.system.exit_codes import run_guarded
-from pspnet.training.distributed import Processes
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.optimization.optimizer import build_optimizer, parameter_groups
 from pspnet.training.performance.activation_checkpointing import recompute_blocks

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
 import numpy as np
 import torch
@@ -33,9 +33,7 @@ from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.protocols.factory import Protocol
 from pspnet.evaluation.protocols.sliding import SlidingPredictor
 from pspnet.evaluation.protocols.whole import predict_whole
-
-if TYPE_CHECKING:
-    from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 
 # How many batches each of several processes scores before they add up their counts.
 _BATCHES_PER_EXCHANGE = 4

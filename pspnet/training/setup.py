@@ -32,7 +32,7 @@ from pspnet.data.transforms import TrainTransform
 from pspnet.errors import ConfigError, DataError
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system import device as devices
-from pspnet.training.distributed import Processes, join_processes
+from pspnet.system.distributed import Processes, join_processes
 from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.optimization.early_stopping import EarlyStopping
 from pspnet.training.optimization.ema import ExponentialMovingAverage

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import loss_weight
 from pspnet.training.optimization.optimizer import is_fused, load_optimizer_state

@@ -18,7 +18,7 @@ from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.protocols.builtin import CentreView
 from pspnet.evaluation.protocols.factory import Protocol, choose_protocols
 from pspnet.evaluation.run import Evaluator, Scored
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 
 CLASSES = 3
 SIZES = [(40, 50), (33, 64), (40, 50), (70, 40), (40, 50), (33, 64), (40, 50)]  # height, width

@@ -27,7 +27,7 @@ from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.pspnet import build_model
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes, join_processes
+from pspnet.system.distributed import Processes, join_processes
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.setup import build_run
 from pspnet.training.state.checkpoint import load_checkpoint
@@ -41,7 +41,7 @@ LEAVE_OFTEN = """
 import sys
 import torch
 from torch import distributed, nn
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 processes = Processes(rank, 2, rank)

@@ -14,7 +14,7 @@ from pspnet.data.dataset import Batch
 from pspnet.errors import NonFiniteLossError
 from pspnet.models.pspnet import build_model
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import build_loss, loss_weight
 from pspnet.training.optimization.optimizer import build_optimizer, is_fused, parameter_groups

@@ -12,7 +12,7 @@ from torch import nn
 from pspnet.data.dataset import Batch
 from pspnet.errors import DeviceMemoryError, is_out_of_memory
 from pspnet.system.device import memory_in_words
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 from pspnet.training.step import TrainingStep
 
 # What an optimizer keeps for a weight, at most (adam, rmsprop), and does not hold yet when the trial runs.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pspnet.errors import DeviceMemoryError
 from pspnet.system.device import Precision
-from pspnet.training.distributed import Processes
+from pspnet.system.distributed import Processes
 from pspnet.training.optimization.losses import build_loss
 from pspnet.training.performance.memory import choose_micro_batch, fits_in_memory, largest_that_fits, memory_explained
 from pspnet.training.step import TrainingStep
