@@ -1,10 +1,10 @@
-"""Errors that a user can mend. Entries print their text alone; anything else is a defect and keeps its traceback."""
+"""Errors that a user can fix. Commands print their text alone; an unexpected exception keeps its traceback."""
 
 from __future__ import annotations
 
 
 class PspnetError(ValueError):
-    """Base of every error whose text says what was found, where, what was expected and the fix."""
+    """Base class; the text names what was found, where, what was expected and the fix."""
 
 
 _MEMORY_WORDS = (
@@ -15,17 +15,17 @@ _MEMORY_WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a GPU's or the machine's memory did not suffice.
+    """Return whether an exception reports that GPU or host memory is exhausted.
 
-    Libraries have no class in common for it: PyTorch has one of its own on CUDA only, and since 1.13 only, its CPU
-    allocator raises a bare RuntimeError, and ONNX Runtime's exceptions have no public base class. So the text decides.
+    Libraries have no common class for it: PyTorch has one on CUDA only, since 1.13, its CPU allocator raises a bare
+    RuntimeError, and ONNX Runtime's exceptions have no public base class. So the text decides.
     """
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS)
 
 
 class ConfigError(PspnetError):
-    """A setting that cannot be used; the text lists every problem found, one a line."""
+    """Settings that cannot be used; the text lists every problem, one per line."""
 
 
 class DataError(PspnetError):
@@ -33,7 +33,7 @@ class DataError(PspnetError):
 
 
 class AnnotationModeError(DataError):
-    """An annotation that opens, but whose pixels are no class ids: RGB, 16-bit, 1-bit, a lossy format."""
+    """A readable annotation whose pixels are not class ids: RGB, 16-bit, 1-bit, a lossy format."""
 
 
 class ImageTooLargeError(DataError):
@@ -52,12 +52,23 @@ class WeightsError(PspnetError):
 
 
 class ProcessLostError(PspnetError):
-    """Another process of a data-parallel run ended, for a reason that it told itself."""
+    """Another process of a data-parallel run ended; that process reports the reason."""
+
+
+class TrainingStoppedError(PspnetError):
+    """A signal stopped a training run before its last epoch; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, exit_code: int, checkpoint_dir: str) -> None:
+        self.exit_code = exit_code
+        super().__init__(
+            f"The job was stopped by a signal (exit code {exit_code}) before its last epoch. Its checkpoint is in "
+            f"{checkpoint_dir}; the same job resumes from it."
+        )
 
 
 class NonFiniteLossError(PspnetError):
-    """The loss became NaN or infinite; raised before a spoilt model could be saved or scored."""
+    """The loss became NaN or infinite; raised before the model is saved or scored."""
 
 
 class DeviceMemoryError(PspnetError):
-    """The device's memory is full; the text says what fits, or which setting needs less."""
+    """The device's memory is exhausted; the text names what fits, or a setting that needs less."""

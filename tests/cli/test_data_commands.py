@@ -75,7 +75,7 @@ def test_a_label_map_folder_is_found_beside_the_channels(
         (["doctor", "--validation_annotation", "x"], "channel validation: give --validation too"),
         (["doctor", ".", "--num_classes", 1], "num_classes: found 1; expected a whole number from 2 to 254"),
         (["doctor", ".", "--ignore_index", 256], "ignore_index: found 256; expected a whole number from 0 to 255"),
-        (["doctor", ".", "--class_names", "a,b,a"], "class_names: 'a' stands twice"),
+        (["doctor", ".", "--class_names", "a,b,a"], "class_names: 'a' is repeated"),
         (["doctor", ".", "--class_names", "a"], "class_names: found 'a'; expected 2 to 254 names"),
         (["prepare", "voc", "out"], "no source. Give a VOCdevkit folder or the tar with --source"),
         (["prepare", "voc", "out", "--source", "gone"], "gone: does not exist"),

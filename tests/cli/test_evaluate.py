@@ -263,7 +263,7 @@ def test_evaluate_names_what_is_wrong(
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert evaluate(model_dir, shapes, tmp_path / "file" / "out") == 1
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be created" in capsys.readouterr().err
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 

@@ -157,10 +157,10 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(("text", "found"), [("", "no name"), ("\n\n", "no name"), ("a\nb\na\n", "the name 'a' twice")])
 def test_class_name_files(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(DataError, match=f"has {found}; expected one name a line, all different"):
+    with pytest.raises(DataError, match=f"has {found}; expected one name per line, all different"):
         cli_import.read_class_names(str(tmp_path / "names.txt"))
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="nor a text file that can be read"):
+    with pytest.raises(DataError, match="nor a readable text file"):
         cli_import.read_class_names(str(tmp_path / "bytes.txt"))
 
 
