@@ -18,8 +18,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "import",
         help="convert another program's weights to a model directory",
-        description="Convert another program's weights to a model directory, which evaluates, predicts and deploys like "
-        "a trained one. A backbone alone gets random heads, as a start for training.",
+        description="Convert another program's weights to a model directory, which evaluates, predicts and deploys "
+        "like a trained one. A backbone alone gets random heads, as a start for training.",
     )
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="weights or checkpoint; for gluoncv also the built-in's model.tar.gz"

@@ -97,7 +97,7 @@ def evaluate(
     protocol: str = "whole",
     output: str | PathLike[str] | None = None,
 ) -> Scores:
-    """Score a model directory on images with annotations and return the scores of the first protocol.
+    """Score a model directory on images with annotations and return the scores of the first protocol named.
 
     Args:
         model: model directory.
@@ -120,7 +120,7 @@ def evaluate(
             report=output is not None,
         )
         results = run_evaluation(request, processes=Processes())
-    return next(iter(results.values())).scores
+    return results[names[0]].scores
 
 
 def run_evaluation(

@@ -136,7 +136,7 @@ class Predictor:
         return max(height, MIN_SIZE), max(width, MIN_SIZE)
 
     @overload
-    def __call__(self, images: ImageLike) -> np.ndarray: ...
+    def __call__(self, images: ImageLike) -> np.ndarray: ...  # type: ignore[overload-overlap]  # str is a Sequence
 
     @overload
     def __call__(self, images: Sequence[ImageLike]) -> list[np.ndarray]: ...
@@ -150,7 +150,9 @@ class Predictor:
         return predictions[0].mask if is_image(images) else [prediction.mask for prediction in predictions]
 
     @overload
-    def predict(self, images: ImageLike, probabilities: bool = False, confidence: bool = False) -> Prediction: ...
+    def predict(  # type: ignore[overload-overlap]  # str is a Sequence
+        self, images: ImageLike, probabilities: bool = False, confidence: bool = False
+    ) -> Prediction: ...
 
     @overload
     def predict(

@@ -275,7 +275,7 @@ def test_evaluate_names_what_is_wrong(
         ("--ignore", "256", "--ignore: found '256'; expected a whole number from 0 to 255."),
         ("--protocol", "whole,slides", "--protocol: found 'slides'; expected one or more of whole, slide"),
         ("--crop_size", "big", "--crop_size: found 'big'; expected a whole number, 0 or more."),
-        ("--scales", "1,x", "--scales: found '1,x'; expected numbers with commas between."),
+        ("--scales", "1,x", "--scales: found '1,x'; expected numbers separated by commas."),
         ("--flip", "maybe", "--flip: found 'maybe'; expected True or False."),
         ("--resume", "always", "--resume: found 'always'; expected auto or never."),
     ],
