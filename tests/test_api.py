@@ -82,9 +82,7 @@ def test_functions_raise_library_errors(data: Path, monkeypatch: pytest.MonkeyPa
         pspnet.evaluate("data", "data/validation", "data/validation_annotation")
     with pytest.raises(DataError, match="does not exist"):
         pspnet.evaluate("data", "nowhere", "data/validation_annotation")
-    with pytest.raises(
-        ConfigError, match="format = 'tflite': expected one of onnx, openvino, torchscript, torch_export"
-    ):
+    with pytest.raises(ConfigError, match="format = 'tflite': expected one of onnx, openvino, torchscript"):
         pspnet.export("data", "tflite")
     with pytest.raises(ConfigError, match="int8=True and calibration belong together"):
         pspnet.export("data", "onnx", int8=True)
