@@ -186,7 +186,7 @@ def test_out_of_memory_is_a_503(model: Predictor, monkeypatch: pytest.MonkeyPatc
     assert found.startswith(b"The endpoint ran out of memory")
 
 
-# --- without a context -------------------------------------------------------------------------------------------------
+# --- without a context ------------------------------------------------------------------------------------------------
 
 
 def test_a_script_calls_the_handlers_one_after_another(model: Predictor) -> None:

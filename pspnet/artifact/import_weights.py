@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,19 +12,13 @@ from pspnet.artifact.model_directory import CONFIG_NAME, save_imported
 from pspnet.classes import default_class_names
 from pspnet.errors import DataError
 from pspnet.models.imports import read_weights
+from pspnet.models.imports.layout import ForeignWeights
 
 
-@dataclass(frozen=True)
-class ImportedModel:
-    """An imported model: arguments of build_model, number of arrays read, whether the heads were among them."""
-
-    architecture: dict[str, Any]
-    arrays: int
-    complete: bool
-
-
-def import_weights(file: Path, program: str, output: Path, class_names: tuple[str, ...] | None = None) -> ImportedModel:
-    """Read weights, map them to our names and write a model directory with the endpoint's code.
+def import_weights(
+    file: Path, program: str, output: Path, class_names: tuple[str, ...] | None = None
+) -> ForeignWeights:
+    """Read weights, write a model directory with the endpoint's code, and return the weights under our names.
 
     Args:
         file: weights or checkpoint; for gluoncv also the built-in algorithm's model.tar.gz.
@@ -59,7 +51,7 @@ def import_weights(file: Path, program: str, output: Path, class_names: tuple[st
         raise DataError(
             f"--output: {output} cannot be written ({error.strerror or error}); give another folder."
         ) from error
-    return ImportedModel(architecture, len(weights.state), weights.complete)
+    return weights
 
 
 def _sha256(path: Path) -> str:

@@ -91,7 +91,7 @@ def _channels(args: argparse.Namespace) -> list[Channel]:
     label_map = args.label_map
     if args.data is not None:
         if not args.data.is_dir():
-            raise DataError(f"{args.data}: is not a folder; expected one that holds train, train_annotation, ...")
+            raise DataError(f"{args.data}: is not a folder; expected one that contains train, train_annotation, ...")
         if label_map is None and (args.data / "label_map").is_dir():
             label_map = args.data / "label_map"
     channels = []

@@ -41,9 +41,10 @@ def run_import(arguments: argparse.Namespace) -> int:
     # Imported here, so that --help needs no torch.
     from pspnet.artifact.import_weights import import_weights
 
-    imported = import_weights(arguments.file, arguments.program, arguments.output, names)
-    print(_describe(imported.architecture, imported.arrays, arguments.program))
-    if not imported.complete:
+    weights = import_weights(arguments.file, arguments.program, arguments.output, names)
+    architecture = weights.full_architecture(None if names is None else len(names))
+    print(_describe(architecture, len(weights.state), arguments.program))
+    if not weights.complete:
         print("A backbone alone: the heads are random, so train it first, with --model and the settings above.")
     print(f"Written: {arguments.output}")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -22,14 +21,14 @@ from pspnet.data.channels import Pair, load_pairs
 from pspnet.data.dataset import image_sizes
 from pspnet.data.io.images import read_annotation, write_palette_png
 from pspnet.errors import ConfigError
-from pspnet.evaluation.html_report.outputs import Log, write_metrics, write_page
+from pspnet.evaluation.html_report.outputs import Log, write_outputs
 from pspnet.evaluation.image_counts import DETAILS
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.partial_results import EvaluationState, file_hash, pair_signature
 from pspnet.evaluation.per_image import PER_IMAGE_NAME, Record, write_records
 from pspnet.evaluation.predictions import pair_predictions, score_predictions
 from pspnet.evaluation.protocols.factory import Protocol, choose_protocols
-from pspnet.evaluation.provenance import data_fingerprint, describe_device, write_provenance
+from pspnet.evaluation.provenance import describe_device
 from pspnet.evaluation.run import Evaluator, Scored
 from pspnet.evaluation.summary import Result
 from pspnet.models.fused.folded import inference_form
@@ -157,6 +156,7 @@ def _score_model(
     precision = choose_precision(request.precision, device)
     pairs = load_pairs(images, request.annotations, "evaluation")
     artifact = load_trained(model_dir)
+    content = json.loads((model_dir / CONFIG_NAME).read_text(encoding="utf-8"))
     protocols = _choose(request, artifact)
     scored = Scored(pairs, {pair.stem: pair_signature(pair) for pair in pairs}, label_map, request.ignore)
     processes = join_processes(device.type) if processes is None else processes
@@ -166,8 +166,15 @@ def _score_model(
         common: dict[str, Any] = {}
         if processes.is_main:  # only this process keeps the state and writes
             make_output_folder(request.output)
-            common = {"precision": precision.name, "device": device.type, "ignore": request.ignore}
-            common.update(**_hashes(request, model_dir), details=request.details)
+            common = {
+                "precision": precision.name,
+                "device": device.type,
+                "ignore": request.ignore,
+                "model": file_hash(model_dir / WEIGHTS_NAME),
+                "architecture": content["architecture"],
+                "label_map": None if request.label_map is None else file_hash(request.label_map),
+                "details": request.details,
+            }
         state = EvaluationState(request.output, common, request.resume and processes.is_main)
         folders = _mask_folders(request, protocols)
         for protocol in protocols:
@@ -185,8 +192,22 @@ def _score_model(
         )
         for protocol in protocols
     }
-    write_metrics(request.output, results, state.records[protocols[0].name], artifact.class_names, log)
-    _report_model(request, model_dir, scored, evaluator, protocols[0], state, artifact, log)
+    model = {key: value for key, value in content.items() if key not in ("classes", "palette", "scores", "format")}
+    facts = {
+        "device": describe_device(device),
+        "precision": precision.name,
+        "batch_size": evaluator.batch_size,
+        "processes": processes.world_size,
+        "model": {"directory": str(model_dir.resolve()), "sha256": common["model"], **model},
+    }
+    record = state.records[protocols[0].name]
+    facts = {**_facts(request), **facts}
+
+    def predict(_pair: Pair, image: np.ndarray) -> np.ndarray:
+        return evaluator.predict_one(protocols[0], image)  # the first protocol always scores whole images
+
+    labels = artifact.class_names, artifact.palette
+    write_outputs(request.output, results, record, scored, labels, facts, predict if request.report else None, log)
     if folders and "builtin" in results:
         log(f"builtin scores a resized crop and not the image, so it left no masks in {request.save_masks}.")
     return results
@@ -218,16 +239,6 @@ def _build_evaluator(
         progress=processes.is_main and sys.stderr.isatty(),
         details=DETAILS if request.details else (),
     )
-
-
-def _hashes(request: EvaluationRequest, model_dir: Path) -> dict[str, Any]:
-    """Return the values that identify the model and the label map."""
-    content = json.loads((model_dir / CONFIG_NAME).read_text(encoding="utf-8"))
-    return {
-        "model": file_hash(model_dir / WEIGHTS_NAME),
-        "architecture": content["architecture"],
-        "label_map": None if request.label_map is None else file_hash(request.label_map),
-    }
 
 
 def _mask_folders(request: EvaluationRequest, protocols: list[Protocol]) -> dict[str, Path]:
@@ -264,37 +275,6 @@ def _run_protocol(
             state.save()
 
 
-def _report_model(
-    request: EvaluationRequest,
-    model_dir: Path,
-    scored: Scored,
-    evaluator: Evaluator,
-    protocol: Protocol,
-    state: EvaluationState,
-    artifact: Artifact,
-    log: Log,
-) -> None:
-    """Write provenance.json and the report of a protocol, whose images are predicted again unless masks exist."""
-    content = json.loads((model_dir / CONFIG_NAME).read_text(encoding="utf-8"))
-    model = {key: value for key, value in content.items() if key not in ("classes", "palette", "scores", "format")}
-    facts = {
-        "device": describe_device(evaluator.device),
-        "precision": state.common["precision"],
-        "batch_size": evaluator.batch_size,
-        "processes": evaluator.processes.world_size,
-        "model": {"directory": str(model_dir.resolve()), "sha256": state.common["model"], **model},
-    }
-    _write_provenance(request, scored, (artifact.class_names, artifact.palette), facts)
-    if request.report:
-        # A cropped view has no picture of an image.
-        shown = scored if protocol.view is None else dataclasses.replace(scored, pairs=[])
-
-        def predict(_pair: Pair, image: np.ndarray) -> np.ndarray:
-            return evaluator.predict_one(protocol, image)
-
-        write_page(request.output, protocol.name, state.records[protocol.name], shown, artifact.palette, predict, log)
-
-
 def _score_masks(
     request: EvaluationRequest, predictions: Path, label_map: LabelMap | None, log: Log
 ) -> dict[str, Result]:
@@ -312,35 +292,19 @@ def _score_masks(
     score_predictions(masks, record, label_map, request.ignore, sys.stderr.isatty(), boundaries=request.details)
     write_records(request.output / PER_IMAGE_NAME, {"predictions": record})
     results = {"predictions": Result.of("predictions", record)}
-    write_metrics(request.output, results, record, class_names, log)
-
     pairs = [] if request.images is None else load_pairs(request.images, request.annotations, "evaluation")
     scored, files = Scored(pairs, {}, label_map, request.ignore), {pair.stem: pair.image for pair in masks}
-    _write_provenance(request, scored, (class_names, palette), {})
-    if request.report:
 
-        def read_mask(pair: Pair, _image: np.ndarray) -> np.ndarray:
-            return read_annotation(files[pair.stem])
+    def read_mask(pair: Pair, _image: np.ndarray) -> np.ndarray:
+        return read_annotation(files[pair.stem])
 
-        write_page(request.output, "predictions", record, scored, palette, read_mask, log)
+    labels, shown = (class_names, palette), read_mask if request.report else None
+    write_outputs(request.output, results, record, scored, labels, _facts(request), shown, log)
     return results
 
 
-def _write_provenance(
-    request: EvaluationRequest, scored: Scored, labels: tuple[tuple[str, ...], np.ndarray], facts: dict[str, Any]
-) -> None:
-    def resolved(path: Path | None) -> str | None:
-        return None if path is None else str(path.resolve())
-
-    class_names, palette = labels
-    common = {
-        "command": request.command,
-        "images": resolved(request.images),
-        "annotations": resolved(request.annotations),
-        "label_map": resolved(request.label_map),
-        "ignore": scored.ignore_index,
-        "data": data_fingerprint(scored.pairs) if scored.pairs else {},
-        "classes": list(class_names),
-        "palette": palette[: len(class_names)].tolist(),
-    }
-    write_provenance(request.output, {**common, **facts})
+def _facts(request: EvaluationRequest) -> dict[str, Any]:
+    """Return the part of provenance.json that follows from the request."""
+    paths = {key: getattr(request, key) for key in ("images", "annotations", "label_map")}
+    resolved = {key: None if path is None else str(path.resolve()) for key, path in paths.items()}
+    return {"command": request.command, **resolved, "ignore": request.ignore}

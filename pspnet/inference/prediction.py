@@ -62,8 +62,8 @@ class Prediction:
             return self.confidence_map
         if self.probabilities is None:
             raise ConfigError("the prediction has no confidences; predict with confidence=True or probabilities=True.")
-        largest: np.ndarray = self.probabilities.max(axis=0)  # (C, H, W) -> (H, W)
-        return np.rint(largest * 255).astype(np.uint8)
+        levels: np.ndarray = np.rint(self.probabilities.max(axis=0) * 255).astype(np.uint8)  # (C, H, W) -> (H, W)
+        return levels
 
     def counts(self) -> list[dict[str, Any]]:
         """Return id, name, pixels and fraction of every class in the mask, in the order of the ids."""

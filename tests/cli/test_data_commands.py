@@ -72,7 +72,7 @@ def test_a_label_map_folder_is_found_next_to_the_channels(
     ("argv", "message"),
     [
         (["doctor"], "nothing to examine. Give DATA_DIR, or --train and --train_annotation"),
-        (["doctor", "nowhere"], "nowhere: is not a folder; expected one that holds train"),
+        (["doctor", "nowhere"], "nowhere: is not a folder; expected one that contains train"),
         (["doctor", "--train", "x"], "channel train: give --train_annotation too"),
         (["doctor", "--validation_annotation", "x"], "channel validation: give --validation too"),
         (["doctor", ".", "--num_classes", 1], "num_classes: found 1; expected a whole number from 2 to 254"),
