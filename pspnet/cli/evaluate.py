@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
 from pspnet.classes import IGNORE_INDEX
 from pspnet.cli.predict import add_model_arguments
@@ -69,17 +69,17 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.resume not in ("auto", "never"):
         raise ConfigError(f"--resume: found {arguments.resume!r}; expected auto or never.")
     values = {
-        "ignore": _whole(arguments, "ignore", 0, 255),
+        "ignore": _parse(arguments, "ignore", int, "a whole number from 0 to 255", 0, 255),
         "details": _parse(arguments, "details", bool, "True or False"),
         "report": _parse(arguments, "report", bool, "True or False"),
         "protocols": [name.strip() for name in arguments.protocol.split(",") if name.strip()],
-        "crop_size": _whole(arguments, "crop_size") if arguments.crop_size else None,
-        "base_size": _whole(arguments, "base_size") if arguments.base_size else None,
+        "crop_size": _parse(arguments, "crop_size", int, "a whole number, 0 or more"),
+        "base_size": _parse(arguments, "base_size", int, "a whole number, 0 or more"),
         "scales": _parse(arguments, "scales", tuple[float, ...], "numbers separated by commas"),
         "flip": _parse(arguments, "flip", bool, "True or False"),
-        "batch_size": _whole(arguments, "batch_size", 1),
-        "workers": "auto" if arguments.workers == "auto" else _whole(arguments, "workers", 0),
-        "num_classes": None if arguments.num_classes is None else _whole(arguments, "num_classes", 1, 254),
+        "batch_size": _parse(arguments, "batch_size", int, "a whole number, 1 or more", 1),
+        "workers": _parse(arguments, "workers", Union[Literal["auto"], int], "auto or a whole number, 0 or more"),
+        "num_classes": _parse(arguments, "num_classes", int, "a whole number from 1 to 254", 1, 254),
         "resume": arguments.resume == "auto",
         "command": arguments.command_line,
     }
@@ -92,24 +92,13 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _whole(arguments: argparse.Namespace, name: str, low: int | None = None, high: int | None = None) -> int:
-    """Parse an option as a whole number; ConfigError for other text and values outside low..high."""
+def _parse(arguments: argparse.Namespace, name: str, kind: Any, expected: str, low: int = 0, high: int = 0) -> Any:
+    """Parse an option; None if it was not given, ConfigError for other text and integers outside low..high."""
     text = getattr(arguments, name)
     try:
-        value: int = parse_value(text, int)
+        value = None if text is None else parse_value(text, kind)
     except ValueError:
-        value, low = -1, 0 if low is None else low
-    if (low is not None and value < low) or (high is not None and value > high):
-        auto = "auto or " if name == "workers" else ""
-        bounds = f", {low} or more" if high is None else f" from {low} to {high}"
-        raise ConfigError(f"--{name}: found {text!r}; expected {auto}a whole number{bounds}.")
+        value = -1
+    if type(value) is int and (value < low or 0 < high < value):
+        raise ConfigError(f"--{name}: found {text!r}; expected {expected}.")
     return value
-
-
-def _parse(arguments: argparse.Namespace, name: str, kind: Any, expected: str) -> Any:
-    """Parse an option of any type; None if it was not given."""
-    text = getattr(arguments, name)
-    try:
-        return None if text is None else parse_value(text, kind)
-    except ValueError as error:
-        raise ConfigError(f"--{name}: found {text!r}; expected {expected}.") from error

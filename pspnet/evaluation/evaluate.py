@@ -39,53 +39,30 @@ from pspnet.system.distributed import Processes, join_processes
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Arguments of `run_evaluation`.
+    """Arguments of `run_evaluation`: a model with its images, or mask files, and how to score them."""
 
-    Attributes:
-        annotations: folder of PNG annotations.
-        output: folder for metrics.json, per_image.npz, provenance.json and report.html.
-        model_dir: model directory; with `predictions` it only names the classes.
-        images: folder of JPEG or PNG images; with `predictions` only for the report's pictures.
-        predictions: folder of PNG masks to score instead of a model.
-        label_map: JSON file, pixel value to class id.
-        ignore: class id that is not scored.
-        protocols: of pspnet.evaluation.protocols.factory.PROTOCOLS.
-        crop_size, base_size: in px, of windows and of builtin's crop; None for those of the training.
-        scales, flip: None for the protocol's default.
-        device: auto, cpu or cuda.
-        precision: auto, float32, bfloat16 or float16.
-        batch_size: images or windows in one forward pass.
-        workers: processes that load images, or auto.
-        resume: keep the images that `output` holds scores of.
-        save_masks: folder for the masks; a subfolder for each of several protocols.
-        num_classes: with `predictions` and without a model directory.
-        details: also count confidences and boundaries.
-        report: write report.html.
-        command: the command line, for provenance.json.
-    """
-
-    annotations: Path
-    output: Path
-    model_dir: Path | None = None
-    images: Path | None = None
-    predictions: Path | None = None
-    label_map: Path | None = None
-    ignore: int = IGNORE_INDEX
-    protocols: Sequence[str] = ("whole",)
-    crop_size: int | None = None
-    base_size: int | None = None
-    scales: Sequence[float] | None = None
-    flip: bool | None = None
-    device: str = "auto"
-    precision: str = "float32"
-    batch_size: int = 4
-    workers: int | str = "auto"
-    resume: bool = True
-    save_masks: Path | None = None
-    num_classes: int | None = None
-    details: bool = True
-    report: bool = True
-    command: str = "pspnet.evaluate"
+    annotations: Path  # folder of PNG annotations
+    output: Path  # folder for metrics.json, per_image.npz, provenance.json and report.html
+    model_dir: Path | None = None  # with `predictions` it only names the classes
+    images: Path | None = None  # folder; with `predictions` only for the pictures in the report
+    predictions: Path | None = None  # folder of PNG masks to score instead of a model
+    label_map: Path | None = None  # JSON file, pixel value to class id
+    ignore: int = IGNORE_INDEX  # class id that is not scored
+    protocols: Sequence[str] = ("whole",)  # of pspnet.evaluation.protocols.factory.PROTOCOLS
+    crop_size: int | None = None  # px, of windows and of builtin's crop; None: as in training
+    base_size: int | None = None  # px, long side of slide and multiscale, 0: the image's own; None: as in training
+    scales: Sequence[float] | None = None  # of multiscale
+    flip: bool | None = None  # average windows with their mirror images; None: only multiscale
+    device: str = "auto"  # auto, cpu or cuda
+    precision: str = "float32"  # auto, float32, bfloat16 or float16
+    batch_size: int = 4  # images or windows in one forward pass
+    workers: int | str = "auto"  # processes that load images
+    resume: bool = True  # keep the scores of images that `output` holds
+    save_masks: Path | None = None  # folder for the masks; a subfolder for each of several protocols
+    num_classes: int | None = None  # with `predictions` and without a model directory
+    details: bool = True  # also count confidences and boundaries
+    report: bool = True  # write report.html
+    command: str = "pspnet.evaluate"  # command line, for provenance.json
 
 
 def evaluate(
