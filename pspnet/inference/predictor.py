@@ -36,7 +36,7 @@ class Predictor:
     >>> predictor = Predictor.load("runs/quickstart/model")
     >>> mask = predictor("frame.jpg")  # (H, W) uint8 class ids, the size of the frame
 
-    Images above `limits.pass_pixels` are handled as `limits.large_images` says. Images with a side below 32 px are
+    Images above `limits.pass_pixels` are handled according to `limits.large_images`. Images with a side below 32 px are
     padded to it by repeating their last row and column. All others run in one forward pass at their own size.
 
     Args:
@@ -246,7 +246,7 @@ class Predictor:
         return [{name: values[index] for name, values in arrays.items()} for index in range(len(images))]
 
     def _predict_large(self, image: np.ndarray, extras: Sequence[str]) -> _Maps:
-        """Handle an image above pass_pixels as limits.large_images says."""
+        """Predict an image above pass_pixels according to limits.large_images."""
         height, width = image.shape[:2]
         if self.limits.large_images == "refuse":
             raise ImageTooLargeError(height, width, self.limits.pass_pixels)

@@ -71,10 +71,10 @@ def test_confidences_are_those_of_the_network(evaluated: Path) -> None:
     predictor = Predictor.load(evaluated / "run" / "model", device="cpu")
     for index, name in enumerate(record.names):
         image = np.asarray(Image.open(next((evaluated / "data" / "validation").glob(f"{name}.*"))))
-        truth = np.asarray(Image.open(evaluated / "data" / "validation_annotation" / f"{name}.png"))
+        ground_truth = np.asarray(Image.open(evaluated / "data" / "validation_annotation" / f"{name}.png"))
         with torch.no_grad():
             logits = predictor.model(torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0))
-        confidences = logits.softmax(dim=1).amax(dim=1)[0].numpy()[truth != 255]
+        confidences = logits.softmax(dim=1).amax(dim=1)[0].numpy()[ground_truth != 255]
         counts = record.detail("confidence")[index]
         assert counts[0].sum() == confidences.size
         assert counts[1].sum() == np.trace(record.matrix(name))
