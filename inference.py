@@ -1,13 +1,13 @@
-"""The endpoint's four handlers, as SageMaker's PyTorch inference toolkit finds and calls them.
+"""The four handlers that SageMaker's PyTorch inference toolkit calls.
 
-The toolkit counts parameters. A handler with one more than it needs gets the request's context, which these ask for:
+The toolkit counts parameters: a handler with one extra parameter receives the request's context. These need it:
 
-- The Accept header reaches input_fn and predict_fn only there, and class probabilities are computed only where it asks
-  for them. A missing one is a mask in image/png, where the toolkit would put application/json.
-- An exception becomes an answer with its traceback in the body, even the toolkit's own kind. So a request that cannot
-  be answered travels through the handlers as a RequestError, and output_fn sets the status and answers its sentence.
+- The Accept header reaches input_fn and predict_fn only through the context, and class probabilities are computed only
+  if it requests them. A missing header means a mask in image/png; the toolkit would substitute application/json.
+- The toolkit answers any exception, even its own kind, with a traceback in the body. So a request that cannot be
+  answered passes through the handlers as a RequestError, and output_fn sets the status and returns its sentence.
 
-Without a context (in a script, in a test) errors are raised, and output_fn goes by its `accept`.
+Without a context (in a script, in a test) errors are raised, and output_fn uses its `accept`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-# The toolkit does not always put the folder of this file on the path, and the package lies beside it.
+# The toolkit does not always put the folder of this file on the path, and the package is next to it.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pspnet.inference.limits import Limits
-from pspnet.inference.predictor import Prediction, Predictor
+from pspnet.inference.prediction import Prediction
+from pspnet.inference.predictor import Predictor
 from pspnet.serving.loading import open_predictor
 from pspnet.serving.protocol.accept import ATTRIBUTES_HEADER, AnswerForm, choose_answer
 from pspnet.serving.protocol.answers import check_answer, encode
@@ -34,7 +35,7 @@ from pspnet.serving.protocol.request_error import RequestError, as_request_error
 from pspnet.serving.protocol.request_image import decode_image
 from pspnet.serving.serve_settings import read_settings
 
-# What TorchServe carries unless TS_MAX_RESPONSE_SIZE says otherwise, and room for the frame around an answer.
+# TorchServe's default of TS_MAX_RESPONSE_SIZE, and room for the frame around an answer.
 _TORCHSERVE_RESPONSE_BYTES = 6_553_500
 _FRAME_BYTES = 16_384
 
@@ -43,7 +44,7 @@ _Done = TypeVar("_Done")
 
 @dataclass(frozen=True)
 class Request:
-    """An (H, W, 3) uint8 RGB image and the form that its answer shall have."""
+    """An (H, W, 3) uint8 RGB image and the requested form of its answer."""
 
     image: np.ndarray
     form: AnswerForm
@@ -51,25 +52,25 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What the model says, and the form to answer it in."""
+    """A prediction and the requested form of the answer."""
 
     prediction: Prediction
     form: AnswerForm
 
 
 def model_fn(model_dir: str) -> Predictor:
-    """The model of a model directory; PSPNET_DEVICE, PSPNET_PRECISION and PSPNET_RUNTIME count as in `pspnet serve`."""
-    _let_bodies_through()
+    """Load a model directory with PSPNET_DEVICE, PSPNET_PRECISION and PSPNET_RUNTIME as in `pspnet serve`."""
+    _disable_text_decoding()
     return open_predictor(Path(model_dir), read_settings(Path(model_dir)), _limits())
 
 
 def input_fn(body: Any, content_type: str | None, context: Any = None) -> Request | RequestError:
-    """A request's body and headers -> image and form of the answer."""
+    """Decode a request's body and headers to the image and the form of the answer."""
 
     def read() -> Request:
-        accept, attributes = _wishes(context)
+        accept, attributes = _requested_form(context)
         form = choose_answer(accept, attributes)
-        # None without a body; str or a mapping where the server has decoded it, by a content type that is refused.
+        # None without a body; str or a mapping if the server decoded it, for a content type that is refused.
         data = bytes(body) if isinstance(body, (bytes, bytearray)) else str(body or "").encode()
         return Request(decode_image(data, content_type, _limits()), form)
 
@@ -77,7 +78,7 @@ def input_fn(body: Any, content_type: str | None, context: Any = None) -> Reques
 
 
 def predict_fn(request: Request | RequestError, model: Predictor, context: Any = None) -> Result | RequestError:
-    """Image -> prediction, with class probabilities where the answer needs them."""
+    """Predict the image, with class probabilities if the answer needs them."""
 
     def predict() -> Result:
         if isinstance(request, RequestError):
@@ -91,7 +92,7 @@ def predict_fn(request: Request | RequestError, model: Predictor, context: Any =
 
 
 def output_fn(result: Result | RequestError, accept: str | None, context: Any = None) -> tuple[bytes, str]:
-    """The answer's body and its content type."""
+    """Return the answer's body and its content type."""
 
     def write() -> tuple[bytes, str]:
         if isinstance(result, RequestError):
@@ -107,7 +108,7 @@ def output_fn(result: Result | RequestError, accept: str | None, context: Any = 
 
 
 def _guarded(context: Any, step: Callable[[], _Done]) -> _Done | RequestError:
-    """The step's result, or the RequestError to answer with; raised where there is no context."""
+    """Return the step's result or the RequestError to answer with, which is raised if there is no context."""
     try:
         return step()
     except Exception as error:
@@ -117,8 +118,8 @@ def _guarded(context: Any, step: Callable[[], _Done]) -> _Done | RequestError:
         return answer
 
 
-def _wishes(context: Any) -> tuple[str | None, str | None]:
-    """The request's Accept header, or the container's default for none, and its custom attributes."""
+def _requested_form(context: Any) -> tuple[str | None, str | None]:
+    """Return the request's Accept header, by default the container's, and its custom attributes."""
     headers = {}
     if context is not None:
         properties = context.request_processor[0].get_request_properties()
@@ -130,17 +131,17 @@ def _wishes(context: Any) -> tuple[str | None, str | None]:
 
 
 def _limits() -> Limits:
-    """The settings, with answers no larger than this server carries."""
+    """Read the limits, with answers no larger than TorchServe's limit."""
     limits = Limits.from_environment()
-    carried = os.environ.get("TS_MAX_RESPONSE_SIZE", "")
-    largest = int(carried) if carried.isdigit() else _TORCHSERVE_RESPONSE_BYTES
+    maximum = os.environ.get("TS_MAX_RESPONSE_SIZE", "")
+    largest = int(maximum) if maximum.isdigit() else _TORCHSERVE_RESPONSE_BYTES
     return replace(limits, answer_bytes=min(limits.answer_bytes, max(1, largest - _FRAME_BYTES)))
 
 
-def _let_bodies_through() -> None:
+def _disable_text_decoding() -> None:
     """Keep the toolkit from decoding the bodies of text types before input_fn refuses them.
 
-    Where such a body is no UTF-8, it would answer 500 and a traceback.
+    It would answer a body that is not UTF-8 with status 500 and a traceback.
     """
     try:
         from sagemaker_inference import content_types

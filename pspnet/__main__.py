@@ -1,4 +1,4 @@
-"""`python -m pspnet`: the same as the console command."""
+"""`python -m pspnet`, the same as `pspnet`."""
 
 from pspnet.cli import main
 

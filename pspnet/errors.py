@@ -36,12 +36,34 @@ class AnnotationModeError(DataError):
     """A readable annotation whose pixels are not class ids: RGB, 16-bit, 1-bit, a lossy format."""
 
 
+class ImageTooLargeError(DataError):
+    """An image above the pixels of one forward pass, if larger images are to be refused."""
+
+    def __init__(self, height: int, width: int, pixels: int) -> None:
+        self.height, self.width, self.pixels = height, width, pixels
+        super().__init__(
+            f"the image has {width}x{height} pixels; at most {pixels:,} are allowed as large_images is `refuse`. Use a "
+            "smaller image, or the limit large_images=`tile` or `scale`."
+        )
+
+
 class WeightsError(PspnetError):
     """Missing or damaged weights, checkpoints or model directories, or ones of another architecture."""
 
 
 class ProcessLostError(PspnetError):
     """Another process of a data-parallel run ended; that process reports the reason."""
+
+
+class TrainingStoppedError(PspnetError):
+    """A signal stopped a training run before its last epoch; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, exit_code: int, checkpoint_dir: str) -> None:
+        self.exit_code = exit_code
+        super().__init__(
+            f"The job was stopped by a signal (exit code {exit_code}) before its last epoch. Its checkpoint is in "
+            f"{checkpoint_dir}; the same job resumes from it."
+        )
 
 
 class NonFiniteLossError(PspnetError):

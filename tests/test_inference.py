@@ -1,4 +1,4 @@
-"""The endpoint's handlers: alone, and as the inference toolkit calls them, with a request's context."""
+"""The endpoint's handlers, with and without a request's context."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def model(model_dir: Path) -> Predictor:
 
 
 class Context:
-    """What TorchServe hands on, as far as the handlers use it."""
+    """The part of TorchServe's context that the handlers use."""
 
     def __init__(self, **headers: str) -> None:
         self.headers: dict[str, Any] = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.headers["body"] = {"content-type": "image/png"}  # the server puts parts' own headers among them
+        self.headers["body"] = {"content-type": "image/png"}  # the server adds the headers of multipart bodies
         self.request_processor = [self]
         self.status = (200, "")
 
@@ -60,12 +60,12 @@ class Context:
 
 
 def answer(model: Any, body: Any, content_type: str | None, context: Context, accept: str = "application/json") -> Any:
-    """The toolkit's own sequence; it puts application/json where a request accepts anything."""
+    """Call the handlers as the toolkit does, which substitutes application/json for a missing Accept header."""
     data = inference.input_fn(body, content_type, context)
     return inference.output_fn(inference.predict_fn(data, model, context), accept, context)
 
 
-def test_the_handlers_have_the_parameters_that_the_toolkit_counts() -> None:
+def test_the_handlers_have_the_number_of_parameters_that_the_toolkit_expects() -> None:
     counts = {name: len(inspect.signature(getattr(inference, name)).parameters) for name in (
         "model_fn", "input_fn", "predict_fn", "output_fn",
     )}  # fmt: skip
@@ -76,7 +76,7 @@ def test_the_handlers_have_the_parameters_that_the_toolkit_counts() -> None:
 # --- with a context ---------------------------------------------------------------------------------------------------
 
 
-def test_a_frame_becomes_the_mask_that_the_predictor_gives(model: Predictor) -> None:
+def test_a_frame_becomes_the_mask_of_the_predictor(model: Predictor) -> None:
     context = Context()
     body, content_type = answer(model, bytearray(BODY), "image/png", context)
     assert (content_type, context.status) == ("image/png", (200, ""))
@@ -102,18 +102,14 @@ def test_the_answer_follows_the_requests_own_headers(
     assert context.status[0] == 200
 
 
-def test_the_containers_default_accept_counts_where_it_is_set(
-    model: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_containers_default_accept_is_used_if_set(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", "application/x-npy")
     assert answer(model, BODY, None, Context())[1] == "application/x-npy"
     assert answer(model, BODY, None, Context(Accept="*/*"))[1] == "application/x-npy"
     assert answer(model, BODY, None, Context(Accept="image/png"))[1] == "image/png"
 
 
-def test_probabilities_are_computed_only_where_they_are_asked_for(
-    model: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probabilities_are_computed_only_on_request(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     predict = model.predict
 
@@ -151,7 +147,7 @@ def test_a_request_that_cannot_be_answered_gets_a_status_and_a_sentence(
     assert "\n" not in found.decode()
 
 
-def test_answers_that_would_not_fit_are_refused_before_the_model_runs(
+def test_answers_that_are_too_large_are_refused_before_the_model_runs(
     model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PSPNET_ANSWER_BYTES", "20000")
@@ -163,7 +159,7 @@ def test_answers_that_would_not_fit_are_refused_before_the_model_runs(
     assert found.startswith(b"Probabilities of 3 classes for 56x40 pixels take 27,008 bytes")
 
 
-def test_a_defect_is_a_500_whose_traceback_stays_in_the_log(
+def test_an_unexpected_exception_is_a_500_whose_traceback_is_only_logged(
     model: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -179,7 +175,7 @@ def test_a_defect_is_a_500_whose_traceback_stays_in_the_log(
     assert "Traceback" in caplog.text
 
 
-def test_a_lack_of_memory_is_a_503(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_a_503(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
@@ -190,7 +186,7 @@ def test_a_lack_of_memory_is_a_503(model: Predictor, monkeypatch: pytest.MonkeyP
     assert found.startswith(b"The endpoint ran out of memory")
 
 
-# --- without one ------------------------------------------------------------------------------------------------------
+# --- without a context ------------------------------------------------------------------------------------------------
 
 
 def test_a_script_calls_the_handlers_one_after_another(model: Predictor) -> None:
@@ -218,7 +214,7 @@ def test_errors_without_a_context_are_raised(model: Predictor, monkeypatch: pyte
 # --- settings and the toolkit itself ----------------------------------------------------------------------------------
 
 
-def test_answers_are_no_larger_than_torchserve_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_no_larger_than_the_limit_of_torchserve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inference._limits().answer_bytes == 6_553_500 - 16_384
     monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "50000000")
     assert inference._limits().answer_bytes == 25_000_000
@@ -234,7 +230,7 @@ def test_wrong_settings_stop_the_model_from_loading(model_dir: Path, monkeypatch
         inference.model_fn(str(model_dir))
 
 
-def test_the_model_runs_as_the_variables_of_serving_say(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variables_of_serving_are_used(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_DEVICE", "cpu")
     monkeypatch.setenv("PSPNET_PRECISION", "bfloat16")
     runtime: Any = inference.model_fn(str(model_dir)).runtime
@@ -247,7 +243,7 @@ def test_the_model_runs_as_the_variables_of_serving_say(model_dir: Path, monkeyp
         inference.model_fn(str(model_dir))
 
 
-def test_the_toolkit_leaves_bodies_as_they_are(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_toolkit_does_not_decode_bodies(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, types = ModuleType("sagemaker_inference"), ModuleType("sagemaker_inference.content_types")
     types.UTF8_TYPES = ["application/json", "text/csv"]  # type: ignore[attr-defined]
     package.content_types = types  # type: ignore[attr-defined]
@@ -257,7 +253,7 @@ def test_the_toolkit_leaves_bodies_as_they_are(model_dir: Path, monkeypatch: pyt
     assert types.UTF8_TYPES == []
 
 
-def test_the_real_toolkit_answers_by_these_handlers(
+def test_the_real_toolkit_calls_these_handlers(
     model_dir: Path, model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transformer_module = pytest.importorskip("sagemaker_inference.transformer")

@@ -11,6 +11,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,14 @@ def load_trained(directory: Path) -> Artifact:
             f"train.py --model {directory} with the settings that `pspnet import` printed."
         )
     return artifact
+
+
+def load_model(directory: str | PathLike[str]) -> nn.Module:
+    """Return the network of a model directory in evaluation mode on the CPU; WeightsError as `load_trained`.
+
+    Its forward pass maps (N, 3, H, W) RGB in 0..255 to logits (N, C, H, W).
+    """
+    return load_trained(Path(directory)).model
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`python -m pspnet.cli`: the same as `pspnet`."""
+"""`python -m pspnet.cli`, the same as `pspnet`."""
 
 from pspnet.cli import main
 

@@ -1,4 +1,4 @@
-"""The commands about data: `pspnet doctor` and `pspnet prepare`."""
+"""`pspnet doctor` and `pspnet prepare`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _CHANNELS = ("train", "validation")
 
 
 def register(subparsers: Any) -> None:
-    """Add `doctor` and `prepare` to the subparsers of an argparse parser; each sets `run`, (args) -> exit code."""
+    """Add `doctor` and `prepare` to the parser of `pspnet`."""
     doctor = subparsers.add_parser(
         "doctor",
         help="examine a data set fully before training",
-        description="Read every file of a data set, report every problem; exit code 1 where training would be wrong.",
+        description="Read every file of a data set and report every problem; exit code 1 if training would be wrong.",
     )
     add_doctor_arguments(doctor)
     doctor.set_defaults(run=run_doctor)
@@ -43,29 +43,29 @@ def register(subparsers: Any) -> None:
 
 
 def _flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
-    """A flag that is accepted with underscores and with hyphens."""
+    """Add a flag that is accepted with underscores and with hyphens."""
     spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     parser.add_argument(*spellings, **options)
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `pspnet doctor`."""
+    """Add the arguments of `pspnet doctor`."""
     parser.add_argument("data", nargs="?", type=Path, metavar="DATA_DIR", help="folder that holds the channels")
     for channel in _CHANNELS:
         _flag(parser, channel, type=Path, metavar="DIR", help=f"folder of the {channel} images")
         _flag(parser, f"{channel}_annotation", type=Path, metavar="DIR", help=f"folder of the {channel} annotations")
     _flag(parser, "label_map", type=Path, metavar="DIR", help="folder of label maps (DATA_DIR/label_map, if it exists)")
-    _flag(parser, "num_classes", type=int, metavar="N", help="classes of the model (found in the masks if not given)")
+    _flag(parser, "num_classes", type=int, metavar="N", help="classes of the model (default: those in the masks)")
     sets = ", ".join(NAMED_CLASS_SETS)
-    _flag(parser, "class_names", metavar="NAMES", help=f"names with commas between, or a known set: {sets}")
+    _flag(parser, "class_names", metavar="NAMES", help=f"names separated by commas, or a known set: {sets}")
     _flag(parser, "ignore_index", type=int, default=IGNORE_INDEX, metavar="ID", help="class id to ignore besides 255")
     cores = available_cores()
     _flag(parser, "workers", type=int, default=cores, metavar="N", help="processes that read files (%(default)s)")
-    _flag(parser, "json", type=Path, metavar="FILE", help="write the report as JSON too")
+    _flag(parser, "json", type=Path, metavar="FILE", help="also write the report as JSON")
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print the report; 1 where training would be wrong, else 0."""
+    """Print the report; return 1 if training would be wrong, else 0."""
     report = examine(
         _channels(args),
         num_classes=None if args.num_classes is None else _within("num_classes", args.num_classes, 2, MAX_CLASSES),
@@ -83,7 +83,7 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def _channels(args: argparse.Namespace) -> list[Channel]:
-    """The channels to examine: both of DATA_DIR, or those whose folders are given; a given folder wins."""
+    """Return the channels to examine: both of DATA_DIR, or those whose folders are given, which take precedence."""
     folders: dict[str, Path | None] = {}
     for name in _CHANNELS:
         for kind in (name, f"{name}_annotation"):
@@ -92,7 +92,7 @@ def _channels(args: argparse.Namespace) -> list[Channel]:
     label_map = args.label_map
     if args.data is not None:
         if not args.data.is_dir():
-            raise DataError(f"{args.data}: is not a folder; expected one that holds train, train_annotation, ...")
+            raise DataError(f"{args.data}: is not a folder; expected one that contains train, train_annotation, ...")
         if label_map is None and (args.data / "label_map").is_dir():
             label_map = args.data / "label_map"
     channels = []
@@ -122,24 +122,24 @@ def _class_names(text: str | None) -> tuple[str, ...] | None:
     names = [name.strip() for name in text.split(",")]
     twice = [name for index, name in enumerate(names) if name in names[:index]]
     if twice:
-        raise DataError(f"class_names: {twice[0]!r} stands twice; expected different names with commas between.")
+        raise DataError(f"class_names: {twice[0]!r} is repeated; expected different names separated by commas.")
     if not 2 <= len(names) <= MAX_CLASSES:
         sets = ", ".join(NAMED_CLASS_SETS)
         raise DataError(
-            f"class_names: found {text!r}; expected 2 to {MAX_CLASSES} names with commas between, or a known set: "
+            f"class_names: found {text!r}; expected 2 to {MAX_CLASSES} names separated by commas, or a known set: "
             f"{sets}."
         )
     return tuple(names)
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    """`pspnet prepare voc`, `ade20k`, `cityscapes`, `camvid` and `shapes`."""
+    """Add the subcommands `voc`, `ade20k`, `cityscapes`, `camvid` and `shapes`."""
     kinds = parser.add_subparsers(dest="data_set", required=True, metavar="DATA_SET")
     voc = kinds.add_parser("voc", help="PASCAL VOC 2012, optionally with SBD's masks (train_aug)")
     voc.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write, new or empty")
     _flag(
         voc, "source", type=Path, metavar="PATH",
-        help="VOCdevkit folder or VOCtrainval_11-May-2012.tar; with --download, where to keep the tar (beside OUTPUT)",
+        help="VOCdevkit folder or VOCtrainval_11-May-2012.tar; with --download, path of the tar (next to OUTPUT)",
     )  # fmt: skip
     _flag(voc, "download", action="store_true", help="download the tar (2 GB; resumes, checks the MD5)")
     _flag(voc, "url", default=VOC_URL, help="address of the tar (%(default)s)")
@@ -163,7 +163,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         ("validation", 40, "validation pictures"),
         ("width", 128, "width in pixels"),
         ("height", 96, "height in pixels"),
-        ("seed", 0, "another seed draws other pictures"),
+        ("seed", 0, "seed of the pictures"),
     ):
         _flag(shapes, name, type=int, default=default, metavar="N", help=f"{text} (%(default)s)")
     shapes.set_defaults(run=run_prepare_shapes)
@@ -172,9 +172,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_layout_arguments(kinds: Any, layout: Layout, url: str, text: str) -> None:
     parser = kinds.add_parser(layout.config, help=f"{layout.name}: {text}", description=f"{layout.name}: {text}.")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write, new or empty")
-    kept = "; with --download, where to keep the zip (beside OUTPUT)" if url else ""
+    kept = "; with --download, path of the zip (next to OUTPUT)" if url else ""
     _flag(parser, "source", type=Path, metavar="PATH", help=f"{layout.expected}{kept}")
-    _flag(parser, "download", action="store_true", help="download the zip" if url else "tells where to get the files")
+    _flag(parser, "download", action="store_true", help="download the zip" if url else "print where to get the files")
     if url:
         _flag(parser, "url", default=url, help="address of the zip (%(default)s)")
     _flag(parser, "copy", action="store_true", help="copy files instead of making hard links")
@@ -182,20 +182,20 @@ def _add_layout_arguments(kinds: Any, layout: Layout, url: str, text: str) -> No
 
 
 def run_prepare_layout(args: argparse.Namespace) -> int:
-    """Write ADE20K, Cityscapes or CamVid as channels and say what was written."""
+    """Write ADE20K, Cityscapes or CamVid as channels and print a summary."""
     source = fetch(args.layout, args.url, args.source, args.output) if args.download else args.source
     print(prepare_layout(args.layout, source, args.output, not args.copy))
     return 0
 
 
 def run_prepare_voc(args: argparse.Namespace) -> int:
-    """Write VOC 2012 as channels and say what was written."""
+    """Write VOC 2012 as channels and print a summary."""
     print(prepare_voc(args.source, args.output, args.download, args.train_aug, not args.copy, args.url))
     return 0
 
 
 def run_prepare_shapes(args: argparse.Namespace) -> int:
-    """Write the synthetic set and say where."""
+    """Write the synthetic set and print a summary."""
     write_shapes(args.output, args.train, args.validation, (args.width, args.height), args.seed)
     print(f"{args.output}: {args.train:,} training images, {args.validation:,} validation images, 7 classes.")
     return 0

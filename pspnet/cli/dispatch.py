@@ -1,4 +1,4 @@
-"""The console command `pspnet`."""
+"""Parser of all commands and the entry point of `pspnet`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pspnet.system.exit_codes import run_guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands. `train` and `sagemaker` read their own and are only named here."""
+    """Build the parser of all commands; `train` and `sagemaker` parse their own options and are only listed."""
     parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -41,11 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def dispatch(argv: Sequence[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     if argv and argv[0] == "train":
         return train_command(argv[1:])
     if argv and argv[0] == "sagemaker":
-        # Imported here: nobody else should pay for what only these commands need.
+        # Imported here, because only these commands need it.
         from sagemaker_entry.commands import dispatch as dispatch_sagemaker
 
         return dispatch_sagemaker(argv[1:], program="pspnet sagemaker")

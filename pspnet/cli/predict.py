@@ -1,4 +1,4 @@
-"""`pspnet predict`: masks of images. What the commands that use a model directory share."""
+"""`pspnet predict`: masks of images. Also the arguments of every command that takes a model directory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from pspnet.data.inputs import find_images
-from pspnet.data.io.images import read_image, write_image, write_palette_png
-from pspnet.errors import ConfigError, DataError, PspnetError
 from pspnet.inference.runtimes.base import AUTO, NAMES
+from pspnet.system.atomic_folders import make_output_folder
 
 
 def register(subparsers: Any) -> None:
@@ -21,72 +19,50 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("predict", help="write the masks of images")
     add_model_arguments(parser, precision="auto")
     parser.add_argument(
-        "--runtime", default="auto", choices=NAMES, help="what runs the network, see docs/runtimes.md (default: auto)"
+        "--runtime", default="auto", choices=NAMES, help="runtime of the network, see docs/runtimes.md (default: auto)"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders or patterns")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets <name>.png of every image")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the masks")
     parser.add_argument("--overlay", action="store_true", help="also write <name>_overlay.jpg")
     parser.set_defaults(run=run_predict)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, optional: bool = False, precision: str = "float32") -> None:
-    """The model directory (which may be left out where `optional`), the device and the number format's default."""
+    """Add the model directory (which may be omitted if `optional`), the device and the precision."""
     parser.add_argument(
         "model_dir",
         metavar="MODEL_DIR",
         type=Path,
         nargs="?" if optional else None,
-        help="what training wrote to model_dir",
+        help="model directory, as training writes it",
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument(
         "--precision",
         default=precision,
         choices=["auto", "float32", "bfloat16", "float16"],
-        help=f"number format of the network; auto by device (default: {precision})",
+        help=f"precision of the network; auto chooses by device (default: {precision})",
     )
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """Write palette PNG masks. An image that can't be used is named and passed over; the exit code is then 1.
-
-    Raises ConfigError for a runtime that cannot run here, be it that this shows at the first image only.
-    """
-    from pspnet.evaluation.visualization import overlay
+    """Write palette PNG masks. Report and skip an image that cannot be used; the exit code is then 1."""
+    from pspnet.inference.predict import write_predictions
     from pspnet.inference.predictor import Predictor
     from pspnet.system.device import choose_device
     from pspnet.system.precision import choose_precision
 
     paths = find_images(arguments.images)
-    make_folder(arguments.output)
+    make_output_folder(arguments.output)
     device = choose_device(arguments.device)
     dtype = None if arguments.precision == AUTO else choose_precision(arguments.precision, device).dtype
     predictor = Predictor.load(arguments.model_dir, str(device), dtype=dtype, runtime=arguments.runtime)
-    failed = 0
-    for path in tqdm(paths, unit="image", disable=len(paths) < 2 or not sys.stderr.isatty()):
-        try:
-            image = read_image(path)
-            mask = predictor(image)
-        except ConfigError:  # the runtime cannot run here: no other image would fare better
-            raise
-        except PspnetError as error:
-            text = str(error) if str(path) in str(error) else f"{path}: {error}"
-            print(f"error: {text}", file=sys.stderr)
-            failed += 1
-            continue
-        write_palette_png(arguments.output / f"{path.stem}.png", mask, predictor.palette)
-        if arguments.overlay:
-            picture = Image.fromarray(overlay(image, mask, predictor.palette))
-            write_image(arguments.output / f"{path.stem}_overlay.jpg", picture, quality=90)
-    print(f"{len(paths) - failed} masks in {arguments.output}" + (f", {failed} images failed" if failed else ""))
+
+    def print_error(message: str) -> None:
+        print(f"error: {message}", file=sys.stderr)
+
+    shown = tqdm(paths, unit="image", disable=len(paths) < 2 or not sys.stderr.isatty())
+    written = write_predictions(predictor, shown, arguments.output, arguments.overlay, print_error)
+    failed = len(paths) - written
+    print(f"{written} masks in {arguments.output}" + (f", {failed} images failed" if failed else ""))
     return 1 if failed else 0
-
-
-def make_folder(folder: Path) -> None:
-    """Make the output folder; DataError where that can't be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"--output: {folder} cannot be made ({error.strerror or error}); give another folder."
-        ) from error

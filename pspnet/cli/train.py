@@ -1,4 +1,4 @@
-"""`train.py` and `pspnet train`."""
+"""`pspnet train` and `train.py`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from pspnet.config.parsing import parse_arguments
 from pspnet.config.reference import dump_yaml, help_text
 from pspnet.config.rules import check_channels, config_warnings
+from pspnet.errors import TrainingStoppedError
 from pspnet.system.locations import find_project_file
 from pspnet.system.sagemaker_job import job_arguments, report_failure
 
@@ -20,7 +21,7 @@ def _find_quickstart() -> Path | None:
 
 
 def train_command(argv: Sequence[str]) -> int:
-    """`train.py` and `pspnet train`: settings from flags, file and environment; then train."""
+    """Read settings from flags, file and environment, and train; return the exit code."""
     arguments = parse_arguments(job_arguments(argv, os.environ), os.environ, default_file=_find_quickstart())
     if arguments.help_requested:
         print(help_text())
@@ -32,14 +33,10 @@ def train_command(argv: Sequence[str]) -> int:
         print(dump_yaml(config), end="")
         return 0
     check_channels(config, arguments.sources)
-    # Imported here, so that --help and wrong settings answer at once.
+    # Imported here, so that --help and wrong settings respond without importing torch.
     from pspnet.training.loop import train
 
     exit_code = train(config).exit_code
     if exit_code:
-        report_failure(
-            f"The job was stopped by a signal (exit code {exit_code}) before its last epoch. Its checkpoint is in "
-            f"{config.checkpoint_dir}; the same job goes on from it.",
-            os.environ,
-        )
+        report_failure(str(TrainingStoppedError(exit_code, config.checkpoint_dir)), os.environ)
     return exit_code

@@ -31,6 +31,7 @@ from pspnet.evaluation.protocols.whole import predict_whole
 from pspnet.system.distributed import Processes
 
 # Batches that each process scores before the processes sum their counts.
+# How many batches each of several processes scores before they add up their counts.
 _BATCHES_PER_EXCHANGE = 4
 # Upper limit of forward passes per batch of images: an interruption loses the current batch.
 _MAX_PASSES_PER_BATCH = 8

@@ -13,12 +13,6 @@ _GAP = 4  # px between the pictures of a sheet
 _TITLE = 16  # px above each column
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Blend the colours of an (H, W) mask over an (H, W, 3) uint8 image; ignored pixels stay unchanged."""
-    blended = (image * (1 - opacity) + palette[mask] * opacity + 0.5).astype(np.uint8)
-    return np.where((mask == IGNORE_INDEX)[..., None], image, blended)
-
-
 def sample_row(image: np.ndarray, target: np.ndarray, prediction: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
     """Return (H, W, 3) uint8 pictures of one sample: image, ground truth, prediction and errors."""
     wrong = (prediction != target) & (target != IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""Image in, mask out.
+"""Predictor: images in, masks out.
 
 Legend: N images in a batch, H, W image height and width, C classes.
 """
@@ -6,68 +6,48 @@ Legend: N images in a batch, H, W image height and width, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Optional, Tuple, Union
+from typing import Dict, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from pspnet.artifact.model_directory import load_trained, read_labels
-from pspnet.data.io.images import read_image, to_rgb
-from pspnet.errors import DataError
+from pspnet.errors import ImageTooLargeError
+from pspnet.inference.image_input import ImageLike, as_array, image_list, is_image
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
+from pspnet.inference.prediction import Prediction
 from pspnet.inference.runtimes.base import AUTO, Runtime, check_name
 from pspnet.inference.runtimes.factory import Source, open_runtime
 from pspnet.inference.tiling import enlarge, pad, padded_pixels, scaled_size, shrink, windows
 from pspnet.models.constants import MIN_SIZE
-from pspnet.serving.protocol.request_error import RequestError
 from pspnet.system.device import resolve_device
 
-# Evaluated at run time, hence without the `|` that Python 3.8 does not know there.
-ImageLike = Union[str, "PathLike[str]", Image.Image, np.ndarray]
-# (H, W) uint8 and, where asked for, (C, H, W) float32.
-_MaskAndShares = Tuple[np.ndarray, Optional[np.ndarray]]
+__all__ = ["ImageLike", "Prediction", "Predictor"]
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image.
-
-    mask: (H, W) uint8 class ids.
-    class_names: in the order of the ids.
-    palette: (256, 3) uint8, a colour for every id.
-    image: (H, W, 3) uint8 RGB, the image itself.
-    probabilities: (C, H, W) float32, where they were asked for.
-    """
-
-    mask: np.ndarray
-    class_names: tuple[str, ...]
-    palette: np.ndarray
-    image: np.ndarray
-    probabilities: np.ndarray | None = None
+# mask: (H, W) uint8, probabilities: (C, H, W) float32, confidence_map: (H, W) uint8; the last two only if requested.
+_Maps = Dict[str, np.ndarray]
 
 
 class Predictor:
-    """A model ready to turn images into masks. Several threads may call one predictor at the same time.
+    """A model ready to turn images into masks. Thread-safe.
 
     >>> predictor = Predictor.load("runs/quickstart/model")
     >>> mask = predictor("frame.jpg")  # (H, W) uint8 class ids, the size of the frame
 
-    Images above `limits.pass_pixels` are handled as `limits.large_images` says, those with a side below 32 px with
-    their last row and column repeated up to it. Everything else runs in one pass at its own size.
+    Images above `limits.pass_pixels` are handled according to `limits.large_images`. Images with a side below 32 px are
+    padded to it by repeating their last row and column. All others run in one forward pass at their own size.
 
     Args:
         model: a network, or a runtime that is ready.
         class_names: in the order of the ids.
         palette: (256, 3) uint8.
-        device: where a network runs.
-        dtype: number format of a network; None for the fastest of the device (float32 on CPUs).
-        limits: sizes and what happens beyond them.
-        runtime: what runs a network: auto, eager or compile.
+        device: device of a network.
+        dtype: precision of a network; None for the fastest of the device (float32 on CPUs).
+        limits: image sizes and the handling of larger images.
+        runtime: runtime of a network: auto, eager or compile.
     """
 
     def __init__(
@@ -85,7 +65,7 @@ class Predictor:
         self.palette = palette
         self.limits = limits
         self.before_pass: Callable[[], None] = _nothing
-        """Called before every pass of the network, of which a large image takes many. What it raises ends `predict`."""
+        """Called before every forward pass; a large image takes many. An exception of it ends `predict`."""
         if isinstance(model, nn.Module):
             network = model.eval()
             self.runtime = open_runtime(runtime, Source(lambda: network, self.device, dtype))
@@ -104,13 +84,13 @@ class Predictor:
         """Read a model directory.
 
         Args:
-            device: auto, cpu, cuda or what torch.device takes.
+            device: auto, cpu, cuda or any argument of torch.device.
             dtype: as for Predictor.
             runtime: auto, eager, compile, onnxruntime, openvino, tensorrt, onnxruntime:int8 or openvino:int8. Exported
-                graphs are found in the directory; where one is asked for, the network itself is not read.
+                graphs are read from the directory; the network itself is then not loaded.
 
         Raises WeightsError for a directory or an export that is missing, damaged or of another program, and ConfigError
-        for a device or a runtime that is none or is missing here.
+        for an unknown device and for an unknown or unavailable runtime.
         """
         check_name(runtime)
         chosen = resolve_device(device)
@@ -121,7 +101,7 @@ class Predictor:
 
     @property
     def model(self) -> nn.Module:
-        """The network's inference form, where PyTorch runs it; AttributeError for exported graphs."""
+        """The fused inference model; AttributeError if an exported graph runs instead."""
         runtime = getattr(self.runtime, "eager", self.runtime)
         model: nn.Module | None = getattr(runtime, "model", None)
         if model is None:
@@ -129,11 +109,11 @@ class Predictor:
         return model
 
     def prepare(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
-        """Do ahead of the first frame what images of these sizes need: choose a runtime, compile, warm up.
+        """Choose a runtime, compile and warm up for images of these sizes, ahead of the first one.
 
         Args:
             sizes: (height, width) of images.
-            batch: how many of a size are given to `predict` at once.
+            batch: number of images of one size in a call of `predict`.
         """
         for height, width in dict.fromkeys(self._pass_size(*size) for size in sizes):
             self.runtime.prepare(height, width)
@@ -142,7 +122,7 @@ class Predictor:
                 self.runtime.prepare(height, width, together)
 
     def _pass_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the passes that an image of some size takes."""
+        """Return (height, width) of the forward passes over an image of this size."""
         if padded_pixels(height, width) > self.limits.pass_pixels:
             if self.limits.large_images == "scale":
                 height, width = scaled_size(height, width, self.limits.pass_pixels)
@@ -151,44 +131,89 @@ class Predictor:
                 height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
         return max(height, MIN_SIZE), max(width, MIN_SIZE)
 
-    def __call__(self, image: ImageLike) -> np.ndarray:
-        """Class ids of every pixel.
+    @overload
+    def __call__(self, images: ImageLike) -> np.ndarray: ...  # type: ignore[overload-overlap]  # str is a Sequence
+
+    @overload
+    def __call__(self, images: Sequence[ImageLike]) -> list[np.ndarray]: ...
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray | list[np.ndarray]:
+        """Return the (H, W) uint8 mask of class ids of one image, or a list of masks for a list of images.
+
+        A mask covers the image's stored pixel grid (EXIF orientation is not applied). Images and errors as `predict`.
+        """
+        predictions = self._predict_list(images)
+        return predictions[0].mask if is_image(images) else [prediction.mask for prediction in predictions]
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # str is a Sequence
+        self, images: ImageLike, probabilities: bool = False, confidence: bool = False
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, images: Sequence[ImageLike], probabilities: bool = False, confidence: bool = False
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], probabilities: bool = False, confidence: bool = False
+    ) -> Prediction | list[Prediction]:
+        """Return the Prediction of one image, or a list of them for a list of images, in its order.
+
+        Images of one size run as batches of limits.pass_pixels.
 
         Args:
-            image: path of an image file, Pillow image, or (H, W, 3) uint8 RGB array.
-
-        Returns:
-            (H, W) uint8 mask on the image's stored pixel grid (EXIF orientation is not applied).
+            images: one image or several. An image is a path, a Pillow image, an (H, W), (H, W, 3) or (H, W, 4) uint8
+                array, or a (3, H, W) or (H, W, 3) uint8 tensor; RGB, alpha is dropped, grey is repeated.
+            probabilities: also compute class probabilities: C * H * W * 4 bytes for each image.
+            confidence: also compute the largest probability of every pixel: H * W bytes for each image.
 
         Raises:
-            DataError: the image is unreadable, or an array of another shape or type.
-            RequestError: the image is above limits.pass_pixels, and limits.large_images is `refuse`.
+            DataError: an image is unreadable, or of another type, shape or dtype.
+            ImageTooLargeError: an image is above limits.pass_pixels, and limits.large_images is `refuse`.
         """
-        return self.predict([_as_array(image)])[0].mask
+        predictions = self._predict_list(images, probabilities, confidence)
+        return predictions[0] if is_image(images) else predictions
 
-    def predict(self, images: Sequence[np.ndarray], probabilities: bool = False) -> list[Prediction]:
-        """Predictions for several images, in their order; those of one size run as batches of limits.pass_pixels.
+    def predict_iter(
+        self, images: Iterable[ImageLike], probabilities: bool = False, confidence: bool = False
+    ) -> Iterator[Prediction]:
+        """Yield the predictions of any number of images in their order, in bounded memory.
 
-        Args:
-            images: (H, W, 3) uint8 RGB arrays.
-            probabilities: whether to give class probabilities too: C * H * W * 4 bytes for each image.
-
-        Raises DataError for arrays of another shape or type, RequestError as `__call__`.
+        Reads the next images only after the predictions so far were consumed, as many as fit limits.pass_pixels.
+        Arguments and errors as `predict`; an error ends the iteration.
         """
-        arrays = [_checked(image) for image in images]
+        group: list[np.ndarray] = []
+        pixels = 0
+        for image in map(as_array, image_list(images)):
+            added = padded_pixels(*image.shape[:2])
+            if group and pixels + added > self.limits.pass_pixels:
+                yield from self._predict_list(group, probabilities, confidence)
+                group, pixels = [], 0
+            group.append(image)
+            pixels += added
+        yield from self._predict_list(group, probabilities, confidence)
+
+    def _predict_list(
+        self, images: ImageLike | Iterable[ImageLike], probabilities: bool = False, confidence: bool = False
+    ) -> list[Prediction]:
+        arrays = [as_array(image) for image in image_list(images)]
+        extras = ("probabilities",) * probabilities + ("confidence_map",) * confidence
         found: dict[int, Prediction] = {}
         for indices in self._batches(arrays):
             first = arrays[indices[0]]
             if padded_pixels(*first.shape[:2]) > self.limits.pass_pixels:
-                results = [self._predict_large(first, probabilities)]
+                results = [self._predict_large(first, extras)]
             else:
-                results = self._predict_batch([arrays[index] for index in indices], probabilities)
-            for index, (mask, shares) in zip(indices, results):
-                found[index] = Prediction(mask, self.class_names, self.palette, arrays[index], shares)
+                results = self._predict_batch([arrays[index] for index in indices], extras)
+            for index, maps in zip(indices, results):
+                found[index] = Prediction(
+                    class_names=self.class_names, palette=self.palette, image=arrays[index], **maps
+                )
         return [found[index] for index in range(len(arrays))]
 
     def _batches(self, arrays: list[np.ndarray]) -> Iterator[list[int]]:
-        """Indices of images of one size, no more at a time than make pass_pixels."""
+        """Yield indices of images of one size, as many as fit pass_pixels."""
         sizes: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(arrays):
             sizes.setdefault(image.shape, []).append(index)
@@ -197,67 +222,44 @@ class Predictor:
             for start in range(0, len(indices), count):
                 yield indices[start : start + count]
 
-    def _predict_batch(self, images: list[np.ndarray], probabilities: bool) -> list[_MaskAndShares]:
-        """One pass over images of one size."""
+    def _predict_batch(self, images: list[np.ndarray], extras: Sequence[str]) -> list[_Maps]:
+        """Run one forward pass over images of one size."""
         self.before_pass()
         height, width = images[0].shape[:2]
         padded = [pad(image) for image in images]
         pixels = padded[0][np.newaxis] if len(padded) == 1 else np.stack(padded)  # (N, H, W, 3)
-        if not probabilities:
-            return [(mask, None) for mask in self.runtime.masks(pixels)[:, :height, :width]]
+        if not extras:
+            return [{"mask": mask} for mask in self.runtime.masks(pixels)[:, :height, :width]]
         logits = self.runtime.logits(pixels)[..., :height, :width]  # (N, C, H, W)
-        masks = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()  # (N, H, W)
-        return list(zip(masks, logits.softmax(dim=1).cpu().numpy()))  # (N, C, H, W)
+        maps = {"mask": logits.argmax(dim=1).to(torch.uint8)}  # (N, H, W)
+        if "probabilities" in extras:
+            maps["probabilities"] = logits.softmax(dim=1)  # (N, C, H, W)
+        if "confidence_map" in extras:
+            # exp(largest logit - logsumexp) is the softmax of the largest logit.
+            largest = (logits.amax(dim=1) - logits.logsumexp(dim=1)).exp()  # (N, H, W)
+            maps["confidence_map"] = (largest * 255).round().to(torch.uint8)
+        arrays = {name: values.cpu().numpy() for name, values in maps.items()}
+        return [{name: values[index] for name, values in arrays.items()} for index in range(len(images))]
 
-    def _predict_large(self, image: np.ndarray, probabilities: bool) -> _MaskAndShares:
-        """An image above pass_pixels, as limits.large_images says."""
+    def _predict_large(self, image: np.ndarray, extras: Sequence[str]) -> _Maps:
+        """Predict an image above pass_pixels according to limits.large_images."""
         height, width = image.shape[:2]
         if self.limits.large_images == "refuse":
-            raise RequestError(
-                413,
-                f"The image has {width}x{height} pixels; this endpoint takes at most {self.limits.pass_pixels:,} of "
-                "them (PSPNET_PASS_PIXELS) as PSPNET_LARGE_IMAGES is `refuse`. Send a smaller one.",
-            )
+            raise ImageTooLargeError(height, width, self.limits.pass_pixels)
         if self.limits.large_images == "scale":
             small = shrink(image, *scaled_size(height, width, self.limits.pass_pixels))
-            mask, shares = self._predict_batch([small], probabilities)[0]
-            return enlarge(mask, height, width), None if shares is None else enlarge(shares, height, width)
-        return self._predict_tiles(image, probabilities)
-
-    def _predict_tiles(self, image: np.ndarray, probabilities: bool) -> _MaskAndShares:
-        """One pass per window; a pixel is taken from the window in whose middle it lies."""
-        height, width = image.shape[:2]
-        mask = np.empty((height, width), dtype=np.uint8)
-        shares = np.empty((len(self.class_names), height, width), dtype=np.float32) if probabilities else None
+            return {
+                name: enlarge(values, height, width) for name, values in self._predict_batch([small], extras)[0].items()
+            }
+        maps: _Maps = {}
         for window in windows(height, width, self.limits.pass_pixels):
-            part, part_shares = self._predict_batch([image[window.rows, window.columns]], probabilities)[0]
             rows, columns = window.kept
-            mask[window.kept_rows, window.kept_columns] = part[rows, columns]
-            if shares is not None and part_shares is not None:
-                shares[:, window.kept_rows, window.kept_columns] = part_shares[:, rows, columns]
-        return mask, shares
+            for name, part in self._predict_batch([image[window.rows, window.columns]], extras)[0].items():
+                if name not in maps:
+                    maps[name] = np.empty((*part.shape[:-2], height, width), part.dtype)
+                maps[name][..., window.kept_rows, window.kept_columns] = part[..., rows, columns]
+        return maps
 
 
 def _nothing() -> None:
     return None
-
-
-def _checked(image: np.ndarray) -> np.ndarray:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise DataError(
-            f"the image is an array of shape {image.shape} and type {image.dtype}; expected (H, W, 3) uint8 RGB."
-        )
-    if not image.size:
-        raise DataError(f"the image is an array of shape {image.shape}, which holds no pixels.")
-    return image
-
-
-def _as_array(image: ImageLike) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-        return image
-    if isinstance(image, Image.Image):
-        try:
-            return to_rgb(image)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the pixels only now
-            raise DataError(f"the image cannot be read: {error}.") from error
-    return read_image(Path(image))

@@ -1,4 +1,4 @@
-"""Images that are too large for one pass, and those that are too small: windows, scaling, padding.
+"""Windows, scaling and padding for images that are too large or too small for one forward pass.
 
 Legend: H, W image height and width.
 """
@@ -14,14 +14,14 @@ from PIL import Image
 from pspnet.models.constants import MIN_SIZE
 
 OVERLAP = 128
-"""Pixels that two neighbouring windows share, where the windows are large enough."""
+"""Overlap of two neighbouring windows in pixels, if the windows are large enough."""
 
-_CELL = 8  # windows of whole cells at the published output stride
+_CELL = 8  # window sides are multiples of the published output stride
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an image, and the part of it whose predictions count, all in pixels of the image."""
+    """A window of an image and the part of it whose predictions are kept, in pixels of the image."""
 
     rows: slice
     columns: slice
@@ -30,7 +30,7 @@ class Window:
 
     @property
     def kept(self) -> tuple[slice, slice]:
-        """The counting part in pixels of the window."""
+        """The kept part in pixels of the window."""
         top, left = self.rows.start, self.columns.start
         return (
             slice(self.kept_rows.start - top, self.kept_rows.stop - top),
@@ -39,21 +39,21 @@ class Window:
 
 
 def padded_pixels(height: int, width: int) -> int:
-    """Pixels of an image after `pad`."""
+    """Return the number of pixels of an image after `pad`."""
     return max(height, MIN_SIZE) * max(width, MIN_SIZE)
 
 
 def pad(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> the same with its last row and column repeated up to the network's smallest size."""
+    """Repeat the last row and column of an (H, W, 3) image up to the network's smallest size."""
     height, width = image.shape[:2]
     missing = ((0, max(MIN_SIZE - height, 0)), (0, max(MIN_SIZE - width, 0)), (0, 0))
     return np.pad(image, missing, mode="edge") if height < MIN_SIZE or width < MIN_SIZE else image
 
 
 def windows(height: int, width: int, pass_pixels: int) -> list[Window]:
-    """Windows of one size and at most pass_pixels (padded) that cover an image.
+    """Return windows of one size and at most pass_pixels (padded) that cover an image.
 
-    Each pixel counts in one window only: the one whose middle is nearer.
+    Each pixel is kept from one window only: the one whose centre is nearer.
     """
     side = math.isqrt(pass_pixels)
     if max(height, MIN_SIZE) <= side:
@@ -70,7 +70,7 @@ def windows(height: int, width: int, pass_pixels: int) -> list[Window]:
 
 
 def _spans(length: int, size: int) -> list[tuple[slice, slice]]:
-    """Evenly spread stretches of one length <= size that cover `length`, and which part of each one counts."""
+    """Return evenly spaced spans of one length <= size that cover `length`, and the kept part of each."""
     if length <= size:
         return [(slice(0, length), slice(0, length))]
     size -= size % _CELL
@@ -84,7 +84,7 @@ def _spans(length: int, size: int) -> list[tuple[slice, slice]]:
 
 
 def scaled_size(height: int, width: int, pass_pixels: int) -> tuple[int, int]:
-    """(height, width) of the largest image of nearly these proportions that makes at most pass_pixels, padded."""
+    """Return (height, width) of the largest image of nearly this aspect ratio with at most pass_pixels, padded."""
     factor = min(1.0, math.sqrt(pass_pixels / (height * width)))
     small_height, small_width = max(1, int(height * factor)), max(1, int(width * factor))
     small_height = min(small_height, pass_pixels // max(small_width, MIN_SIZE))
@@ -92,12 +92,12 @@ def scaled_size(height: int, width: int, pass_pixels: int) -> tuple[int, int]:
 
 
 def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (height, width, 3), bilinear over all pixels that a new one covers."""
+    """(H, W, 3) uint8 -> (height, width, 3), antialiased bilinear."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def enlarge(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(..., h, w) -> (..., height, width): every pixel takes the value of the one that its middle falls on."""
+    """(..., h, w) -> (..., height, width), nearest neighbour by pixel centres."""
     rows = (2 * np.arange(height) + 1) * values.shape[-2] // (2 * height)
     columns = (2 * np.arange(width) + 1) * values.shape[-1] // (2 * width)
     return values[..., rows[:, None], columns]

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from pspnet.inference.limits import Limits
-from pspnet.inference.predictor import Prediction, Predictor
+from pspnet.inference.prediction import Prediction
+from pspnet.inference.predictor import Predictor
 from pspnet.serving.processes.server_metrics import READY, Row
 from pspnet.serving.processes.server_metrics import STOPPING as ROW_STOPPING
 from pspnet.serving.protocol.accept import choose_answer

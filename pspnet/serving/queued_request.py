@@ -12,7 +12,8 @@ import torch
 
 from pspnet.errors import is_out_of_memory
 from pspnet.inference.limits import Limits
-from pspnet.inference.predictor import Prediction, Predictor
+from pspnet.inference.prediction import Prediction
+from pspnet.inference.predictor import Predictor
 from pspnet.serving.protocol.accept import AnswerForm
 from pspnet.serving.protocol.answers import check_answer, encode
 from pspnet.serving.protocol.request_error import known_answer

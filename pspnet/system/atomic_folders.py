@@ -56,3 +56,13 @@ def _replace_empty(temporary: Path, output: Path) -> None:
     elif output.exists():
         raise FileExistsError(f"{output} is a file")
     temporary.rename(output)
+
+
+def make_output_folder(folder: Path) -> None:
+    """Create an output folder, which may exist; DataError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"--output: {folder} cannot be created ({error.strerror or error}); give another folder."
+        ) from error

@@ -72,7 +72,7 @@ def _predict_one(predictor: EndpointPredictor, path: Path, output: Path, with_ov
     mask, palette = decode_mask(content), palette_of(content)
     write_palette_png(output / f"{path.stem}.png", mask, palette)
     if with_overlay:
-        from pspnet.evaluation.visualization import overlay
+        from pspnet.inference.prediction import overlay
 
         image = read_image(path)
         if image.shape[:2] != mask.shape:

@@ -1,3 +1,5 @@
+"""`pspnet doctor` and `pspnet prepare`: output, exit codes and messages."""
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +27,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_prepared_shapes_are_sound(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepared_shapes_have_no_errors(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "report.json"
     assert run("doctor", shapes, "--class-names", "shapes", "--workers", 1, "--json", report) == 0
     text = capsys.readouterr().out
@@ -51,7 +53,7 @@ def test_one_channel_by_its_folders(shapes: Path, capsys: pytest.CaptureFixture[
     assert "validation" not in text
 
 
-def test_a_label_map_folder_is_found_beside_the_channels(
+def test_a_label_map_folder_is_found_next_to_the_channels(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
@@ -70,19 +72,19 @@ def test_a_label_map_folder_is_found_beside_the_channels(
     ("argv", "message"),
     [
         (["doctor"], "nothing to examine. Give DATA_DIR, or --train and --train_annotation"),
-        (["doctor", "nowhere"], "nowhere: is not a folder; expected one that holds train"),
+        (["doctor", "nowhere"], "nowhere: is not a folder; expected one that contains train"),
         (["doctor", "--train", "x"], "channel train: give --train_annotation too"),
         (["doctor", "--validation_annotation", "x"], "channel validation: give --validation too"),
         (["doctor", ".", "--num_classes", 1], "num_classes: found 1; expected a whole number from 2 to 254"),
         (["doctor", ".", "--ignore_index", 256], "ignore_index: found 256; expected a whole number from 0 to 255"),
-        (["doctor", ".", "--class_names", "a,b,a"], "class_names: 'a' stands twice"),
+        (["doctor", ".", "--class_names", "a,b,a"], "class_names: 'a' is repeated"),
         (["doctor", ".", "--class_names", "a"], "class_names: found 'a'; expected 2 to 254 names"),
         (["prepare", "voc", "out"], "no source. Give a VOCdevkit folder or the tar with --source"),
         (["prepare", "voc", "out", "--source", "gone"], "gone: does not exist"),
         (["prepare", "shapes", "out", "--width", 8], "found size 8 x 96; both sides must be at least 32"),
     ],
 )
-def test_wrong_arguments_are_explained(
+def test_invalid_arguments_are_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[object], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -96,6 +98,6 @@ def test_a_report_that_cannot_be_written_is_an_error(shapes: Path, tmp_path: Pat
         run("doctor", shapes, "--workers", 1, "--json", tmp_path / "gone" / "report.json")
 
 
-def test_shapes_are_not_written_over_something_else(shapes: Path) -> None:
+def test_shapes_do_not_overwrite_other_data(shapes: Path) -> None:
     with pytest.raises(DataError, match="requested was"):
         run("prepare", "shapes", shapes, "--seed", 5)

@@ -1,4 +1,4 @@
-"""`pspnet evaluate` on a tiny model and tiny data: every protocol, mask files, resume, two processes, wrong input."""
+"""`pspnet evaluate` on a tiny model and tiny data: protocols, mask files, resume, two processes, invalid input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = ["background", "disc", "square", "triangle", "ring", "cross", "star"]
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    # As torchrun sets it for its processes: sums in another order would differ in the last bit.
+    # As torchrun sets it: sums in another order would differ in the last bit.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,7 +53,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose answers change with the place; its training saw crops of 40 px of images of 60."""
+    """A model whose prediction varies over the image; it was trained on crops of 40 px of images of 60."""
     config = Config(
         num_classes=7, class_names="shapes", data="shapes", width=4, use_pretrained_model=False, crop_size=40,
         base_size=60,
@@ -77,8 +77,7 @@ def evaluate(model_dir: Path, shapes: Path, output: Path, *more: str) -> int:
 
 
 def read_metrics(output: Path, seconds: bool = False) -> dict[str, Any]:
-    """metrics.json, without what the clock decides. Calibration is rounded: another batch size, on which a network's
-    last bits depend, may move it by that much."""
+    """metrics.json without times. Calibration is rounded, because the batch size changes the last bits of logits."""
     content: dict[str, Any] = json.loads((output / "metrics.json").read_text())
     if not seconds:
         for entry in content["protocols"].values():
@@ -89,7 +88,7 @@ def read_metrics(output: Path, seconds: bool = False) -> dict[str, Any]:
 
 
 def read_arrays(output: Path) -> dict[str, Any]:
-    """The arrays of per_image.npz, without what the clock and the last bits of the confidences decide."""
+    """The arrays of per_image.npz without times and confidences."""
     with np.load(output / "per_image.npz") as archive:
         return {key: archive[key].tolist() for key in archive.files if not key.endswith((".about", ".confidence"))}
 
@@ -114,9 +113,9 @@ def test_evaluate_writes_the_scores_of_the_predicted_masks(
     predictor = Predictor.load(model_dir, device="cpu")
     correct = total = 0
     for path in sorted((shapes / "validation").iterdir()):
-        truth = np.asarray(Image.open(shapes / "validation_annotation" / f"{path.stem}.png"))
-        correct += int((predictor(path)[truth != 255] == truth[truth != 255]).sum())
-        total += int((truth != 255).sum())
+        ground_truth = np.asarray(Image.open(shapes / "validation_annotation" / f"{path.stem}.png"))
+        correct += int((predictor(path)[ground_truth != 255] == ground_truth[ground_truth != 255]).sum())
+        total += int((ground_truth != 255).sum())
     assert metrics["images"] == 6
     assert metrics["pixels"] == total
     assert metrics["pixel_accuracy"] == correct / total
@@ -128,7 +127,7 @@ def test_evaluate_writes_the_scores_of_the_predicted_masks(
     assert "commonest class" in printed
 
 
-def test_all_protocols_stand_side_by_side(scored: Path) -> None:
+def test_all_protocols_are_scored(scored: Path) -> None:
     metrics = read_metrics(scored, seconds=True)
     assert list(metrics["protocols"]) == ["whole", "slide", "multiscale", "builtin"]
     assert metrics["protocol"] == "whole"
@@ -170,7 +169,7 @@ def test_saved_masks_score_the_same(scored: Path, model_dir: Path, shapes: Path,
             np.testing.assert_array_equal(record.matrix(image), records[name].matrix(image))
 
 
-def test_one_protocols_masks_lie_in_the_folder_itself(model_dir: Path, shapes: Path, tmp_path: Path) -> None:
+def test_the_masks_of_one_protocol_have_no_subfolder(model_dir: Path, shapes: Path, tmp_path: Path) -> None:
     more = ["--protocol", "builtin", "--save_masks", str(tmp_path / "masks")]
     assert evaluate(model_dir, shapes, tmp_path / "out", *more) == 0
     predictor = Predictor.load(model_dir, device="cpu")
@@ -181,7 +180,7 @@ def test_one_protocols_masks_lie_in_the_folder_itself(model_dir: Path, shapes: P
 
 
 def test_windows_over_the_whole_image_equal_whole(model_dir: Path, shapes: Path, tmp_path: Path) -> None:
-    """A crop as large as the images, which are made square so that nothing is padded."""
+    """The crop is as large as the images, which are square so that nothing is padded."""
     for channel in ("validation", "validation_annotation"):
         (tmp_path / channel).mkdir()
         for path in sorted((shapes / channel).iterdir())[:3]:
@@ -196,10 +195,10 @@ def test_windows_over_the_whole_image_equal_whole(model_dir: Path, shapes: Path,
         np.testing.assert_array_equal(records["whole"].matrix(image), records["slide"].matrix(image))
 
 
-def test_a_stopped_evaluation_ends_as_if_it_had_not_been(
+def test_a_resumed_evaluation_equals_an_uninterrupted_one(
     scored: Path, model_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a kill leaves behind is the file with the images scored so far."""
+    """A killed evaluation leaves the file with the images scored so far."""
     records = read_records(scored / "per_image.npz")
     del records["builtin"]
     for image in records["slide"].names[2:]:
@@ -216,7 +215,7 @@ def test_a_stopped_evaluation_ends_as_if_it_had_not_been(
     assert read_arrays(tmp_path) == read_arrays(scored)
 
 
-def test_another_precision_or_crop_starts_anew(
+def test_another_precision_or_crop_starts_again(
     model_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(model_dir, shapes, tmp_path, "--protocol", "slide") == 0
@@ -230,7 +229,7 @@ def test_another_precision_or_crop_starts_anew(
 
 
 def test_two_processes_equal_one(scored: Path, model_dir: Path, shapes: Path, tmp_path: Path) -> None:
-    """As torchrun starts them; then two go on with what one process left."""
+    """Two processes, started by torchrun, resume the evaluation of one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -248,13 +247,13 @@ def test_two_processes_equal_one(scored: Path, model_dir: Path, shapes: Path, tm
     command = [*launch, *arguments_of(model_dir, shapes, tmp_path / "out", *more)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-4000:]
-    assert process.stdout.count("mIoU  ") == 1  # one process talks
+    assert process.stdout.count("mIoU  ") == 1  # only the main process prints
     assert "whole: 3 of 6 images were scored before" in process.stdout
     assert read_metrics(tmp_path / "out") == read_metrics(scored)
     assert read_arrays(tmp_path / "out") == read_arrays(scored)
 
 
-def test_evaluate_names_what_is_wrong(
+def test_evaluate_reports_unusable_folders(
     model_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(tmp_path, shapes, tmp_path / "out") == 1
@@ -263,7 +262,7 @@ def test_evaluate_names_what_is_wrong(
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert evaluate(model_dir, shapes, tmp_path / "file" / "out") == 1
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be created" in capsys.readouterr().err
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
@@ -275,12 +274,12 @@ def test_evaluate_names_what_is_wrong(
         ("--ignore", "256", "--ignore: found '256'; expected a whole number from 0 to 255."),
         ("--protocol", "whole,slides", "--protocol: found 'slides'; expected one or more of whole, slide"),
         ("--crop_size", "big", "--crop_size: found 'big'; expected a whole number, 0 or more."),
-        ("--scales", "1,x", "--scales: found '1,x'; expected numbers with commas between."),
+        ("--scales", "1,x", "--scales: found '1,x'; expected numbers separated by commas."),
         ("--flip", "maybe", "--flip: found 'maybe'; expected True or False."),
         ("--resume", "always", "--resume: found 'always'; expected auto or never."),
     ],
 )
-def test_wrong_options_are_named(
+def test_invalid_options_are_named(
     model_dir: Path,
     shapes: Path,
     tmp_path: Path,
@@ -294,7 +293,7 @@ def test_wrong_options_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_needed_is_said(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_options_are_named(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rest = ["--annotations", str(shapes / "validation_annotation"), "--output", str(tmp_path)]
     assert run_guarded(dispatch, ["evaluate", *rest]) == 2
     assert "evaluate needs MODEL_DIR and --images, or --predictions" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`pspnet import` from file to a model directory that predicts, and its messages."""
+"""`pspnet import`: from a file to a model directory that predicts, and its messages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def mmseg_file(path: Path, model: PSPNet, **meta: object) -> Path:
     return path
 
 
-def test_the_built_ins_artifact_becomes_a_model_that_predicts(
+def test_the_built_in_algorithms_artifact_becomes_a_model_that_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build_model(11, stem="deep", width=4, align_corners=True, contract_dilation=True).eval()
@@ -82,12 +82,12 @@ def test_the_built_ins_artifact_becomes_a_model_that_predicts(
     with Image.open(tmp_path / "frame.png") as mask:
         found = np.asarray(mask)
     top = logits.topk(2, dim=1).values[0]
-    clear = (top[0] - top[1] > 1e-3 * logits.abs().max()).numpy()  # pixels where rounding cannot choose
+    clear = (top[0] - top[1] > 1e-3 * logits.abs().max()).numpy()  # pixels that rounding cannot change
     assert clear.mean() > 0.8
     assert np.array_equal(found[clear], logits.argmax(1)[0].numpy()[clear])
 
 
-def test_names_and_colours_that_the_file_holds(tmp_path: Path) -> None:
+def test_names_and_colours_of_the_file(tmp_path: Path) -> None:
     model = build_model(2, stem="deep-narrow", width=4)
     colours = [[1, 2, 3], [4, 5, 6]]
     file = mmseg_file(tmp_path / "a.pth", model, dataset_meta={"classes": ("sky", "road"), "palette": colours}, iter=9)
@@ -104,7 +104,7 @@ def test_names_and_colours_that_the_file_holds(tmp_path: Path) -> None:
     assert artifact.palette[:2].tolist() == palette_for(("left", "right"))[:2].tolist()
 
 
-def test_a_backbone_says_that_its_heads_are_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backbone_reports_that_its_heads_are_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = build_model(2, width=4).backbone.state_dict()
     torch.save({f"encoder.{name.replace('stem.', '')}": value for name, value in state.items()}, tmp_path / "a.pth")
     assert run(tmp_path / "a.pth", "--from", "smp", "--output", tmp_path / "model") == 1
@@ -159,10 +159,10 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(("text", "found"), [("", "no name"), ("\n\n", "no name"), ("a\nb\na\n", "the name 'a' twice")])
 def test_class_name_files(text: str, found: str, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(DataError, match=f"has {found}; expected one name a line, all different"):
+    with pytest.raises(DataError, match=f"has {found}; expected one name per line, all different"):
         cli_import.read_class_names(str(tmp_path / "names.txt"))
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="nor a text file that can be read"):
+    with pytest.raises(DataError, match="nor a readable text file"):
         cli_import.read_class_names(str(tmp_path / "bytes.txt"))
 
 

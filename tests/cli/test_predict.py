@@ -1,4 +1,4 @@
-"""`pspnet predict` on a tiny model and tiny data, with good and bad input."""
+"""`pspnet predict` on a tiny model and tiny data, with valid and invalid input."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_predict_writes_palette_masks_and_overlays(model_dir: Path, shapes: Path
             assert picture.size == (72, 48)
 
 
-def test_predict_passes_over_broken_images_and_says_so(
+def test_predict_skips_and_reports_unreadable_images(
     model_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = next((shapes / "validation").iterdir())
@@ -71,13 +71,13 @@ def test_predict_passes_over_broken_images_and_says_so(
     assert "1 images failed" in captured.out
 
 
-def test_a_runtime_that_fails_at_the_first_image_is_told_once(
+def test_a_runtime_that_fails_at_the_first_image_is_reported_once(
     model_dir: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeMissingError("runtime compile: PyTorch cannot compile this network here; use the runtime eager.")
 
-    monkeypatch.setattr(Predictor, "__call__", fail)
+    monkeypatch.setattr(Predictor, "predict", fail)
     code = run_guarded(dispatch, ["predict", str(model_dir), str(shapes / "validation"), "--output", str(tmp_path)])
     assert code == 2
     captured = capsys.readouterr()
@@ -87,7 +87,7 @@ def test_a_runtime_that_fails_at_the_first_image_is_told_once(
     assert "masks in" not in captured.out
 
 
-def test_find_images_takes_files_folders_and_patterns(shapes: Path, tmp_path: Path) -> None:
+def test_find_images_accepts_files_folders_and_patterns(shapes: Path, tmp_path: Path) -> None:
     folder = sorted((shapes / "validation").iterdir())
     assert find_images([str(shapes / "validation")]) == folder
     assert find_images([str(shapes / "validation" / "*.jpg")]) == folder
@@ -100,7 +100,7 @@ def test_find_images_takes_files_folders_and_patterns(shapes: Path, tmp_path: Pa
         find_images([str(folder[0]), str(copy)])
 
 
-def test_a_wrong_command_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run_guarded(dispatch, ["evalute"])
     assert stopped.value.code == 2

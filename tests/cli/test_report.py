@@ -1,4 +1,4 @@
-"""`pspnet report`, and the page that `pspnet evaluate` leaves behind."""
+"""`pspnet report`, and the page that `pspnet evaluate` writes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def report(*arguments: object) -> int:
     return run_guarded(dispatch, ["report", *(str(argument) for argument in arguments)])
 
 
-def test_evaluate_leaves_a_page_and_how_it_came_about(evaluated: Path) -> None:
+def test_evaluate_writes_a_page_and_its_provenance(evaluated: Path) -> None:
     page = (evaluated / "out" / "report.html").read_text()
     assert "Protocols side by side" in page
     assert page.count("<fieldset") == 4
@@ -56,7 +56,7 @@ def test_evaluate_leaves_a_page_and_how_it_came_about(evaluated: Path) -> None:
     assert 0 <= entries["builtin"]["calibration_error"] <= 1
 
 
-def test_the_kept_masks_are_the_models(evaluated: Path) -> None:
+def test_the_saved_masks_are_the_models(evaluated: Path) -> None:
     predictor = Predictor.load(evaluated / "run" / "model", device="cpu")
     masks = sorted((evaluated / "out" / "samples" / "whole").iterdir())
     assert len(masks) == 4
@@ -71,17 +71,17 @@ def test_confidences_are_those_of_the_network(evaluated: Path) -> None:
     predictor = Predictor.load(evaluated / "run" / "model", device="cpu")
     for index, name in enumerate(record.names):
         image = np.asarray(Image.open(next((evaluated / "data" / "validation").glob(f"{name}.*"))))
-        truth = np.asarray(Image.open(evaluated / "data" / "validation_annotation" / f"{name}.png"))
+        ground_truth = np.asarray(Image.open(evaluated / "data" / "validation_annotation" / f"{name}.png"))
         with torch.no_grad():
             logits = predictor.model(torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0))
-        confidences = logits.softmax(dim=1).amax(dim=1)[0].numpy()[truth != 255]
+        confidences = logits.softmax(dim=1).amax(dim=1)[0].numpy()[ground_truth != 255]
         counts = record.detail("confidence")[index]
         assert counts[0].sum() == confidences.size
         assert counts[1].sum() == np.trace(record.matrix(name))
         assert counts[2].sum() / 1500 == pytest.approx(confidences.sum(), rel=1e-3)
 
 
-def test_report_writes_where_it_is_told(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_writes_to_the_output(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(evaluated / "out", "--output", tmp_path / "page.html", "--protocol", "whole", "--samples", "1") == 0
     assert f"Written: {tmp_path / 'page.html'}" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
@@ -89,7 +89,7 @@ def test_report_writes_where_it_is_told(evaluated: Path, tmp_path: Path, capsys:
     assert "side by side</h2>" not in page
 
 
-def test_mask_files_have_a_page_too(evaluated: Path, tmp_path: Path) -> None:
+def test_mask_files_have_a_page(evaluated: Path, tmp_path: Path) -> None:
     masks = evaluated / "out" / "samples" / "whole"
     command = ["evaluate", "--predictions", masks, "--annotations", evaluated / "data" / "validation_annotation"]
     more = ["--num_classes", "7", "--images", evaluated / "data" / "validation", "--output", tmp_path / "out"]
@@ -98,12 +98,12 @@ def test_mask_files_have_a_page_too(evaluated: Path, tmp_path: Path) -> None:
     assert page.count("<fieldset") == 4
     assert "Boundary mIoU" in page
     assert 'id="calibration-1"' not in page
-    # The same masks as the model's own evaluation: compared, they differ nowhere.
+    # The masks of the model's evaluation, so the two do not differ.
     assert report(evaluated / "out", tmp_path / "out", "--output", tmp_path / "two.html") == 0
     assert "The intervals of 0 differences exclude 0." in (tmp_path / "two.html").read_text()
 
 
-def test_details_and_page_can_be_left_out(evaluated: Path, tmp_path: Path) -> None:
+def test_details_and_page_can_be_omitted(evaluated: Path, tmp_path: Path) -> None:
     folders = ["--images", evaluated / "data" / "validation", "--annotations"]
     command = ["evaluate", evaluated / "run" / "model", *folders, evaluated / "data" / "validation_annotation"]
     more = ["--output", tmp_path, "--workers", "0", "--details", "False", "--report", "False"]
@@ -112,11 +112,11 @@ def test_details_and_page_can_be_left_out(evaluated: Path, tmp_path: Path) -> No
     assert read_records(tmp_path / "per_image.npz")["whole"].detail("boundary") is None
 
 
-def test_what_is_wrong_is_one_sentence(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_sentence(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, page = evaluated / "out", tmp_path / "page.html"
     for code, arguments, text in (
         (1, [tmp_path / "nowhere", "--output", page], "no such folder"),
-        (2, [out, out, "--output", page], "the same folder stands there twice"),
+        (2, [out, out, "--output", page], "the same folder is given twice"),
         (2, [out, "--output", tmp_path], "is a folder; expected the name of the HTML file"),
         (2, [out, "--output", page, "--samples", "-1"], "--samples: found -1; expected a whole number from 0 to 20"),
         (2, [out, "--output", page, "--protocol", "slide"], "--protocol: found 'slide'"),

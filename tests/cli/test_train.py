@@ -1,4 +1,4 @@
-"""train.py as a user meets it: exit codes, one message for every mistake, and signals."""
+"""`train.py`: exit codes, one message for every mistake, and signals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(shapes: Path, tmp_path: Path) -> Path:
-    """A copy of the data that a test may spoil."""
+    """A copy of the data that a test may damage."""
     return Path(shutil.copytree(str(shapes), str(tmp_path / "data")))
 
 
@@ -53,13 +53,13 @@ def arguments(data: Path, run: Path, *more: str) -> list[str]:
     return [*SMALL, f"--data={data}", *folders, *more]
 
 
-if TYPE_CHECKING:  # Python 3.8, which the training path supports too, could not evaluate it
+if TYPE_CHECKING:  # Python 3.8 cannot evaluate it
     Train = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str]) -> Train:
-    """Runs the train command in this process -> exit code, standard output, standard error."""
+    """Run the train command in this process -> exit code, standard output, standard error."""
 
     def run(*argv: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -78,11 +78,11 @@ def environment(threads: str = "1") -> dict[str, str]:
 # -------------------- the command line
 
 
-def test_help_and_wrong_values_answer_without_torch(tmp_path: Path) -> None:
-    """In a process of its own, because this one has imported torch long ago."""
+def test_help_and_wrong_values_need_no_torch(tmp_path: Path) -> None:
+    """In a new process, because this one has imported torch."""
     (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')\n")
     command = [sys.executable, str(ROOT / "train.py")]
-    # The folder of the impostor comes before site-packages.
+    # The folder of the substitute comes before site-packages.
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     shown = subprocess.run([*command, "--help"], env=env, capture_output=True, text=True, timeout=SECONDS)
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -105,7 +105,7 @@ def test_help_lists_every_setting(train: Train) -> None:
         assert f"\n  --{key}: " in out
 
 
-def test_print_config_shows_what_would_run_and_runs_nothing(train: Train, shapes: Path, tmp_path: Path) -> None:
+def test_print_config_shows_the_settings_and_does_not_train(train: Train, shapes: Path, tmp_path: Path) -> None:
     code, out, err = train(*arguments(shapes, tmp_path / "run", "--learning-rate", "1e-4", "--print_config"))
     assert (code, err) == (0, "")
     assert "learning_rate: 0.0001\n" in out
@@ -113,14 +113,14 @@ def test_print_config_shows_what_would_run_and_runs_nothing(train: Train, shapes
     assert not (tmp_path / "run").exists()
 
 
-def test_without_arguments_it_is_the_built_in_data(train: Train) -> None:
+def test_without_arguments_it_uses_the_built_in_data(train: Train) -> None:
     code, out, err = train("--print_config")
     assert (code, err) == (0, "")
     assert "data: shapes\n" in out
     assert "name: quickstart\n" in out
 
 
-def test_contradicting_settings_are_warned_of(train: Train, shapes: Path, tmp_path: Path) -> None:
+def test_contradicting_settings_cause_warnings(train: Train, shapes: Path, tmp_path: Path) -> None:
     code, _, err = train(*arguments(shapes, tmp_path, "--early_stopping", "True", "--print_config"))
     assert code == 0
     assert err.startswith("warning: early_stopping has no effect: early_stopping_min_epochs 5 is not below epochs 1.")
@@ -193,7 +193,7 @@ def resize_masks(data: Path) -> None:
         (resize_masks, (".png: the mask is 48x64 px but its image ", "is 64x48 px; expected the same size.")),
     ],
 )
-def test_spoilt_files_stop_training_with_their_name(
+def test_damaged_files_stop_training_and_are_named(
     train: Train, data: Path, tmp_path: Path, spoil: Callable[[Path], None], texts: tuple[str, ...], workers: str
 ) -> None:
     spoil(data)
@@ -206,7 +206,7 @@ def test_spoilt_files_stop_training_with_their_name(
     assert not (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
-def test_spoilt_validation_file_keeps_what_was_trained(train: Train, data: Path, tmp_path: Path) -> None:
+def test_a_damaged_validation_file_keeps_the_checkpoint(train: Train, data: Path, tmp_path: Path) -> None:
     path = data / "validation" / "validation_00001.jpg"
     path.write_bytes(b"no image")
     run = tmp_path / "run"
@@ -300,7 +300,7 @@ def test_disk_that_fills_up_keeps_the_last_checkpoint(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 KiB, where the tests may mount one."""
+    """A file system of 8 KiB, if the tests may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
@@ -340,7 +340,7 @@ def test_records_of_an_earlier_run_survive_a_full_disk(tmp_path: Path, monkeypat
 
 
 def run_until(pattern: str, number: int, whole_group: bool, command: list[str]) -> tuple[int, str, str]:
-    """Start a command, send it a signal when a line begins with `pattern`; exit code, standard output and error."""
+    """Start a command, signal it when a line begins with `pattern`; return exit code, standard output and error."""
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -362,7 +362,7 @@ def run_until(pattern: str, number: int, whole_group: bool, command: list[str]) 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_signals_leave_a_checkpoint_from_which_the_same_command_goes_on(
+def test_signals_leave_a_checkpoint_from_which_the_same_command_resumes(
     train: Train, shapes: Path, tmp_path: Path
 ) -> None:
     """SIGTERM to all processes, loader workers included, as `timeout` and job schedulers send it; then Ctrl-C."""
@@ -393,7 +393,7 @@ def test_signals_leave_a_checkpoint_from_which_the_same_command_goes_on(
 # -------------------- the guard
 
 
-def test_guard_turns_errors_of_the_system_into_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_system_errors_become_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     def failing(error: BaseException) -> Callable[[object], int]:
         def command(argv: object) -> int:
             raise error

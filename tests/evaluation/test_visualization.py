@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pspnet.classes import voc_palette
-from pspnet.evaluation.visualization import overlay, sample_row, sample_sheet
+from pspnet.evaluation.visualization import sample_row, sample_sheet
+from pspnet.inference.prediction import overlay
 
 PALETTE = voc_palette()
 

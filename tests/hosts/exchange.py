@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.support.hosts import Host, Reply
-from pspnet.inference.predictor import Prediction
+from pspnet.inference.prediction import Prediction
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

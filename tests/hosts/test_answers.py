@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.support.hosts import Host
-from pspnet.inference.predictor import Prediction, Predictor
+from pspnet.inference.prediction import Prediction
+from pspnet.inference.predictor import Predictor
 from pspnet.serving.protocol.recordio import encode_probabilities
 from tests.hosts.exchange import assert_rejected, assert_same_mask, decoded, encoded, npy, opened, picture, post
 

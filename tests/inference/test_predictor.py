@@ -1,4 +1,4 @@
-"""Image in, mask out: every kind of image, the same mask, and clear errors for the rest."""
+"""Predictor: every kind of image gives the same mask, everything else one clear error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pspnet.artifact.model_directory import architecture_of, load_artifact, save
 from pspnet.classes import voc_palette
 from pspnet.config.schema import Config
 from pspnet.data.io.images import to_rgb
-from pspnet.errors import DataError, WeightsError
+from pspnet.errors import ConfigError, DataError, WeightsError
 from pspnet.inference.predictor import Predictor
 from pspnet.models.build import build_algorithm, build_model
 from tests.serving.pictures import argmax_of, picture
@@ -37,7 +37,7 @@ def predictor(model_dir: Path) -> Predictor:
     return Predictor.load(model_dir, device="cpu")
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------------
+# --- masks ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (32, 32), (33, 47), (61, 32), (35, 150)])
@@ -60,15 +60,55 @@ def test_a_deep_stem_gives_the_same_mask_in_both_layouts() -> None:
     np.testing.assert_array_equal(Predictor(model, tuple("abcde"), voc_palette())(image), expected)
 
 
-def test_path_pillow_image_and_array_give_the_same_mask(predictor: Predictor, tmp_path: Path) -> None:
+def test_every_kind_of_image_gives_the_same_mask(predictor: Predictor, tmp_path: Path) -> None:
     image = picture()
-    Image.fromarray(image).save(tmp_path / "a.png")
+    path = tmp_path / "a.png"
+    Image.fromarray(image).save(path)
     expected = predictor(image)
-    np.testing.assert_array_equal(predictor(tmp_path / "a.png"), expected)
-    np.testing.assert_array_equal(predictor(str(tmp_path / "a.png")), expected)
-    np.testing.assert_array_equal(predictor(Image.fromarray(image)), expected)
-    with Image.open(tmp_path / "a.png") as opened:
-        np.testing.assert_array_equal(predictor(opened), expected)
+    alpha = np.dstack([image, image[..., 0]])
+    tensor = torch.from_numpy(image)
+    with Image.open(path) as opened:
+        kinds = [path, str(path), Image.fromarray(image), opened, alpha, tensor, tensor.permute(2, 0, 1)]
+        for kind in kinds:
+            np.testing.assert_array_equal(predictor(kind), expected)
+            np.testing.assert_array_equal(predictor.predict(kind).mask, expected)
+        for masks in (predictor(kinds), predictor(tuple(kinds)), [one.mask for one in predictor.predict(kinds)]):
+            assert len(masks) == len(kinds)
+            assert all((mask == expected).all() for mask in masks)
+    assert predictor([]) == []
+
+
+def test_a_grey_array_is_read_as_rgb(predictor: Predictor) -> None:
+    grey = picture()[..., 0]
+    np.testing.assert_array_equal(predictor(grey), predictor(np.repeat(grey[..., None], 3, axis=2)))
+
+
+def test_prediction_conversions(predictor: Predictor, tmp_path: Path) -> None:
+    plain, exact = predictor.predict(picture()), predictor.predict(picture(), probabilities=True)
+    levels = predictor.predict([picture()], confidence=True)[0]
+    np.testing.assert_array_equal(levels.mask, plain.mask)
+    assert levels.confidence().dtype == np.uint8
+    assert exact.probabilities is not None
+    assert np.abs(levels.confidence() - 255 * exact.probabilities.max(axis=0)).max() <= 0.51
+    assert np.abs(exact.confidence().astype(int) - levels.confidence()).max() <= 1
+    with pytest.raises(ConfigError, match="no confidences; predict with confidence=True or probabilities=True"):
+        plain.confidence()
+    counts = plain.counts()
+    assert [entry["id"] for entry in counts] == np.unique(plain.mask).tolist()
+    assert sum(entry["pixels"] for entry in counts) == 48 * 64
+    assert counts[0]["fraction"] == counts[0]["pixels"] / (48 * 64)
+    plain.save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), plain.mask)
+    with pytest.raises(ConfigError, match=r"mask\.jpg: a mask is saved as PNG"):
+        plain.save(tmp_path / "mask.jpg")
+    expected = (picture() * 0.5 + plain.palette[plain.mask] * 0.5 + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(plain.overlay()), expected)
+    assert plain._repr_png_()[:4] == b"\x89PNG"
+    largest = max(counts, key=lambda entry: entry["pixels"])
+    start = f"Prediction(64x48, {len(counts)} of 5 classes: {largest['name']} {100 * largest['fraction']:.1f} %"
+    assert repr(plain).startswith(start)
 
 
 def test_a_jpeg_is_read_as_pillow_reads_it(predictor: Predictor, tmp_path: Path) -> None:
@@ -78,7 +118,7 @@ def test_a_jpeg_is_read_as_pillow_reads_it(predictor: Predictor, tmp_path: Path)
     np.testing.assert_array_equal(predictor(tmp_path / "a.jpg"), argmax_of(predictor.model, decoded))
 
 
-def test_arrays_of_any_layout(predictor: Predictor) -> None:
+def test_arrays_of_any_memory_layout(predictor: Predictor) -> None:
     image = picture()
     mirrored = image[:, ::-1]  # negative strides
     np.testing.assert_array_equal(predictor(mirrored), predictor(np.ascontiguousarray(mirrored)))
@@ -89,7 +129,7 @@ def test_arrays_of_any_layout(predictor: Predictor) -> None:
     np.testing.assert_array_equal(predictor(np.dstack([image, image])[..., :3]), predictor(image))
 
 
-def test_the_image_is_left_as_it_was_and_the_mask_is_ones_own(predictor: Predictor) -> None:
+def test_the_image_is_unchanged_and_the_mask_is_a_new_array(predictor: Predictor) -> None:
     image = picture()
     mask = predictor(image)
     np.testing.assert_array_equal(image, picture())
@@ -140,7 +180,7 @@ def test_16_bit_greyscale_is_scaled(predictor: Predictor) -> None:
 
 def test_exif_orientation_is_not_applied(predictor: Predictor, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees for show
+    exif[0x0112] = 6  # rotated by 90 degrees for display
     Image.fromarray(picture()).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     Image.fromarray(picture()).save(tmp_path / "plain.jpg", quality=95)
     mask = predictor(tmp_path / "turned.jpg")
@@ -151,23 +191,40 @@ def test_exif_orientation_is_not_applied(predictor: Predictor, tmp_path: Path) -
         np.testing.assert_array_equal(predictor(opened), mask)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("array", "found"),
     [
-        (np.zeros((48, 64), np.uint8), r"\(48, 64\) and type uint8"),
         (np.zeros((3, 48, 64), np.uint8), r"\(3, 48, 64\) and type uint8"),
-        (np.zeros((48, 64, 4), np.uint8), r"\(48, 64, 4\) and type uint8"),
+        (np.zeros((48, 64, 1), np.uint8), r"\(48, 64, 1\) and type uint8"),
         (np.zeros((1, 48, 64, 3), np.uint8), r"\(1, 48, 64, 3\) and type uint8"),
         (np.zeros((48, 64, 3), np.float32), r"\(48, 64, 3\) and type float32"),
-        (np.zeros((48, 64, 3), np.int64), r"\(48, 64, 3\) and type int64"),
+        (np.zeros((48, 64), np.int64), r"\(48, 64\) and type int64"),
     ],
 )
 def test_wrong_arrays_are_refused(predictor: Predictor, array: np.ndarray, found: str) -> None:
-    with pytest.raises(DataError, match=rf"an array of shape {found}; expected \(H, W, 3\) uint8 RGB"):
+    with pytest.raises(DataError, match=rf"an array of shape {found}; expected \(H, W\), \(H, W, 3\)"):
         predictor(array)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch.zeros(3, 9, 9), r"a tensor of shape \(3, 9, 9\) and type torch.float32; expected \(3, H, W\)"),
+        (torch.zeros(9, 9, dtype=torch.uint8), r"a tensor of shape \(9, 9\) and type torch.uint8"),
+        (torch.zeros(3, 0, 9, dtype=torch.uint8), r"a tensor of shape \(3, 0, 9\), which holds no pixels"),
+        ([b"bytes"], "of type bytes; expected a path, a Pillow image, a numpy array, a torch tensor, or a list"),
+        (b"bytes", "of type bytes"),
+        (7, "of type int"),
+        (None, "of type NoneType"),
+    ],
+)
+def test_other_values_are_refused(predictor: Predictor, value: Any, text: str) -> None:
+    for call in (predictor, predictor.predict, lambda images: list(predictor.predict_iter(images))):
+        with pytest.raises(DataError, match=f"the image is {text}"):
+            call(value)
 
 
 def test_an_array_without_pixels_is_refused(predictor: Predictor) -> None:
@@ -175,7 +232,7 @@ def test_an_array_without_pixels_is_refused(predictor: Predictor) -> None:
         predictor(np.zeros((0, 40, 3), np.uint8))
 
 
-def test_files_that_are_no_images_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_refused(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jpg: not a readable image \(no such file\)"):
         predictor(tmp_path / "nowhere.jpg")
     (tmp_path / "text.jpg").write_text("no image")
@@ -195,10 +252,10 @@ def test_truncated_images_are_refused(predictor: Predictor, tmp_path: Path) -> N
         predictor(opened)
 
 
-def test_the_predictor_goes_on_after_an_error(predictor: Predictor) -> None:
+def test_the_predictor_works_after_an_error(predictor: Predictor) -> None:
     expected = predictor(picture())
     with pytest.raises(DataError):
-        predictor(picture(8, 8)[..., 0])
+        predictor(picture(8, 8)[..., :2])
     np.testing.assert_array_equal(predictor(picture()), expected)
 
 
@@ -214,12 +271,12 @@ def test_the_three_lines_of_the_readme(model_dir: Path) -> None:
     np.testing.assert_array_equal(predictor.palette, voc_palette())
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a model directory"):
         Predictor.load(tmp_path)
 
 
-def test_a_model_in_training_mode_is_switched(model_dir: Path) -> None:
+def test_a_model_in_training_mode_is_set_to_evaluation_mode(model_dir: Path) -> None:
     model = load_artifact(model_dir).model.train()
     predictor = Predictor(model, ("a",) * CLASSES, voc_palette())
     assert not predictor.model.training
@@ -227,14 +284,14 @@ def test_a_model_in_training_mode_is_switched(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 64), (35, 150), (96, 96)])
-def test_the_inference_form_says_what_the_network_says(model_dir: Path, size: tuple[int, int]) -> None:
+def test_the_fused_model_agrees_with_the_network(model_dir: Path, size: tuple[int, int]) -> None:
     image = picture(*size)
     prediction = Predictor.load(model_dir, device="cpu").predict([image], probabilities=True)[0]
     with torch.no_grad():
         logits = load_artifact(model_dir).model(torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0))[0]
-    shares = logits.softmax(dim=0)
-    np.testing.assert_allclose(prediction.probabilities, shares.numpy(), atol=1e-5)
-    best = shares.topk(2, dim=0).values
+    probabilities = logits.softmax(dim=0)
+    np.testing.assert_allclose(prediction.probabilities, probabilities.numpy(), atol=1e-5)
+    best = probabilities.topk(2, dim=0).values
     clear = (best[0] - best[1] > 1e-4).numpy()
     np.testing.assert_array_equal(prediction.mask[clear], logits.argmax(dim=0).numpy()[clear])
 

@@ -1,4 +1,4 @@
-"""A predictor over the runtimes: which one it uses, what it prepares, and that every rule of sizes holds for all."""
+"""Predictor with every kind of runtime: choice, preparation, and the handling of image sizes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.inference.runtimes.tiny_exports import write_openvino
 from tests.serving.pictures import picture
 
 
-class Noting:
-    """The brightest channel is the class; notes what it is asked for."""
+class RecordingRuntime:
+    """The brightest channel is the class; records its calls."""
 
-    name = "noting"
+    name = "recording"
 
     def __init__(self) -> None:
         self.prepared: list[tuple[int, int, int]] = []
@@ -46,8 +46,8 @@ class Noting:
         self.prepared.append((height, width, batch))
 
 
-def noting(**limits: Any) -> tuple[Predictor, Noting]:
-    runtime = Noting()
+def recording(**limits: Any) -> tuple[Predictor, RecordingRuntime]:
+    runtime = RecordingRuntime()
     return Predictor(runtime, tuple("abc"), voc_palette(), limits=Limits(**limits)), runtime
 
 
@@ -59,26 +59,26 @@ def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "model"
 
 
-def test_sizes_are_prepared_as_they_will_run() -> None:
-    predictor, runtime = noting(pass_pixels=64 * 64)
+def test_prepare_uses_the_sizes_of_the_forward_passes() -> None:
+    predictor, runtime = recording(pass_pixels=64 * 64)
     predictor.prepare([(48, 64), (20, 64), (200, 300), (48, 64)])
     predictor(picture(200, 300))
     assert runtime.prepared[:2] == [(48, 64, 1), (32, 64, 1)]
     assert {(1, *entry[:2], 3) for entry in runtime.prepared[2:]} == set(runtime.seen)
-    scaled, runtime = noting(pass_pixels=64 * 64, large_images="scale")
+    scaled, runtime = recording(pass_pixels=64 * 64, large_images="scale")
     scaled.prepare([(200, 300)])
     scaled(picture(200, 300))
     assert [(1, *entry[:2], 3) for entry in runtime.prepared] == runtime.seen
 
 
-def test_batches_are_prepared_up_to_what_one_pass_takes() -> None:
-    predictor, runtime = noting(pass_pixels=10_000)
+def test_prepare_uses_batches_that_fit_one_forward_pass() -> None:
+    predictor, runtime = recording(pass_pixels=10_000)
     predictor.prepare([(48, 64), (100, 100)], batch=8)
     assert runtime.prepared == [(48, 64, 1), (48, 64, 3), (100, 100, 1)]
 
 
-def test_tiling_padding_and_probabilities_hold_for_any_runtime() -> None:
-    predictor, runtime = noting(pass_pixels=64 * 64)
+def test_tiling_padding_and_probabilities_work_with_any_runtime() -> None:
+    predictor, runtime = recording(pass_pixels=64 * 64)
     for image in (picture(150, 100), picture(5, 200), picture(40, 40)):
         expected = image.argmax(axis=2)
         np.testing.assert_array_equal(predictor(image), expected)
@@ -90,7 +90,7 @@ def test_tiling_padding_and_probabilities_hold_for_any_runtime() -> None:
     for image, prediction in zip(batch, predictor.predict(batch)):
         np.testing.assert_array_equal(prediction.mask, image.argmax(axis=2))
     assert runtime.seen[-1] == (2, 40, 40, 3)
-    with pytest.raises(AttributeError, match="the runtime noting holds no PyTorch module"):
+    with pytest.raises(AttributeError, match="the runtime recording holds no PyTorch module"):
         predictor.model  # noqa: B018
 
 
@@ -104,8 +104,8 @@ def test_an_export_runs_without_the_network(model_dir: Path, monkeypatch: pytest
     np.testing.assert_array_equal(predictor(picture()), picture().argmax(axis=2))
 
 
-def test_what_load_refuses(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="runtime = 'fast' is none; use auto, eager"):
+def test_errors_of_load(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="runtime = 'fast'"):
         Predictor.load(model_dir, runtime="fast")
     with pytest.raises(WeightsError, match="not a model directory"):
         Predictor.load(tmp_path, runtime="openvino")
@@ -123,7 +123,7 @@ def test_auto_without_exports_is_eager_and_prepares_like_it(model_dir: Path, tmp
     assert not (tmp_path / "cache").exists()
 
 
-def test_predict_takes_a_runtime_or_says_what_it_lacks(
+def test_predict_uses_a_runtime_or_reports_what_is_missing(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openvino")

@@ -1,7 +1,8 @@
-"""Images of all sizes, several at once, from several threads."""
+"""Predictor: images of all sizes, batches, and calls from several threads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from pspnet.classes import voc_palette
+from pspnet.errors import ImageTooLargeError
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.models.build import build_model
-from pspnet.serving.protocol.request_error import RequestError
+from pspnet.serving.protocol.request_error import as_request_error
 from tests.serving.pictures import argmax_of, picture
 
 CLASSES = 5
@@ -30,9 +32,7 @@ def predictor() -> Predictor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 64), (64, 31), (1, 1), (5, 200), (3, 7)])
-def test_small_images_are_continued_with_their_last_row_and_column(
-    predictor: Predictor, height: int, width: int
-) -> None:
+def test_small_images_are_padded_with_their_last_row_and_column(predictor: Predictor, height: int, width: int) -> None:
     image = picture(height, width)
     padded = np.pad(image, ((0, max(32 - height, 0)), (0, max(32 - width, 0)), (0, 0)), mode="edge")
     expected = argmax_of(predictor.model, padded)[:height, :width]
@@ -43,7 +43,7 @@ def test_small_images_are_continued_with_their_last_row_and_column(
 
 
 class ByPixel(torch.nn.Module):
-    """Sees one pixel at a time: class = red value / 52. So windows must not show at all. Notes what it was given."""
+    """Pointwise network: class = red value / 52, so windows must leave no trace. Records the shapes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_windows_leave_no_seam(height: int, width: int) -> None:
     assert len(whole.model.shapes) == 1
 
 
-def test_windows_of_a_real_model_agree_with_one_pass_nearly_everywhere(predictor: Predictor) -> None:
+def test_windows_of_a_real_model_agree_with_one_forward_pass_nearly_everywhere(predictor: Predictor) -> None:
     image = picture(170, 200)
     tiled = Predictor(predictor.model, predictor.class_names, predictor.palette, limits=Limits(pass_pixels=128 * 128))
     assert (tiled(image) == predictor(image)).mean() > 0.7
@@ -94,18 +94,23 @@ def test_a_scaled_image_keeps_its_size_and_large_shapes() -> None:
     assert scaled.model.shapes == [(1, 3, 55, 73)]
 
 
-def test_large_images_are_refused_where_the_setting_says_so() -> None:
+def test_large_images_are_refused_if_requested() -> None:
     predictor = by_pixel(pass_pixels=64 * 64, large_images="refuse")
     assert predictor(picture(64, 64)).shape == (64, 64)
-    with pytest.raises(RequestError, match=r"has 65x64 pixels; this endpoint takes at most 4,096 of them") as caught:
+    with pytest.raises(ImageTooLargeError, match=r"has 65x64 pixels; at most 4,096 are allowed as large") as caught:
         predictor(picture(64, 65))
-    assert caught.value.status == 413
+    answer = as_request_error(caught.value)
+    assert (answer.status, str(answer)) == (
+        413,
+        "The image has 65x64 pixels; this endpoint takes at most 4,096 of them (PSPNET_PASS_PIXELS) as "
+        "PSPNET_LARGE_IMAGES is `refuse`. Send a smaller one.",
+    )
 
 
 # --- several images ---------------------------------------------------------------------------------------------------
 
 
-def test_images_of_one_size_run_as_one_batch_and_come_back_in_order() -> None:
+def test_images_of_one_size_run_as_one_batch_and_keep_their_order() -> None:
     predictor = by_pixel()
     images = [np.full(size, value, np.uint8) for value, size in enumerate([(40, 50, 3), (50, 40, 3)] * 3, start=10)]
     for number, image in enumerate(images):
@@ -117,13 +122,13 @@ def test_images_of_one_size_run_as_one_batch_and_come_back_in_order() -> None:
     assert predictor.predict([]) == []
 
 
-def test_batches_are_bounded_by_the_pixels_of_a_pass() -> None:
+def test_batches_are_bounded_by_pass_pixels() -> None:
     predictor = by_pixel(pass_pixels=8_000)
     predictor.predict([picture(40, 50)] * 9 + [picture(100, 100)])
     assert [shape[0] for shape in predictor.model.shapes[:3]] == [4, 4, 1]
 
 
-def test_a_batch_says_what_single_images_say(predictor: Predictor) -> None:
+def test_a_batch_equals_single_images(predictor: Predictor) -> None:
     images = [picture(48, 64), picture(48, 64)[::-1], picture(48, 64)[:, ::-1]]
     for image, found in zip(images, predictor.predict(images, probabilities=True)):
         np.testing.assert_array_equal(found.mask, predictor(image))
@@ -133,6 +138,27 @@ def test_a_batch_says_what_single_images_say(predictor: Predictor) -> None:
         assert found.probabilities is not None
         np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
         np.testing.assert_allclose(found.probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+def test_predict_iter_reads_only_as_many_images_as_a_forward_pass_takes() -> None:
+    predictor = by_pixel(pass_pixels=8_000)
+    images = [picture(40, 50), picture(50, 40), picture(100, 100), *[picture(40, 50)] * 5]
+    read: list[int] = []
+
+    def source() -> Iterator[np.ndarray]:
+        for number, image in enumerate(images):
+            read.append(number)
+            yield image
+
+    found = predictor.predict_iter(source(), confidence=True)
+    assert read == []
+    first = next(found)
+    assert read == [0, 1, 2]
+    for prediction, image in zip([first, *found], images):
+        np.testing.assert_array_equal(prediction.mask, np.minimum(image[..., 0] // 52, 4))
+        assert prediction.confidence().shape == prediction.mask.shape
+    assert [shape[0] for shape in predictor.model.shapes if shape[2:] == (40, 50)] == [1, 4, 1]
+    assert len(list(predictor.predict_iter(picture(40, 50)))) == 1
 
 
 def test_threads_share_a_predictor(predictor: Predictor) -> None:

@@ -1,4 +1,4 @@
-"""Windows that cover an image once, sizes that fit, and arrays shrunk and enlarged."""
+"""Windows, scaled sizes, padding, and resizing of arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SIZES = [(3000, 4000), (1025, 1280), (1144, 1146), (1200, 1200), (1, 65_500), (6
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("pass_pixels", [4_096, 65_536, PASS])
-def test_every_pixel_counts_in_exactly_one_window(height: int, width: int, pass_pixels: int) -> None:
+def test_every_pixel_is_kept_from_exactly_one_window(height: int, width: int, pass_pixels: int) -> None:
     if height * width > 3_000_000:
-        pass_pixels = max(pass_pixels, 65_536)  # else thousands of windows
+        pass_pixels = max(pass_pixels, 65_536)  # thousands of windows otherwise
     found = windows(height, width, pass_pixels)
     seen = np.zeros((height, width), np.uint8)
     sizes = set()
@@ -32,14 +32,14 @@ def test_every_pixel_counts_in_exactly_one_window(height: int, width: int, pass_
     assert len(sizes) == 1  # one shape, so that a compiled model compiles once
 
 
-def test_inner_edges_lie_well_inside_their_windows() -> None:
+def test_inner_edges_are_well_inside_their_windows() -> None:
     for window in windows(3000, 4000, PASS):
-        for stretch, kept, length in (
+        for span, kept, length in (
             (window.rows, window.kept_rows, 3000),
             (window.columns, window.kept_columns, 4000),
         ):
-            assert kept.start == 0 or kept.start - stretch.start >= OVERLAP // 2
-            assert kept.stop == length or stretch.stop - kept.stop >= OVERLAP // 2
+            assert kept.start == 0 or kept.start - span.start >= OVERLAP // 2
+            assert kept.stop == length or span.stop - kept.stop >= OVERLAP // 2
 
 
 def test_a_camera_picture_takes_few_windows() -> None:
@@ -49,14 +49,14 @@ def test_a_camera_picture_takes_few_windows() -> None:
     assert work < 1.25 * 3000 * 4000
 
 
-def test_what_fits_is_one_window() -> None:
+def test_an_image_that_fits_is_one_window() -> None:
     (window,) = windows(1024, 1280, PASS)
     assert (window.rows, window.columns) == (slice(0, 1024), slice(0, 1280))
     assert window.kept == (slice(0, 1024), slice(0, 1280))
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_scaled_sizes_fit_and_keep_the_proportions(height: int, width: int) -> None:
+def test_scaled_sizes_fit_and_keep_the_aspect_ratio(height: int, width: int) -> None:
     small_height, small_width = scaled_size(height, width, PASS)
     assert 1 <= small_height <= height
     assert 1 <= small_width <= width
@@ -78,13 +78,13 @@ def test_padding_repeats_the_last_row_and_column() -> None:
     assert pad(large) is large
 
 
-def test_shrinking_averages_what_a_pixel_covers() -> None:
+def test_shrink_averages_the_covered_pixels() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 200
     assert np.abs(shrink(stripes, 8, 8).astype(int) - 100).max() <= 5
 
 
-def test_enlarging_takes_the_nearest() -> None:
+def test_enlarge_takes_the_nearest_pixel() -> None:
     small = np.array([[1, 2], [3, 4]], np.uint8)
     np.testing.assert_array_equal(enlarge(small, 4, 4), np.kron(small, np.ones((2, 2), np.uint8)))
     np.testing.assert_array_equal(enlarge(small, 2, 3), [[1, 2, 2], [3, 4, 4]])

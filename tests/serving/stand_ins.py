@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pspnet.classes import palette_for
-from pspnet.inference.predictor import Prediction
+from pspnet.inference.prediction import Prediction
 
 NAMES = ("a", "b", "c")
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pspnet.classes import voc_palette
 from pspnet.inference.limits import Limits
-from pspnet.inference.predictor import Prediction
+from pspnet.inference.prediction import Prediction
 from pspnet.serving.protocol.accept import FORMS, choose_answer
 from pspnet.serving.protocol.answers import check_answer, encode
 from pspnet.serving.protocol.request_error import RequestError

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
-from pspnet.inference.predictor import Prediction
+from pspnet.inference.prediction import Prediction
 from pspnet.masks.png import encode_mask
 from pspnet.serving.protocol import npy, recordio
 from pspnet.serving.protocol.accept import FORMS, NPY, NPZ, OVERLAY, PALETTE, SUMMARY, AnswerForm, choose_answer

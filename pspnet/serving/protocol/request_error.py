@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pspnet.errors import PspnetError, is_out_of_memory
+from pspnet.errors import ImageTooLargeError, PspnetError, is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +30,12 @@ def known_answer(error: BaseException) -> RequestError | None:
     """Map an error of the request or an out-of-memory error to an answer; None for an unexpected exception."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, ImageTooLargeError):
+        return RequestError(
+            413,
+            f"The image has {error.width}x{error.height} pixels; this endpoint takes at most {error.pixels:,} of them "
+            "(PSPNET_PASS_PIXELS) as PSPNET_LARGE_IMAGES is `refuse`. Send a smaller one.",
+        )
     if isinstance(error, PspnetError):
         return RequestError(400, " ".join(str(error).split()))
     if is_out_of_memory(error):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pspnet.classes import voc_palette
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
-from pspnet.inference.predictor import Prediction
+from pspnet.inference.prediction import Prediction
 from pspnet.masks.png import encode_mask
 from pspnet.serving.protocol.accept import FORMS, AnswerForm, choose_answer
 from pspnet.serving.protocol.answers import check_answer, encode
