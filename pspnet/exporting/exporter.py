@@ -66,7 +66,7 @@ class Request:
         return self.model_dir / EXPORTS_NAME / name if self.output is None else self.output
 
 
-def export_model(request: Request, say: Callable[[str], object] = print) -> Export:
+def export_model(request: Request, report: Callable[[str], object] = print) -> Export:
     """Write an export and its record, in the place of an older one.
 
     Args:
@@ -83,11 +83,11 @@ def export_model(request: Request, say: Callable[[str], object] = print) -> Expo
     weights = hash_weights(request.model_dir)
     calibration = _find_calibration(request, artifact)
     with _replacing_export(request.folder) as folder, _full_disk_told(folder):
-        file, int8 = _write(request, artifact, calibration, folder, say)
+        file, int8 = _write(request, artifact, calibration, folder, report)
         agreement, check = _check(request, artifact, calibration, module.open_graph(folder / file))
         if calibration is None:
             agreement.require(f"{request.format} export")
-        say(_describe(agreement, check["source"]))
+        report(_describe(agreement, check["source"]))
         record = ExportRecord(
             format=request.format,
             precision=request.precision,
@@ -118,14 +118,14 @@ def _write(
     artifact: Artifact,
     calibration: Calibration | None,
     folder: Path,
-    say: Callable[[str], object],
+    report: Callable[[str], object],
 ) -> tuple[str, dict[str, Any]]:
     """Write the graph; returns the name of its file and what quantisation found."""
     network = export_network(artifact.model)
     if calibration is None:
         return find_format(request.format).write(network, folder), {}
     module, classes = find_quantisable_format(request.format), len(artifact.class_names)
-    quantised = quantise(module.convert(network), module.run_of, calibration, classes, request.allow_loss, say)
+    quantised = quantise(module.convert(network), module.run_of, calibration, classes, request.allow_loss, report)
     return module.save(quantised.model, folder), quantised.found
 
 

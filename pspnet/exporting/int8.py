@@ -65,7 +65,7 @@ def quantise(
     calibration: Calibration,
     num_classes: int,
     allow_loss: bool = False,
-    say: Callable[[str], object] = print,
+    report: Callable[[str], object] = print,
 ) -> Quantised:
     """Quantise a float32 graph and score both; more of ATTEMPTS are tried as long as the loss is above BOUND.
 
@@ -79,7 +79,7 @@ def quantise(
     Raises ExportError where the loss is above BOUND and not allowed, DataError for files that can't be used.
     """
     before = calibration.score(open_model(model), num_classes).mIOU
-    say(f"float32: mIoU {100 * before:.2f} on {_describe(calibration)}")
+    report(f"float32: mIoU {100 * before:.2f} on {_describe(calibration)}")
     images, nodes = calibration.batches(), operations(model)
     tried: list[dict[str, Any]] = []
     best: Any = None
@@ -87,7 +87,7 @@ def quantise(
         quantised = _quantise(model, images, settings, nodes)
         after = calibration.score(open_model(quantised), num_classes).mIOU
         loss = 100 * (before - after)
-        say(f"int8, {settings.name}: mIoU {100 * after:.2f}, {_change(loss)}")
+        report(f"int8, {settings.name}: mIoU {100 * after:.2f}, {_change(loss)}")
         if best is None or after > max(entry["mIOU"] for entry in tried):
             best = quantised
         tried.append({"settings": settings.name, "mIOU": after, "loss_points": loss})

@@ -1,4 +1,4 @@
-"""The comparison in small: runs by the project's own loop, finished ones left out, the sums of the table right."""
+"""The comparison benchmark on a tiny data set: resumable runs and the summary table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(shapes: Path, output: Path, *more: object) -> list[str]:
-    """One epoch of one step; plain gradient descent, whose checkpoints are small."""
+    """One epoch of one step; sgd, whose checkpoints are small."""
     return [
         str(item)
         for item in (
@@ -37,7 +37,7 @@ def lines(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
 
 
-def test_runs_are_recorded_and_finished_ones_left_out(
+def test_runs_are_recorded_and_finished_ones_skipped(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("segmentation_models_pytorch")
@@ -55,7 +55,7 @@ def test_runs_are_recorded_and_finished_ones_left_out(
     assert out.count("validation:mIOU=") == 2
 
     with (tmp_path / "runs.jsonl").open("a") as file:
-        file.write('{"network": "psp')  # a run that a crash cut short
+        file.write('{"network": "psp')  # a run truncated by a crash
     assert comparison.main(command) == 0
     again = capsys.readouterr().out
     assert "== run" not in again
@@ -103,7 +103,7 @@ def test_library_networks_have_our_interface() -> None:
             assert torch.equal(network(images), network.model(padded)[:, :, :45, :50])
 
 
-def test_the_published_form_differs_in_stem_and_corners_alone() -> None:
+def test_the_published_form_differs_only_in_stem_and_corners() -> None:
     base = comparison.Config(num_classes=5, data="x", use_pretrained_model=False)
     published = base.replace(**comparison.ENTRANTS["pspnet-published"].settings)
     before, after = base.model_dump(), published.model_dump()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import endpoint, soak
+from benchmarks import endpoint
+from benchmarks.support import soak
 from benchmarks.support.hosts import Reply
 from benchmarks.support.load import Times, server_timing, summary
 
