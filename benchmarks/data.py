@@ -13,7 +13,7 @@ crops (padded if the image is smaller), flips half of them, and stacks 16 sample
     torchvision v2    decode_jpeg, resize, pad, crop, horizontal_flip, to_dtype and normalize of tv_tensors
     Pillow            Image.open, resize, crop and transpose, then numpy
 
-The masks of the other libraries are read with Pillow, since their own readers convert palettes to colours. The cases are
+The other libraries' masks are read with Pillow, since their own readers convert palettes to colours. The cases are
 interleaved and timed in processor time, so that other programs disturb little; ratios are medians over the rounds.
 
 Stages: processor time of the parts of one of our samples.
@@ -138,6 +138,7 @@ def chains(pairs: list[Pair], args: argparse.Namespace) -> dict[str, Any]:
     }
     if Path("/dev/shm").is_dir():
         cache = open_cache("memory", 1.0, "", announce=False)
+        assert cache is not None
         cached = dataset(pairs, args, cache=cache)
         for index in range(len(pairs)):
             cached[(0, index)]

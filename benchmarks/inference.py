@@ -28,9 +28,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.support import cold_start, frame_path
-from benchmarks.support.cases import CASES, GLUONCV, PLAIN, Subject, case_flops, is_ours, open_case, random_model
+from benchmarks.support.cases import CASES, GLUONCV, Subject, case_flops, is_ours, open_case, random_model
 from pspnet.artifact.model_directory import load_artifact
-from pspnet.benchmarking.benchmark import PAUSE
+from pspnet.benchmarking.benchmark import PAUSE, PLAIN
 from pspnet.benchmarking.peak import measure_peak
 from pspnet.benchmarking.record import machine_text, run_record, versions, write_record
 from pspnet.benchmarking.relative import compare_runtimes, table

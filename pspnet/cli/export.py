@@ -34,7 +34,9 @@ def register(subparsers: Any) -> None:
         metavar="DATA",
         help="for --int8: a data set as in training; train calibrates, validation scores",
     )
-    _option(parser, "calibration_images", "N", "maximum number of calibration images (default: 64)", kind=int, default=64)
+    _option(
+        parser, "calibration_images", "N", "maximum number of calibration images (default: 64)", kind=int, default=64
+    )
     _option(parser, "scored_images", "N", "maximum number of scored images (default: 100)", kind=int, default=100)
     _option(parser, "ignore", "ID", "class id that is not scored (default: as in training, or 255)", kind=int)
     flags = ("--allow_loss", "--allow-loss")

@@ -165,9 +165,7 @@ def _replacing_export(output: Path) -> Iterator[Path]:
     output = Path(os.path.abspath(output))  # "." has no name for a sibling
     is_export = (output / RECORD_NAME).is_file()
     if not is_export and not is_free(output):
-        raise DataError(
-            f"--output: {output} is not an export; use another folder, or delete its contents."
-        )
+        raise DataError(f"--output: {output} is not an export; use another folder, or delete its contents.")
     old = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.old")
     try:
         with new_folder(output) as folder:

@@ -1,7 +1,7 @@
 """Post-training quantisation to 8 bits with NNCF, for OpenVINO and ONNX Runtime.
 
 Weights are scaled per output channel and activations per tensor, calibrated on images. Operations on the image's size
-stay in float32 (graph_operations.py). If the mIoU loss exceeds the bound, other settings are tried, faster graphs first.
+stay in float32 (graph_operations.py). If the mIoU loss exceeds the bound, other settings are tried, fastest first.
 """
 
 from __future__ import annotations

@@ -138,7 +138,9 @@ def _check_shapes(mask: np.ndarray, logits: np.ndarray, case: tuple[int, int, in
     if mask.shape != case or mask.dtype != np.uint8:
         raise ExportError(f"the graph returns a mask of shape {mask.shape} and dtype {mask.dtype} for {_name(case)}.")
     if logits.ndim != 4 or logits.shape[:2] != (case[0], classes) or logits.dtype != np.float32:
-        raise ExportError(f"the graph returns logits of shape {logits.shape} and dtype {logits.dtype} for {_name(case)}.")
+        raise ExportError(
+            f"the graph returns logits of shape {logits.shape} and dtype {logits.dtype} for {_name(case)}."
+        )
 
 
 def _name(case: tuple[int, int, int]) -> str:

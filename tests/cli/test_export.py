@@ -29,9 +29,7 @@ def export(*arguments: object) -> int:
     return run_guarded(dispatch, ["export", *map(str, arguments)])
 
 
-def test_export_prints_its_verification(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_prints_its_verification(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     assert export(model_dir, "--format", "torchscript", "--images", tmp_path) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -72,9 +70,7 @@ def test_a_missing_package_is_reported(
     assert printed.endswith("pip install 'pspnet[onnx]'.\n")
 
 
-def test_missing_images_and_data(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_images_and_data(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(model_dir, "--format", "torchscript", "--images", tmp_path / "none") == 1
     assert "no such image file" in capsys.readouterr().err
     pytest.importorskip("nncf")

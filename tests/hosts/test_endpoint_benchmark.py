@@ -44,7 +44,9 @@ def test_the_toolkit_is_measured(toolkit_python: Path, tmp_path: Path) -> None:
     assert 0 < overhead["stages_ms"]["predict"]["median"] < overhead["whole_ms"]["median"]
 
 
-def test_wrong_arguments_give_an_error_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments_give_an_error_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PSPNET_TOOLKIT_PYTHON", raising=False)
     with pytest.raises(SystemExit):
         endpoint.main(["--hosts", "serve,nginx"])

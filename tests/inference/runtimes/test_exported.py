@@ -82,9 +82,7 @@ def test_openvino_compiles_into_the_cache_once(model_dir: Path, tmp_path: Path) 
     assert sorted((tmp_path / "cache" / "openvino").rglob("*.blob")) == kept
 
 
-def test_a_read_only_cache_is_accepted(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_cache_is_accepted(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written("openvino", model_dir)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PSPNET_CACHE", str(tmp_path / "file"))
@@ -193,7 +191,9 @@ def test_tensorrt_runs_float16_and_caches_its_engines(
     assert (runtime.name, name, cuda[0], cpu) == ("tensorrt", *there)
     assert options["trt_fp16_enable"] is True
     assert options["device_id"] == 1
-    kept = tmp_path / "cache" / "tensorrt" / hash_weights(model_dir)[:16]  # engines of other models are in other folders
+    kept = (
+        tmp_path / "cache" / "tensorrt" / hash_weights(model_dir)[:16]
+    )  # one folder per model
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(kept)
     assert kept.is_dir()
     exact: Any = opened("tensorrt", model_dir, GPU, torch.float32)

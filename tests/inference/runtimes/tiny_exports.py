@@ -21,7 +21,7 @@ class Brightest(torch.nn.Module):
 
 
 def write_onnx(model_dir: Path, **changes: Any) -> Path:
-    """Write `Brightest` as the ONNX export of a model directory; returns its folder. `changes`: fields of the record."""
+    """Write `Brightest` as the ONNX export of a model directory. `changes`: fields of the record."""
     import onnx
     from onnx import TensorProto, helper
 
