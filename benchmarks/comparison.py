@@ -48,6 +48,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.support.library_networks import build_smp
+from pspnet.benchmarking.table import markdown
 from pspnet.config.schema import Config
 from pspnet.data.channels import load_pairs
 from pspnet.errors import ConfigError
@@ -120,21 +121,22 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; exit with a message if it is invalid."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the channels")
-    parser.add_argument("--num_classes", type=int, default=11)
-    parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="default: %(default)s")
-    parser.add_argument("--networks", nargs="+", choices=ENTRANTS, default=DEFAULT_NETWORKS, metavar="NETWORK")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
-    steps = "optimizer steps a run (%(default)s), rounded up so that every epoch has as many"
-    parser.add_argument("--steps", type=int, default=240, help=steps)
-    parser.add_argument("--crop_size", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--base_size", type=int, default=480, help="default: %(default)s")
-    parser.add_argument("--mini_batch_size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--optimizer", default="adam", help="default: %(default)s")
-    parser.add_argument("--learning_rate", type=float, default=0.001, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--precision", default="auto", help="auto: by device; bfloat16 on a CPU with AMX")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder that holds the channels")
+    add("--num_classes", type=int, default=11, help="classes")
+    add("--output", type=Path, default=Path("runs/comparison"), help="folder of the results")
+    add("--networks", nargs="+", choices=ENTRANTS, default=DEFAULT_NETWORKS, metavar="NETWORK", help="networks")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds")
+    add("--steps", type=int, default=240, help="optimizer steps per run, rounded up to full epochs of equal length")
+    for name, default in (("crop_size", 128), ("base_size", 480), ("mini_batch_size", 8)):
+        add(f"--{name}", type=int, default=default, help="as in training")
+    add("--optimizer", default="adam", help="as in training")
+    add("--learning_rate", type=float, default=0.001, help="as in training")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--precision", default="auto", help="auto: by device; bfloat16 on a CPU with AMX")
     return parser.parse_args(argv)
 
 
@@ -233,22 +235,14 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def table(summary: Mapping[str, Mapping[str, Any]], first: str) -> str:
     """A Markdown table: scores in percent, mean and sample standard deviation over the seeds."""
-    lines = [
-        f"| network | parameters | mIoU | to {first} | pixel accuracy | seconds, validation included | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    headers = ["network", "parameters", "mIoU", f"to {first}", "pixel accuracy", "seconds with validation", "seeds"]
+    rows = []
     for name, values in summary.items():
-        cells = [
-            name,
-            f"{values['parameters'] / 1e6:.1f} M",
-            _show(values["mIOU"]),
-            "" if name == first else _show(values["difference"], "+"),
-            _show(values["pixel_accuracy"]),
-            _show(values["seconds"], digits=0),
-            ", ".join(map(str, values["seeds"])),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        difference = "" if name == first else _show(values["difference"], "+")
+        row = [name, f"{values['parameters'] / 1e6:.1f} M", _show(values["mIOU"]), difference]
+        row += [_show(values["pixel_accuracy"]), _show(values["seconds"], digits=0)]
+        rows.append([*row, ", ".join(map(str, values["seeds"]))])
+    return markdown(headers, rows)
 
 
 def _show(value: tuple[float, float | None], sign: str = "", digits: int = 1) -> str:

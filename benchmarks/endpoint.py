@@ -35,6 +35,7 @@ from benchmarks.support.load import Sent, Times, Wire, run_load, send_serially, 
 from pspnet.artifact.bundle import write_code
 from pspnet.artifact.model_directory import CONFIG_NAME, WEIGHTS_NAME
 from pspnet.benchmarking import record
+from pspnet.benchmarking.table import markdown
 from pspnet.benchmarking.timed_frames import jpeg, make_images
 from pspnet.system.cpu import available_cores
 
@@ -145,9 +146,7 @@ def _overhead(running: Sequence[hosts.Host], sent: Sent, rounds: int, requests: 
                 send_serially(wire, sent, min(5, requests), Times())  # warm-up: the caches hold another host's data
                 send_serially(wire, sent, requests, times[host.name])
             medians[host.name].append(round(float(np.median(times[host.name].overhead[-requests:])), 3))
-    found = {}
-    print("\nOverhead of a request in ms: HTTP time minus the predictor's own, one connection")
-    print(f"{'host':10} {'median':>9} {'p90':>9} {'p99':>9} {'whole':>9} {'predict':>9}  medians of the rounds")
+    found, rows = {}, []
     for name, each in times.items():
         stages = {stage: summary(values) for stage, values in each.stages.items()}
         whole, overhead = summary(each.total), summary(each.overhead)
@@ -159,25 +158,26 @@ def _overhead(running: Sequence[hosts.Host], sent: Sent, rounds: int, requests: 
             "requests": len(each.total),
         }
         figures = [overhead[key] for key in ("median", "p90", "p99")] + [whole["median"], stages["predict"]["median"]]
-        print(f"{name:10} " + " ".join(f"{value:9.2f}" for value in figures) + f"  {medians[name]}", flush=True)
+        rows.append([name, *(f"{value:.2f}" for value in figures), medians[name]])
+    print("\nOverhead of a request in ms: HTTP time minus the predictor's own, one connection\n")
+    print(markdown(["host", "median", "p90", "p99", "whole", "predict", "medians of the rounds"], rows), flush=True)
     return found
 
 
 def _load(running: Sequence[hosts.Host], sent: Sent, clients: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    found = []
-    print("\nThroughput, latency and memory by concurrent clients")
-    print(f"{'clients':>7} {'host':10} {'images/s':>9} {'median ms':>10} {'p99 ms':>10} {'MiB':>7}  statuses")
+    found, rows = [], []
     for index, count in enumerate(number for number in clients if number):
         for host in _in_order(running, index):
             seen = run_load(host, count, seconds, lambda _: sent)
             latency = summary(seen.milliseconds)
-            rate = len(seen.milliseconds) / seen.seconds
+            rate = round(len(seen.milliseconds) / seen.seconds, 3)
             mib = round(sum(map(hosts.memory_of, host.processes())) / 2**20)
             statuses = {str(status): number for status, number in sorted(seen.statuses.items())}
-            entry = {"clients": count, "host": host.name, "images_per_second": round(rate, 3), "mib": mib}
+            entry = {"clients": count, "host": host.name, "images_per_second": rate, "mib": mib}
             found.append({**entry, "latency_ms": latency, "statuses": statuses})
-            median, p99 = latency.get("median", float("nan")), latency.get("p99", float("nan"))
-            print(f"{count:7} {host.name:10} {rate:9.2f} {median:10.1f} {p99:10.1f} {mib:7}  {statuses}", flush=True)
+            rows.append([count, host.name, rate, latency.get("median", ""), latency.get("p99", ""), mib, statuses])
+    print("\nThroughput, latency and memory by concurrent clients\n")
+    print(markdown(["clients", "host", "images/s", "median ms", "p99 ms", "MiB", "statuses"], rows), flush=True)
     return found
 
 

@@ -15,8 +15,6 @@ second, as a fraction of a large matrix product's rate in the case's precision; 
     ours            this project's training step with its defaults, float32
     ours-upsampled  ours, with logits up-sampled before the loss
     ours-nchw       ours, without channels_last
-    ours-foreach    ours, with PyTorch's default optimizer instead of the fused one
-    ours-parts      ours, in two micro-batches (micro_batch_size)
     ours-recompute  ours, with activation checkpointing (gradient_checkpointing)
     ours-compile    ours, through torch.compile
     ours-autocast   ours, in the precision of `precision auto`, or bfloat16 on a CPU with AMX
@@ -73,10 +71,7 @@ from pspnet.training.performance.compilation import CompiledModel, compile_wante
 from pspnet.training.step import TrainingStep, build_scaler
 
 PLAIN = "plain"
-OURS = (
-    "ours", "ours-upsampled", "ours-nchw", "ours-foreach", "ours-parts", "ours-recompute", "ours-compile",
-    "ours-autocast",
-)  # fmt: skip
+OURS = ("ours", "ours-upsampled", "ours-nchw", "ours-recompute", "ours-compile", "ours-autocast")
 LIBRARIES = ("torchvision-deeplabv3", "smp-pspnet")
 CASES = (PLAIN, "plain-compile", "plain-autocast", *OURS, *LIBRARIES)
 DEFAULT_CASES = (PLAIN, "ours", "ours-upsampled", "ours-nchw", *LIBRARIES)
@@ -211,15 +206,9 @@ def _our_step(
     if name == "ours-compile":
         compile_wanted(True, device)
         model = CompiledModel(network, arguments.batch)
-    groups = parameter_groups(network, _RATE)
-    optimizer = build_optimizer("sgd", groups, _RATE)
-    if name == "ours-foreach":
-        optimizer = torch.optim.SGD(groups, lr=_RATE, momentum=0.9, weight_decay=1e-4)
-    step = TrainingStep(
-        model, build_loss("cross_entropy").to(device), optimizer, device, precision, Processes(),
-        channels_last=channels_last,
-        micro_batch_size=max(1, arguments.batch // 2) if name == "ours-parts" else None,
-    )  # fmt: skip
+    optimizer = build_optimizer("sgd", parameter_groups(network, _RATE), _RATE)
+    loss = build_loss("cross_entropy").to(device)
+    step = TrainingStep(model, loss, optimizer, device, precision, Processes(), channels_last=channels_last)
 
     def run() -> None:
         step([batch], 0, network)

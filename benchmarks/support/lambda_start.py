@@ -5,7 +5,7 @@
 Each interpreter has the files of `lambda_package --code_only` and this environment's NumPy, Pillow, boto3. It imports
 the function and handles the event of one segment of masks twice; the first event also imports boto3 and opens the
 connection. S3 is moto's server on the loopback address. Lambda adds its sandbox and the loading of the package, and
-gives a function with little memory a slower processor: see `Init Duration` in its log.
+assigns a slower processor to a function with little memory: see `Init Duration` in its log.
 
 MASKS holds PNG files of class ids; synthetic scenes by default. Needs moto: pip install 'moto[server]'.
 """
@@ -61,26 +61,25 @@ print(json.dumps({"seconds": seconds, "peak_mib": peaks[0] if peaks else None}))
 """
 
 
-def read_masks(folder: Path | None, count: int) -> list[np.ndarray]:
-    """The first `count` masks of a folder, or synthetic ones; (H, W) uint8, of one size. Raises DataError."""
+def write_segment(folder: Path | None, count: int) -> tuple[bytes, str]:
+    """A segment of the first `count` masks of a folder, or of synthetic ones, at 10 frames/s, and its description.
+
+    Raises DataError for too few masks or several sizes.
+    """
     if folder is None:
-        return [draw_scene(np.random.default_rng([7, index]), (480, 360))[1] for index in range(count)]
-    masks = [np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))[:count]]
+        masks = [draw_scene(np.random.default_rng([7, index]), (480, 360))[1] for index in range(count)]
+    else:
+        masks = [np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))[:count]]
     if len(masks) < count:
-        raise DataError(f"{folder}: found {len(masks)} PNG files, expected {count}; give fewer --frames.")
+        raise DataError(f"{folder}: found {len(masks)} PNG files, expected {count}; use fewer --frames.")
     if any(mask.ndim != 2 or mask.dtype != np.uint8 or mask.shape != masks[0].shape for mask in masks):
         raise DataError(f"{folder}: expected masks of one size, each with one channel of 8 bits.")
-    return masks
-
-
-def write_segment(masks: Sequence[np.ndarray]) -> bytes:
-    """One segment of masks at ten frames per second, in the format of `pspnet stream`."""
-    file = io.BytesIO()
-    writer = SegmentWriter(file, SegmentHeader(*masks[0].shape))
+    file, (height, width) = io.BytesIO(), masks[0].shape
+    writer = SegmentWriter(file, SegmentHeader(height, width))
     for index, mask in enumerate(masks):
         writer.append(RecordHead(index, 1.7e9 + index / 10, index / 10), mask)
     writer.finish()
-    return file.getvalue()
+    return file.getvalue(), f"{count} masks of {width}x{height}, {len(file.getvalue()):,} bytes"
 
 
 @contextlib.contextmanager
@@ -142,21 +141,18 @@ def main(argv: Sequence[str]) -> int:
     if args.frames < 1 or args.starts < 1:
         parser.error("--frames and --starts must be at least 1")
     record = run_record()
-    masks = read_masks(args.masks, args.frames)
-    segment = write_segment(masks)
+    segment, description = write_segment(args.masks, args.frames)
     found = measure(args.starts, segment, args.drivable)
-    height, width = masks[0].shape
-    print(f"{machine_text(record['machine'])}\n{len(masks)} masks of {width}x{height}, {len(segment):,} bytes\n")
+    print(f"{machine_text(record['machine'])}\n{description}\n")
     rows = []
     for name in found[0]["seconds"]:
         values = [start["seconds"][name] for start in found]
         rows.append([name, f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"])
-    print(markdown([f"median of {args.starts} starts", "s (least to most)"], rows))
+    print(markdown([f"median of {args.starts} starts", "s (min to max)"], rows))
     peaks = [start["peak_mib"] for start in found if start["peak_mib"] is not None]
     print(f"\nlargest resident memory: {f'{max(peaks):.0f} MiB' if peaks else 'not measured'}")
     if args.output is not None:
-        about = {"masks": len(masks), "height": height, "width": width, "bytes": len(segment)}
-        write_record(args.output, {**record, **about, "starts": found})
+        write_record(args.output, {**record, "segment": description, "starts": found})
     return 0
 
 

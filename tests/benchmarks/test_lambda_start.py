@@ -49,13 +49,13 @@ def test_a_file_missing_from_the_package_is_an_error(tmp_path: Path, monkeypatch
     kept = tuple(name for name in lambda_package.CODE if not name.endswith("lambda_masks.py"))
     monkeypatch.setattr(lambda_package, "CODE", kept)
     with pytest.raises(Exception, match="lambda_masks"):
-        benchmark.measure(1, benchmark.write_segment(benchmark.read_masks(None, 1)), "0")
+        benchmark.measure(1, benchmark.write_segment(None, 1)[0], "0")
 
 
 def test_too_few_masks_and_other_sizes_are_errors(tmp_path: Path) -> None:
     write_masks(tmp_path / "masks", 2)
-    with pytest.raises(DataError, match="found 2 PNG files, expected 3; give fewer --frames"):
-        benchmark.read_masks(tmp_path / "masks", 3)
+    with pytest.raises(DataError, match="found 2 PNG files, expected 3; use fewer --frames"):
+        benchmark.write_segment(tmp_path / "masks", 3)
     Image.fromarray(np.zeros((5, 5), dtype=np.uint8)).save(tmp_path / "masks" / "9.png")
     with pytest.raises(DataError, match="expected masks of one size"):
-        benchmark.read_masks(tmp_path / "masks", 3)
+        benchmark.write_segment(tmp_path / "masks", 3)

@@ -67,7 +67,7 @@ def _open_export(name: str, source: Source) -> Runtime:
     if kind == "tensorrt" and source.dtype not in (None, torch.float16, torch.float32):
         raise ConfigError(f"runtime tensorrt runs in float16 or float32; {format} needs the runtime eager or compile.")
     if kind != "tensorrt" and source.dtype not in (None, torch.float32):
-        raise ConfigError(f"runtime {name} runs an export as it is; {format} needs the runtime eager or compile.")
+        raise ConfigError(f"runtime {name} runs an export unchanged; {format} needs the runtime eager or compile.")
     if kind == "openvino":
         from pspnet.inference.runtimes.open_vino import OpenVino
 

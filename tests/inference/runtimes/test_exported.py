@@ -191,9 +191,7 @@ def test_tensorrt_runs_float16_and_caches_its_engines(
     assert (runtime.name, name, cuda[0], cpu) == ("tensorrt", *there)
     assert options["trt_fp16_enable"] is True
     assert options["device_id"] == 1
-    kept = (
-        tmp_path / "cache" / "tensorrt" / hash_weights(model_dir)[:16]
-    )  # one folder per model
+    kept = tmp_path / "cache" / "tensorrt" / hash_weights(model_dir)[:16]  # one folder per model
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(kept)
     assert kept.is_dir()
     exact: Any = opened("tensorrt", model_dir, GPU, torch.float32)
@@ -215,7 +213,9 @@ def test_names() -> None:
 
 
 def test_an_export_has_its_own_dtype_and_a_directory(model_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="runtime openvino runs an export as it is; bfloat16 needs the runtime eager"):
+    with pytest.raises(
+        ConfigError, match="runtime openvino runs an export unchanged; bfloat16 needs the runtime eager"
+    ):
         opened("openvino", model_dir, dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match="runtime tensorrt runs in float16 or float32; bfloat16 needs the runtime"):
         opened("tensorrt", model_dir, GPU, torch.bfloat16)
