@@ -1,31 +1,30 @@
-"""A controlled comparison: several networks trained and scored in exactly the same way, over several seeds.
+"""Controlled comparison: several networks trained and scored in exactly the same way, over several seeds.
 
     python benchmarks/comparison.py --data CAMVID
 
 Everything but the network is this project's and the same for all: data, order and augmentation of the samples (they
-depend on the seed alone), optimizer, schedule, number of steps, precision, and the score, which is that of the whole
-validation channel at full resolution after the last step (no choice of a best epoch). All start from random weights.
+depend on the seed only), optimizer, schedule, number of steps, precision, and the score, taken on the whole validation
+channel at full resolution after the last step (no choice of a best epoch). All start from random weights.
 
 The networks:
 
-    pspnet            ours as it is configured by default: 7x7 stem, up-sampling without aligned corners.
+    pspnet            ours with its default settings: 7x7 stem, up-sampling without aligned corners.
     pspnet-published  PSPNet as its authors published it (hszhao/semseg): three 3x3 convolutions as stem, aligned
-                      corners. That is all that the two differ in: depth, output stride, dilation of the first blocks,
-                      pyramid, dropout 0.1 and auxiliary loss of 0.4 are the same, so what tells them apart here is
-                      these two choices, and not how either is computed. The authors' schedule is no part of the
-                      network: --optimizer sgd --learning_rate 0.01 gives it to all of them.
-    smp-pspnet        segmentation-models-pytorch's PSPNet with its own defaults: it takes the map after the encoder's
-                      third stage, and has no auxiliary loss; about a fifteenth of the operations.
+                      corners. Depth, output stride, dilation of the first blocks, pyramid, dropout 0.1 and auxiliary
+                      loss of 0.4 are the same as in `pspnet`, so only these two choices are compared. The authors'
+                      schedule is not part of the network: --optimizer sgd --learning_rate 0.01 sets it for all.
+    smp-pspnet        segmentation-models-pytorch's PSPNet with its own defaults: it uses the feature map after the
+                      encoder's third stage and has no auxiliary loss; about a fifteenth of the operations.
     smp-deeplabv3     segmentation-models-pytorch's DeepLabV3 with its own defaults, output stride 8, no auxiliary loss.
     fcn, deeplab      torchvision's, as `--algorithm` offers them; not in the default list.
 
-Finished runs are lines of OUTPUT/runs.jsonl; the same command leaves them out, so it can be stopped and started again.
-OUTPUT/summary.json and the table have mean and sample standard deviation over the seeds, and each network's mean
+Finished runs are lines of OUTPUT/runs.jsonl; the same command skips them, so it can be interrupted and resumed.
+OUTPUT/summary.json and the table hold mean and sample standard deviation over the seeds, and each network's mean
 difference to the first one over equal seeds.
 
-The defaults are for a CPU: crops of 128 and 240 steps of 8 let twelve runs end in about 40 minutes on two cores with
-AMX, which is an estimate from operation counts and not a measurement. So short a training compares how fast the
-networks learn from nothing, not how good they get; raise --steps and --crop_size on a GPU.
+The defaults are for a CPU: with crops of 128 and 240 steps of 8, twelve runs take about 40 minutes on two cores with
+AMX (estimated from operation counts, not measured). Such short training compares how fast the networks learn from
+random weights, not their final quality; raise --steps and --crop_size on a GPU.
 """
 
 from __future__ import annotations
@@ -45,10 +44,11 @@ from typing import Any
 import torch
 from torch import nn
 
-# The project, from wherever the script is started.
+# The project, when the script is started from another folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.support.library_networks import build_smp
+from pspnet.benchmarking.table import markdown
 from pspnet.config.schema import Config
 from pspnet.data.channels import load_pairs
 from pspnet.errors import ConfigError
@@ -76,7 +76,7 @@ def _library(name: str) -> BuildNetwork:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A network that takes part: how it is built, and the settings that make it."""
+    """A compared network: its builder and settings."""
 
     build: BuildNetwork = build_network
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -94,7 +94,7 @@ DEFAULT_NETWORKS = ("pspnet", "pspnet-published", "smp-pspnet", "smp-deeplabv3")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run what is missing, then print the table; 0, or 128 + signal number where a signal asked to stop."""
+    """Run what is missing, then print the table; returns 0, or 128 + signal number after a stop signal."""
     args = parse(argv)
     shared = shared_settings(args)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -121,27 +121,28 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; exits with a message where it is wrong."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds the channels")
-    parser.add_argument("--num_classes", type=int, default=11)
-    parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="default: %(default)s")
-    parser.add_argument("--networks", nargs="+", choices=ENTRANTS, default=DEFAULT_NETWORKS, metavar="NETWORK")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
-    steps = "optimizer steps a run (%(default)s), rounded up so that every epoch has as many"
-    parser.add_argument("--steps", type=int, default=240, help=steps)
-    parser.add_argument("--crop_size", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--base_size", type=int, default=480, help="default: %(default)s")
-    parser.add_argument("--mini_batch_size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--optimizer", default="adam", help="default: %(default)s")
-    parser.add_argument("--learning_rate", type=float, default=0.001, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--precision", default="auto", help="auto: by device; bfloat16 on a CPU with AMX")
+    """Parse the command line; exit with a message if it is invalid."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder that holds the channels")
+    add("--num_classes", type=int, default=11, help="classes")
+    add("--output", type=Path, default=Path("runs/comparison"), help="folder of the results")
+    add("--networks", nargs="+", choices=ENTRANTS, default=DEFAULT_NETWORKS, metavar="NETWORK", help="networks")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds")
+    add("--steps", type=int, default=240, help="optimizer steps per run, rounded up to full epochs of equal length")
+    for name, default in (("crop_size", 128), ("base_size", 480), ("mini_batch_size", 8)):
+        add(f"--{name}", type=int, default=default, help="as in training")
+    add("--optimizer", default="adam", help="as in training")
+    add("--learning_rate", type=float, default=0.001, help="as in training")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--precision", default="auto", help="auto: by device; bfloat16 on a CPU with AMX")
     return parser.parse_args(argv)
 
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that all runs share, but the seed; runs with others are not compared. ConfigError lists problems."""
+    """The settings of all runs except the seed; runs with other settings are not compared. Raises ConfigError."""
     device = choose_device(args.device)
     precision = "bfloat16" if args.precision == "auto" and has_fast_bfloat16(device) else args.precision
     if args.steps < 1:
@@ -163,7 +164,7 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def finished(path: Path, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The records of runs with these shared settings; a line that a crash cut short counts as not run."""
+    """The records of runs with these settings; a line truncated by a crash counts as not run."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
@@ -176,7 +177,7 @@ def finished(path: Path, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_one(network: str, seed: int, shared: Mapping[str, Any], stop: StopRequest) -> dict[str, Any] | None:
-    """Train and score one network; None if a signal came. Its checkpoints lie in a temporary folder."""
+    """Train and score one network, with checkpoints in a temporary folder; None after a stop signal."""
     entrant = ENTRANTS[network]
     settings = {key: value for key, value in shared.items() if key != "train_images"}
     with tempfile.TemporaryDirectory(prefix="pspnet-comparison-") as folder:
@@ -210,7 +211,7 @@ def run_one(network: str, seed: int, shared: Mapping[str, Any], stop: StopReques
 
 
 def summarise(records: Sequence[Mapping[str, Any]], networks: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Mean and spread of each network, and its difference to the first one over equal seeds."""
+    """Mean and standard deviation of each network, and its difference to the first one over equal seeds."""
     by_network = {name: {r["seed"]: r for r in records if r["network"] == name} for name in networks}
     first = by_network[networks[0]]
     summary = {}
@@ -229,28 +230,20 @@ def summarise(records: Sequence[Mapping[str, Any]], networks: Sequence[str]) -> 
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the latter where there is one value."""
+    """Mean and sample standard deviation; None for the latter with a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def table(summary: Mapping[str, Mapping[str, Any]], first: str) -> str:
-    """A Markdown table, scores in percent, mean and sample standard deviation over the seeds."""
-    lines = [
-        f"| network | parameters | mIoU | to {first} | pixel accuracy | seconds, validation included | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    """A Markdown table: scores in percent, mean and sample standard deviation over the seeds."""
+    headers = ["network", "parameters", "mIoU", f"to {first}", "pixel accuracy", "seconds with validation", "seeds"]
+    rows = []
     for name, values in summary.items():
-        cells = [
-            name,
-            f"{values['parameters'] / 1e6:.1f} M",
-            _show(values["mIOU"]),
-            "" if name == first else _show(values["difference"], "+"),
-            _show(values["pixel_accuracy"]),
-            _show(values["seconds"], digits=0),
-            ", ".join(map(str, values["seeds"])),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        difference = "" if name == first else _show(values["difference"], "+")
+        row = [name, f"{values['parameters'] / 1e6:.1f} M", _show(values["mIOU"]), difference]
+        row += [_show(values["pixel_accuracy"]), _show(values["seconds"], digits=0)]
+        rows.append([*row, ", ".join(map(str, values["seeds"]))])
+    return markdown(headers, rows)
 
 
 def _show(value: tuple[float, float | None], sign: str = "", digits: int = 1) -> str:

@@ -1,27 +1,26 @@
-"""How fast training samples are made: this project's pipeline, and the same operations by other libraries.
+"""Speed of the training data pipeline, and of the same operations in other libraries.
 
     python benchmarks/data.py --output data.json
 
 One core. Every case reads the same JPEG images and palette PNG masks, scales the long side to base_size x U(0.5, 2),
-crops (padded where the image is smaller), mirrors half of them, and stacks 16 samples to a batch:
+crops (padded if the image is smaller), flips half of them, and stacks 16 samples to a batch:
 
-    ours              SegmentationDataset and collate as training uses them: uint8 out, normalised on the device
-    ours, normalised  the same, then made float32 and normalised by torch on this core: what the other cases return
+    ours              SegmentationDataset and collate as in training: uint8 output, normalised later on the device
+    ours, normalised  the same, then converted to float32 and normalised by torch on this core, like the other cases
     ours, Pillow      ours without simplejpeg
-    ours, cached      ours with the decoded pairs from `cache_images memory`
+    ours, cached      ours with the decoded pairs of `cache_images memory`
     albumentations    cv2.imread, RandomScale, PadIfNeeded, RandomCrop, HorizontalFlip, Normalize, ToTensorV2
     torchvision v2    decode_jpeg, resize, pad, crop, horizontal_flip, to_dtype and normalize of tv_tensors
     Pillow            Image.open, resize, crop and transpose, then numpy
 
-The other libraries' masks are read with Pillow: their own readers turn palette indices into colours. Cases take turns
-within each round, and their processor time counts, so that other programs disturb little; ratios are medians over the
-rounds.
+The other libraries' masks are read with Pillow, since their own readers convert palettes to colours. The cases are
+interleaved and timed in processor time, so that other programs disturb little; ratios are medians over the rounds.
 
-Stages: processor time of the parts of one sample of ours.
+Stages: processor time of the parts of one of our samples.
 
-Loader: images a second by the clock with 0, 1 and 2 workers, without a cache and with both kinds of it, filled.
+Loader: images per second in wall-clock time with 0, 1 and 2 workers, without a cache and with both kinds of it, filled.
 
-The images are drawn scenes of 500x375 px, as JPEG files of about 50 kB (VOC's size), or those of a data set:
+The images are synthetic scenes of 500x375 px, as JPEG files of about 50 kB (VOC's size), or those of a data set:
 --data DIR, with train/, train_annotation/ and --num_classes.
 """
 
@@ -40,7 +39,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# One thread for every library, as a loader's worker has.
+# One thread for every library, as in a loader worker.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
@@ -48,11 +47,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-# The project, from wherever the script is started.
+# The project, when the script is started from another folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.support.pipelines import PIPELINES, Sample, normalise
-from pspnet.benchmarking.interleave import OwnTime, Timing, measure, ratio_quartiles
+from pspnet.benchmarking.interleave import OwnTime, measure, ratio_quartiles
 from pspnet.benchmarking.record import machine_text, run_record, write_record
 from pspnet.benchmarking.table import factor, markdown
 from pspnet.classes import SHAPES_CLASSES, palette_for
@@ -90,31 +89,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a data set's folder; drawn scenes if not given")
-    parser.add_argument("--num_classes", type=int, default=len(SHAPES_CLASSES), metavar="N", help="of --data")
-    parser.add_argument("--images", type=int, default=48, metavar="N", help="different images (%(default)s)")
-    parser.add_argument("--crop_size", type=int, default=240, metavar="PX", help="side of the crop (%(default)s)")
-    parser.add_argument("--base_size", type=int, default=520, metavar="PX", help="long side (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="batches of each case (%(default)s)")
-    parser.add_argument("--cases", default="", metavar="A,B", help="only these cases; all that are installed otherwise")
-    parser.add_argument("--workers", default="0,1,2", metavar="N,N", help="for the loader (%(default)s)")
-    parser.add_argument(
-        "--loader_images",
-        type=int,
-        default=960,
-        metavar="N",
-        help="images an epoch of the loader; 0: skip (%(default)s)",
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write figures, command, machine and versions")
+    add = parser.add_argument
+    add("--data", type=Path, metavar="DIR", help="data set folder (default: synthetic scenes)")
+    add("--num_classes", type=int, default=len(SHAPES_CLASSES), metavar="N", help="of --data")
+    add("--images", type=int, default=48, metavar="N", help="different images (%(default)s)")
+    add("--crop_size", type=int, default=240, metavar="PX", help="side of the crop (%(default)s)")
+    add("--base_size", type=int, default=520, metavar="PX", help="long side (%(default)s)")
+    add("--rounds", type=int, default=40, metavar="N", help="batches of each case (%(default)s)")
+    add("--cases", default="", metavar="A,B", help="only these cases (default: all that are installed)")
+    add("--workers", default="0,1,2", metavar="N,N", help="for the loader (%(default)s)")
+    add("--loader_images", type=int, default=960, metavar="N", help="images per loader epoch; 0: skip (%(default)s)")
+    add("--output", type=Path, metavar="FILE", help="write figures, command, machine and versions")
     return parser.parse_args(argv)
 
 
 def draw_channel(folder: Path, count: int) -> None:
-    """Scenes of the built-in set at a VOC photograph's size, and compressed to about its bytes."""
+    """Write synthetic scenes of the size of a VOC photograph, compressed to about its bytes."""
     for name in ("train", "train_annotation"):
         (folder / name).mkdir()
     for index in range(count):
@@ -124,23 +118,21 @@ def draw_channel(folder: Path, count: int) -> None:
 
 
 def dataset(pairs: list[Pair], args: argparse.Namespace, **options: Any) -> SegmentationDataset:
-    """Ours, with the default augmentation."""
+    """Our data set with the default augmentation."""
     return SegmentationDataset(pairs, args.num_classes, TrainTransform(args.crop_size, args.base_size), **options)
 
 
-# --- whole chains -----------------------------------------------------------------------------------------------------
-
-
 def chains(pairs: list[Pair], args: argparse.Namespace) -> dict[str, Any]:
-    """Processor time of a batch by each case; prints images a second and the ratio to albumentations."""
-    cache = open_cache("memory", 1.0, "", announce=False) if Path("/dev/shm").is_dir() else None
+    """Processor time of a batch in each case; prints images per second and the ratio to albumentations."""
     plain = dataset(pairs, args)
     cases: dict[str, Callable[[int], object]] = {
         "ours": lambda number: ours(plain, number),
         "ours, normalised": lambda number: normalise(ours(plain, number).images),
         "ours, Pillow": lambda number: without_simplejpeg(plain, number),
     }
-    if cache is not None:
+    if Path("/dev/shm").is_dir():
+        cache = open_cache("memory", 1.0, "", announce=False)
+        assert cache is not None
         cached = dataset(pairs, args, cache=cache)
         for index in range(len(pairs)):
             cached[(0, index)]
@@ -158,17 +150,20 @@ def chains(pairs: list[Pair], args: argparse.Namespace) -> dict[str, Any]:
     rows, found = [], {}
     reference = timings.get("albumentations")
     for name, timing in timings.items():
-        gain = ratio_quartiles(reference, timing) if reference is not None else None
-        rows.append([name, images_per_second(timing), factor(gain) if gain else ""])
-        found[name] = {"images_per_second": BATCH / timing.median, **timing.record()}
-        if gain is not None:
+        lower, median, upper = (BATCH / value for value in timing.quartiles)
+        found[name] = {"images_per_second": median, **timing.record()}
+        row = [name, f"{median:.0f} ({upper:.0f} to {lower:.0f})", ""]
+        if reference is not None:
+            gain = ratio_quartiles(reference, timing)
             found[name]["gain"] = list(gain)
+            row[2] = factor(gain)
+        rows.append(row)
     print(markdown(["one core", "images/s (quartiles)", "against albumentations"], rows) + "\n")
     return found
 
 
 def counted(action: Callable[[], object]) -> Callable[[], OwnTime]:
-    """An action that measures its own processor time."""
+    """Wrap an action so that it measures its own processor time."""
 
     def call() -> OwnTime:
         start = time.process_time()
@@ -179,13 +174,13 @@ def counted(action: Callable[[], object]) -> Callable[[], OwnTime]:
 
 
 def by_number(case: Callable[[int], object]) -> Callable[[], OwnTime]:
-    """A case that measures its own processor time, with another batch at every call."""
+    """Wrap a case so that it measures its own processor time and makes another batch at every call."""
     numbers = itertools.count()
     return counted(lambda: case(next(numbers)))
 
 
 def ours(data: SegmentationDataset, number: int) -> Batch:
-    """One batch; the samples differ from batch to batch, and are the same for all cases that are ours."""
+    """One batch of ours; the samples differ between batches and are the same for all our cases."""
     first = number * BATCH
     batch = collate([data[(first // len(data), index % len(data))] for index in range(first, first + BATCH)])
     assert isinstance(batch, Batch), batch
@@ -193,29 +188,20 @@ def ours(data: SegmentationDataset, number: int) -> Batch:
 
 
 def without_simplejpeg(data: SegmentationDataset, number: int) -> Batch:
-    """The same where the package is not installed."""
+    """One batch of ours, as if simplejpeg were not installed."""
     with mock.patch.object(jpeg, "simplejpeg", None):
         return ours(data, number)
 
 
 def theirs(sample: Sample, pairs: list[Pair], number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One batch of another library's chain."""
+    """One batch of another library."""
     rng = np.random.default_rng([number])
     samples = [sample(pairs[index % len(pairs)], rng) for index in range(number * BATCH, (number + 1) * BATCH)]
     return torch.stack([image for image, _ in samples]), torch.stack([mask for _, mask in samples])
 
 
-def images_per_second(timing: Timing) -> str:
-    """`612 (598 to 630)` for the seconds of a batch."""
-    lower, median, upper = (BATCH / value for value in timing.quartiles)
-    return f"{median:.0f} ({upper:.0f} to {lower:.0f})"
-
-
-# --- parts of a sample ------------------------------------------------------------------------------------------------
-
-
 def stages(pairs: list[Pair], args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds of processor time of each part of a sample, mean over the images, median over the rounds."""
+    """Processor time in ms of each part of a sample: mean over the images, median over the rounds."""
     decoded = [(read_image(pair.image), read_annotation(pair.annotation)) for pair in pairs]
     bodies = [pair.image.read_bytes() for pair in pairs]
     plain = TrainTransform(args.crop_size, args.base_size)
@@ -244,26 +230,23 @@ def stages(pairs: list[Pair], args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
-# --- the loader -------------------------------------------------------------------------------------------------------
-
-
 def loaders(pairs: list[Pair], args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
-    """Images a second of whole epochs by the clock; workers are started and caches filled before."""
+    """Images per second of full epochs in wall-clock time, with started workers and filled caches."""
     found: dict[str, dict[str, float]] = {}
     many = (pairs * -(-args.loader_images // len(pairs)))[: args.loader_images]
     workers = [int(text) for text in args.workers.split(",")]
-    for place in ("none", "memory", "disk"):
-        if place == "memory" and not Path("/dev/shm").is_dir():
+    for kind in ("none", "memory", "disk"):
+        if kind == "memory" and not Path("/dev/shm").is_dir():
             continue
-        cache = open_cache(place, 2.0, str(folder / "cache"), announce=False)
-        found[place] = {str(count): epoch_rate(dataset(many, args, cache=cache), count) for count in workers}
-    rows = [[place, *(f"{rate:.0f}" for rate in rates.values())] for place, rates in found.items()]
+        cache = open_cache(kind, 2.0, str(folder / "cache"), announce=False)
+        found[kind] = {str(count): epoch_rate(dataset(many, args, cache=cache), count) for count in workers}
+    rows = [[kind, *(f"{rate:.0f}" for rate in rates.values())] for kind, rates in found.items()]
     print(markdown(["images/s, cache_images", *(f"{count} workers" for count in workers)], rows))
     return found
 
 
 def epoch_rate(data: SegmentationDataset, workers: int, epochs: int = 3) -> float:
-    """The median rate of the epochs after a first one."""
+    """Median rate of the epochs after a warm-up epoch."""
     sampler = TrainBatchSampler(len(data), BATCH, seed=0)
     loader = build_loader(data, sampler, workers, persistent=True)
     rates = []

@@ -1,13 +1,12 @@
-"""How fast an endpoint answers: `pspnet serve` and SageMaker's inference toolkit over the same model directory.
+"""Speed of an endpoint: `pspnet serve` and SageMaker's inference toolkit over the same model directory.
 
     python benchmarks/endpoint.py --toolkit_python PYTHON --output endpoint.json
 
-Three parts. Overhead: requests one after another on one connection; for each, the whole HTTP time minus the predictor's
-own time, which the host puts into the answer's Server-Timing header (`pspnet serve` by itself, the toolkit through
-timed_handlers.py). So decoding the JPEG, encoding the mask, HTTP and the host's own work count, the network's
-computation does not. Hosts take turns within each round, in changing order. Load: throughput and latency for several
-numbers of clients. Soak (--soak MINUTES): steady load of mixed requests while the memory of the host's processes is
-read. docs/benchmarks.md has the figures.
+Three parts. Overhead: serial requests on one connection; the HTTP time of each minus the predictor's own time, which
+the host reports in the Server-Timing header (`pspnet serve` itself, the toolkit through timed_handlers.py). Decoding
+the JPEG, encoding the mask, HTTP and the host's own work count, the forward pass does not. The hosts are interleaved in
+changing order. Load: throughput, latency and memory for several numbers of clients. Soak (--soak MINUTES): steady load
+of mixed requests while the memory of the host's processes is sampled. docs/benchmarks.md has the figures.
 """
 
 from __future__ import annotations
@@ -27,19 +26,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# The project and this folder's modules, from wherever the script is started.
+# The project, when the script is started from another folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import soak
-from benchmarks.support import hosts
-from benchmarks.support.load import Sent, Times, Wire, many_at_once, one_by_one, summary
+from benchmarks.support import hosts, soak
+from benchmarks.support.cases import random_model
+from benchmarks.support.load import Sent, Times, Wire, run_load, send_serially, summary
 from pspnet.artifact.bundle import write_code
 from pspnet.artifact.file_names import CONFIG_NAME, WEIGHTS_NAME
-from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.benchmarking import record
-from pspnet.config.schema import Config
-from pspnet.data.shapes import draw_scene
-from pspnet.models.build import build_model
+from pspnet.benchmarking.table import markdown
+from pspnet.benchmarking.timed_frames import jpeg, make_images
 from pspnet.system.cpu import available_cores
 
 HOSTS = ("serve", "toolkit")
@@ -52,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if "toolkit" in arguments.hosts and arguments.toolkit_python is None:
         parser.error("the toolkit needs --toolkit_python or PSPNET_TOOLKIT_PYTHON; or measure --hosts serve alone")
-    with tempfile.TemporaryDirectory(prefix="pspnet-endpoint-") as text:
-        folder = Path(text)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pspnet-endpoint-")))
+        model = arguments.model or stack.enter_context(random_model(width=arguments.width))
         try:
-            found = _measure(arguments, folder)
+            found = _measure(arguments, model, folder)
         except (hosts.HostError, ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -70,15 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", type=Path, help="model directory; by default PSPNet-R50 with 21 classes and random weights")
     add("--width", type=int, default=64, help="width of the generated model; 4 is tiny")
-    add("--image", type=Path, help="JPEG file to send; by default a drawn scene of --size")
-    add("--size", type=_size, default=(480, 360), metavar="WxH", help="size of the drawn scene (480x360)")
+    add("--image", type=Path, help="JPEG file to send; by default a synthetic scene of --size")
+    add("--size", type=_size, default=(480, 360), metavar="WxH", help="size of the synthetic scene (480x360)")
     add("--hosts", type=_host_names, default=HOSTS, help="serve, toolkit or both: serve,toolkit")
     add("--toolkit_python", type=Path, default=os.environ.get("PSPNET_TOOLKIT_PYTHON"), help="its interpreter")
     add("--requests", type=int, default=50, help="requests of each host in each round (50)")
-    add("--rounds", type=int, default=5, help="rounds of the overhead part (5); 0 leaves it out")
-    add(
-        "--clients", type=_numbers, default=(1, 2, 4, 8, 16), help="clients at once: 1,2,4,8,16; 0 leaves this part out"
-    )
+    add("--rounds", type=int, default=5, help="rounds of the overhead part (5); 0 skips it")
+    add("--clients", type=_numbers, default=(1, 2, 4, 8, 16), help="concurrent clients: 1,2,4,8,16; 0 skips this part")
     add("--seconds", type=float, default=20.0, help="length of each step of the load part (20)")
     add("--soak", type=float, default=0.0, metavar="MINUTES", help="length of the soak of each host (0: none)")
     add("--workers", type=int, default=1, help="processes of each host that hold the model (1)")
@@ -87,14 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
     threads = arguments.threads or max(1, available_cores() // arguments.workers)
-    model_dir = _model_directory(arguments, folder)
+    model_dir = _model_directory(model, folder)
     body = arguments.image.read_bytes() if arguments.image else scene(arguments.size)
+    with Image.open(io.BytesIO(body)) as image:
+        dimensions = f"{image.width}x{image.height}"
     found: dict[str, Any] = record.run_record()
     found["settings"] = {
         "model": str(arguments.model or f"PSPNet-R50, 21 classes, width {arguments.width}, random weights"),
-        "image": f"{_dimensions(body)} JPEG of {len(body):,} bytes",
+        "image": f"{dimensions} JPEG of {len(body):,} bytes",
         "workers": arguments.workers,
         "threads": threads,
         "requests": arguments.requests,
@@ -134,19 +132,21 @@ def _host(
         yield host
 
 
+def _in_order(running: Sequence[hosts.Host], number: int) -> Sequence[hosts.Host]:
+    """The hosts in an order that alternates, so that a change of the machine's speed affects all of them."""
+    return running if number % 2 == 0 else list(reversed(running))
+
+
 def _overhead(running: Sequence[hosts.Host], sent: Sent, rounds: int, requests: int) -> dict[str, Any]:
-    """The hosts take turns, so that a change of the machine's speed meets all; each turn is one connection."""
     times = {host.name: Times() for host in running}
     medians: dict[str, list[float]] = {host.name: [] for host in running}
     for number in range(rounds):
-        for host in running if number % 2 == 0 else list(reversed(running)):
+        for host in _in_order(running, number):
             with Wire(host.port) as wire:
-                one_by_one(wire, sent, min(5, requests), Times())  # the caches are another host's
-                one_by_one(wire, sent, requests, times[host.name])
+                send_serially(wire, sent, min(5, requests), Times())  # warm-up: the caches hold another host's data
+                send_serially(wire, sent, requests, times[host.name])
             medians[host.name].append(round(float(np.median(times[host.name].overhead[-requests:])), 3))
-    found = {}
-    print("\nOverhead of a request in ms: whole HTTP time minus the predictor's own, one connection")
-    print(f"{'host':10} {'median':>9} {'p90':>9} {'p99':>9} {'whole':>9} {'predict':>9}  medians of the rounds")
+    found, rows = {}, []
     for name, each in times.items():
         stages = {stage: summary(values) for stage, values in each.stages.items()}
         whole, overhead = summary(each.total), summary(each.overhead)
@@ -158,53 +158,43 @@ def _overhead(running: Sequence[hosts.Host], sent: Sent, rounds: int, requests: 
             "requests": len(each.total),
         }
         figures = [overhead[key] for key in ("median", "p90", "p99")] + [whole["median"], stages["predict"]["median"]]
-        print(f"{name:10} " + " ".join(f"{value:9.2f}" for value in figures) + f"  {medians[name]}", flush=True)
+        rows.append([name, *(f"{value:.2f}" for value in figures), medians[name]])
+    print("\nOverhead of a request in ms: HTTP time minus the predictor's own, one connection\n")
+    print(markdown(["host", "median", "p90", "p99", "whole", "predict", "medians of the rounds"], rows), flush=True)
     return found
 
 
 def _load(running: Sequence[hosts.Host], sent: Sent, clients: Sequence[int], seconds: float) -> list[dict[str, Any]]:
-    found = []
-    print("\nThroughput and latency by clients at once")
-    print(f"{'clients':>7} {'host':10} {'images/s':>9} {'median ms':>10} {'p99 ms':>10}  statuses")
+    found, rows = [], []
     for index, count in enumerate(number for number in clients if number):
-        for host in running if index % 2 == 0 else list(reversed(running)):
-            seen = many_at_once(host, count, seconds, lambda _: sent)
+        for host in _in_order(running, index):
+            seen = run_load(host, count, seconds, lambda _: sent)
             latency = summary(seen.milliseconds)
-            rate = len(seen.milliseconds) / seen.seconds
+            rate = round(len(seen.milliseconds) / seen.seconds, 3)
+            mib = round(sum(map(hosts.memory_of, host.processes())) / 2**20)
             statuses = {str(status): number for status, number in sorted(seen.statuses.items())}
-            entry = {"clients": count, "host": host.name, "images_per_second": round(rate, 3)}
+            entry = {"clients": count, "host": host.name, "images_per_second": rate, "mib": mib}
             found.append({**entry, "latency_ms": latency, "statuses": statuses})
-            median, p99 = latency.get("median", float("nan")), latency.get("p99", float("nan"))
-            print(f"{count:7} {host.name:10} {rate:9.2f} {median:10.1f} {p99:10.1f}  {statuses}", flush=True)
+            rows.append([count, host.name, rate, latency.get("median", ""), latency.get("p99", ""), mib, statuses])
+    print("\nThroughput, latency and memory by concurrent clients\n")
+    print(markdown(["clients", "host", "images/s", "median ms", "p99 ms", "MiB", "statuses"], rows), flush=True)
     return found
 
 
-def _model_directory(arguments: argparse.Namespace, folder: Path) -> Path:
-    """A model directory with today's code and the timed handlers; weights and config are links or generated."""
+def _model_directory(model: Path, folder: Path) -> Path:
+    """A model directory with this checkout's code and the timed handlers; weights and config are links."""
     target = folder / "model"
     target.mkdir()
-    if arguments.model:
-        for name in (WEIGHTS_NAME, CONFIG_NAME):
-            (target / name).symlink_to((arguments.model / name).resolve(strict=True))
-    else:
-        config = Config(num_classes=21, data="none", width=arguments.width, use_pretrained_model=False)
-        save_artifact(target, build_model(**architecture_of(config)), config, {}, {})
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        (target / name).symlink_to((model / name).resolve(strict=True))
     code = write_code(target)
     shutil.copyfile(Path(__file__).parent / "support" / _TIMED, code / _TIMED)
     return target
 
 
 def scene(size: tuple[int, int]) -> bytes:
-    """A JPEG file of a drawn scene; `size` is (width, height)."""
-    pixels, _ = draw_scene(np.random.default_rng(0), size)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def _dimensions(body: bytes) -> str:
-    with Image.open(io.BytesIO(body)) as image:
-        return f"{image.width}x{image.height}"
+    """A JPEG file of a synthetic scene; `size` is (width, height)."""
+    return jpeg(make_images((size[1], size[0]))[0])
 
 
 def _size(text: str) -> tuple[int, int]:

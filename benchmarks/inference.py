@@ -1,14 +1,14 @@
-"""How fast masks are made: the runtimes, the plain network, other networks and another engine, in turns.
+"""Inference speed: the runtimes, the plain network, networks of other libraries and GluonCV.
 
     python benchmarks/inference.py --output inference.json
     python benchmarks/inference.py --model MODEL_DIR --gluon_python PYTHON --memory --frame_path --output inference.json
 
-Every case takes the same uint8 image in memory and gives its class ids in memory: normalisation, up-sampling, arg-max
-and, on a GPU, both copies count. benchmarks/support/cases.py lists the cases; one that cannot run here is named with
-the reason. In each round every case runs once, in changing order, and ratios to `plain` are taken round by round.
-`of the peak`: operations of the network in its plain form per second, as a share of a large matrix product's rate in
-float32; work that a form saves counts as done. --memory starts each case in processes of its own, twice: with nothing
-compiled or chosen on this machine, and again. --frame_path times the stages from JPEG to PNG.
+Every case maps the same uint8 image in memory to class ids in memory: normalisation, up-sampling, arg-max and, on a
+GPU, both copies count. benchmarks/support/cases.py lists the cases; a case that cannot run here is skipped with its
+reason. The cases are interleaved: each round runs every case once, in changing order, and speed-ups over `plain` are
+taken per round. `of the peak`: operations of the network in its plain form per second, as a fraction of the rate of a
+large float32 matrix product; work that a form saves counts as done. --memory starts each case in its own process,
+twice: with an empty cache, and again. --frame_path times the stages from JPEG to PNG.
 """
 
 from __future__ import annotations
@@ -18,34 +18,32 @@ import contextlib
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-# The project and this folder's modules, from wherever the script is started.
+# The project, when the script is started from another folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cold_start, frame_path
-from benchmarks.support.cases import CASES, GLUONCV, PLAIN, Subject, case_flops, is_ours, open_case
-from benchmarks.support.small_model import random_model
+from benchmarks.support import cold_start, frame_path
+from benchmarks.support.cases import CASES, GLUONCV, Subject, case_flops, is_ours, open_case, random_model
 from pspnet.artifact.model_directory import load_artifact
-from pspnet.benchmarking.interleave import measure
+from pspnet.benchmarking.benchmark import PAUSE, PLAIN
 from pspnet.benchmarking.peak import measure_peak
 from pspnet.benchmarking.record import machine_text, run_record, versions, write_record
-from pspnet.benchmarking.relative import Agreement, agree, compare, table
+from pspnet.benchmarking.relative import compare_runtimes, table
 from pspnet.benchmarking.table import markdown
-from pspnet.benchmarking.timed_frames import Size, jpeg, make_images, parse_size, size_text
+from pspnet.benchmarking.timed_frames import jpeg, make_images, parse_size, size_text
 from pspnet.errors import PspnetError
 from pspnet.inference.runtimes.eager import EagerRuntime
 from pspnet.system.device import choose_device
 from pspnet.system.exit_codes import run_guarded
 
 _SIZES = ((240, 240), (360, 480))
-# Seconds of rest before a case: libraries' idle threads stop spinning in it.
-_PAUSE = 0.1
+# Exports that cases need, made for random weights.
+_FORMATS = {"onnx": ("onnxruntime", "tensorrt"), "openvino": ("openvino",)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,13 +52,13 @@ def main(argv: Sequence[str]) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
+    formats = [format for format, names in _FORMATS.items() if set(names) & set(arguments.cases)]
     with contextlib.ExitStack() as stack:
         model_dir = arguments.model or stack.enter_context(
-            random_model(arguments.num_classes, arguments.width, _formats(arguments.cases))
+            random_model(arguments.num_classes, arguments.width, formats)
         )
         num_classes = len(load_artifact(model_dir).class_names)
-        subject = Subject(model_dir, device, num_classes, arguments.gluon_python)
-        found = measure_all(arguments, subject)
+        found = measure_all(arguments, Subject(model_dir, device, num_classes, arguments.gluon_python))
     if arguments.output:
         write_record(arguments.output, found)
         print(f"\nWritten: {arguments.output}")
@@ -68,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; exits with a message where it is wrong."""
+    """Parse the command line; exit with a message if it is invalid."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--model", type=Path, help="model directory; by default PSPNet-R50 with random weights, and its exports")
@@ -76,9 +74,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--width", type=int, default=64, help="of the random weights; 4 is tiny (default: %(default)s)")
     add("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
     add("--sizes", nargs="+", type=parse_size, default=_SIZES, metavar="HxW", help="default: 240x240 360x480")
-    add("--batch", type=int, default=1, help="images at once (default: %(default)s)")
+    add("--batch", type=int, default=1, help="images per forward pass (default: %(default)s)")
     add("--rounds", type=int, default=7, help="default: %(default)s")
-    add("--image", type=Path, help="image file, scaled to each size; by default a drawn scene")
+    add("--image", type=Path, help="image file, scaled to each size; by default a synthetic scene")
     add("--device", default="cpu", choices=("auto", "cpu", "cuda"), help="default: %(default)s")
     add("--threads", type=int, help="CPU threads (default: as PyTorch chooses)")
     add("--gluon_python", type=Path, help="a Python 3.8 with mxnet and gluoncv, for the case gluoncv")
@@ -92,23 +90,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _formats(cases: Sequence[str]) -> list[str]:
-    """The exports that the cases need of random weights."""
-    wanted = {"onnx": ("onnxruntime", "tensorrt"), "openvino": ("openvino",)}
-    return [format for format, names in wanted.items() if set(names) & set(cases)]
-
-
 def measure_all(arguments: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    """All that was asked for; what the JSON file holds."""
+    """Run the requested parts and return the record."""
     peak = measure_peak(subject.device.type)
-    found: dict[str, Any] = {"benchmark": "inference", **run_record(), "settings": _settings(arguments, subject)}
+    settings = {
+        "model": f"random weights, width {arguments.width}" if arguments.model is None else str(arguments.model),
+        "num_classes": subject.num_classes,
+        "batch": arguments.batch,
+        "rounds": arguments.rounds,
+        "device": subject.device.type,
+        "threads": torch.get_num_threads(),
+        "image": "a synthetic scene" if arguments.image is None else str(arguments.image),
+    }
+    found: dict[str, Any] = {"benchmark": "inference", **run_record(), "settings": settings}
     found.update(peak_gflop_per_second=round(peak / 1e9, 1), sizes={})
     print(f"{machine_text(found['machine'])}; a large matrix product: {peak / 1e9:.0f} GFLOP/s in float32", flush=True)
     with _opened(arguments.cases, subject) as (cases, skipped):
-        for number, size in enumerate(arguments.sizes):
-            found["sizes"][size_text(size)] = _measure_size(
-                cases, skipped, subject, size, arguments, peak, with_logits=number == 0
-            )
+        for size in arguments.sizes:
+            entries = _measure_size(cases, skipped, subject, size, arguments, size == arguments.sizes[0])
+            print(f"\n{size_text(size)}, batch {arguments.batch}, {arguments.rounds} rounds\n")
+            print(table(entries, peak, PLAIN, arguments.batch), flush=True)
+            found["sizes"][size_text(size)] = {entry.name: entry.record(peak, arguments.batch) for entry in entries}
     found["skipped"] = skipped
     if subject.gluon_python is not None and GLUONCV not in skipped:
         found["versions_of_gluoncv"] = versions(subject.gluon_python)
@@ -119,19 +121,6 @@ def measure_all(arguments: argparse.Namespace, subject: Subject) -> dict[str, An
     if arguments.memory:
         found["starts"] = _starts([name for name in arguments.cases if name not in skipped], subject, arguments)
     return found
-
-
-def _settings(arguments: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    model = f"random weights, width {arguments.width}" if arguments.model is None else str(arguments.model)
-    return {
-        "model": model,
-        "num_classes": subject.num_classes,
-        "batch": arguments.batch,
-        "rounds": arguments.rounds,
-        "device": subject.device.type,
-        "threads": torch.get_num_threads(),
-        "image": "a drawn scene" if arguments.image is None else str(arguments.image),
-    }
 
 
 @contextlib.contextmanager
@@ -155,12 +144,11 @@ def _measure_size(
     cases: dict[str, Any],
     skipped: dict[str, str],
     subject: Subject,
-    size: Size,
+    size: tuple[int, int],
     arguments: argparse.Namespace,
-    peak: float,
     with_logits: bool,
-) -> dict[str, Any]:
-    """Time the cases at one size and print the table. A case that cannot run moves to `skipped`."""
+) -> list[Any]:
+    """Time the cases at one size. A case that cannot run moves to `skipped`."""
     images = make_images(size, arguments.batch, arguments.image)
     for name in list(cases):
         try:
@@ -170,31 +158,15 @@ def _measure_size(
             del cases[name]
     if not cases:
         raise PspnetError(f"none of the cases can run here: {'; '.join(skipped.values())}")
-    actions = {name: _action(case, images) for name, case in cases.items()}
-    timings = measure(actions, arguments.rounds, pause=_PAUSE, settle=1)
     flops = {name: case_flops(name, subject, case, size, arguments.batch) for name, case in cases.items()}
-    agreements = _agreements(cases, images, with_logits)
-    entries = compare(timings, PLAIN, flops, agreements, {})
-    print(f"\n{size_text(size)}, batch {arguments.batch}, {arguments.rounds} rounds\n")
-    print(table(entries, peak, PLAIN, arguments.batch), flush=True)
-    return {entry.name: entry.record(peak, arguments.batch) for entry in entries}
-
-
-def _action(case: Any, images: np.ndarray) -> Callable[[], object]:
-    return functools.partial(case.masks, images)
-
-
-def _agreements(cases: dict[str, Any], images: np.ndarray, with_logits: bool) -> dict[str, Agreement]:
-    """Of all cases that compute the same function as the plain one."""
-    if PLAIN not in cases:
-        return {}
-    reference = cases[PLAIN].logits(images)
-    ours = {name: case for name, case in cases.items() if is_ours(name) and name != PLAIN}
-    return {name: agree(case, images, reference, with_logits) for name, case in ours.items()}
+    ours = [name for name in cases if is_ours(name)]
+    return compare_runtimes(
+        cases, images, PLAIN, arguments.rounds, flops, ours, ours if with_logits else (), {}, pause=PAUSE
+    )
 
 
 def _frame_paths(arguments: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    """The stages from JPEG to PNG in the eager runtime, at each size."""
+    """Times of the stages from JPEG to PNG in the eager runtime, at each size."""
     runtime = EagerRuntime(subject.network(), subject.device)
     found = {}
     for size in arguments.sizes:
@@ -202,36 +174,31 @@ def _frame_paths(arguments: argparse.Namespace, subject: Subject) -> dict[str, A
         timings = frame_path.time_frame_path(runtime, body, max(arguments.rounds, 2))
         print(f"\nFrom JPEG ({len(body):,} bytes) to PNG, eager, {size_text(size)}\n")
         print(frame_path.table(timings), flush=True)
-        found[size_text(size)] = frame_path.record(timings)
+        found[size_text(size)] = {name: timing.record() for name, timing in timings.items()}
     return found
 
 
 def _starts(names: Sequence[str], subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Each case in new processes at the last size: with nothing kept on the machine, and again."""
-    size, found = arguments.sizes[-1], {}
-    more = {"batch": arguments.batch, "num_classes": subject.num_classes, "gluon_python": subject.gluon_python}
+    """Start each case in new processes at the last size: with an empty cache, and again."""
+    size, found, rows = arguments.sizes[-1], {}, []
+    flags = {"batch": arguments.batch, "num_classes": subject.num_classes, "gluon_python": subject.gluon_python}
     for name in names:
         with tempfile.TemporaryDirectory(prefix="pspnet-benchmark-cache-") as cache:
             ask = functools.partial(
-                cold_start.ask, subject.model_dir, name, size, subject.device.type, Path(cache), **more
+                cold_start.ask, subject.model_dir, name, size, subject.device.type, Path(cache), **flags
             )
             try:
-                found[name] = {"first": ask(), "later": ask()}
+                first, later = ask(), ask()
             except PspnetError as error:
                 print(f"\n{name} does not start: {error}")
-    print(f"\nA process of its own for each case, {size_text(size)}, threads as PyTorch chooses\n")
-    print(_starts_table(found), flush=True)
-    return found
-
-
-def _starts_table(found: dict[str, Any]) -> str:
-    headers = ["case", "peak MiB", "GPU MiB", "first start: open s", "first mask s", "later: open s", "first mask s"]
-    rows = []
-    for name, starts in found.items():
-        first, later = starts["first"], starts["later"]
+                continue
+        found[name] = {"first": first, "later": later}
         times = [f"{start[key]:.2f}" for start in (first, later) for key in ("open_s", "first_mask_s")]
         rows.append([name, f"{later['peak_mib'] or 0:.0f}", first.get("gpu_peak_mib", ""), *times])
-    return markdown(headers, rows)
+    headers = ["case", "peak MiB", "GPU MiB", "first start: open s", "first mask s", "later: open s", "first mask s"]
+    print(f"\nEach case in its own process, {size_text(size)}, threads as PyTorch chooses\n")
+    print(markdown(headers, rows), flush=True)
+    return found
 
 
 if __name__ == "__main__":

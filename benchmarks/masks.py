@@ -1,24 +1,22 @@
-"""Bytes of a mask in every form, against the JPEG file of its frame.
+"""Bytes of a mask in every encoding, against the JPEG file of its frame.
 
     python benchmarks/masks.py --masks MASKS --frames FRAMES --output masks.json
     python benchmarks/masks.py --model MODEL_DIR --frames FRAMES --output masks.json
 
-MASKS holds PNG files of class ids, in the order of time; FRAMES the JPEG files of the same names. With --model the
-masks are what the model says of the frames. `--every N` takes every N-th frame only, which is a slower camera.
+MASKS holds PNG files of class ids, sorted by time; FRAMES the JPEG files of the same names. With --model the model
+predicts the masks of the frames. `--every N` takes every N-th frame only, like a slower camera.
 
-Forms that stand alone come first, those that need the mask before it then: their first mask, and every 30th, stands
-alone, as in a segment. The last rows are whole segments: records, header and index, all of their bytes divided by the
-masks. Everything is decoded again and compared with the mask.
+Self-contained forms come first, then those that need the previous mask: their first mask, and every 30th, is
+self-contained, as in a segment. The last rows are complete segments: the bytes of records, header and index divided by
+the masks. Everything is decoded again and compared with the mask.
 
-Times are those of the thread's processor, in milliseconds, and mean something on an idle machine only; --no_times
-leaves them out.
+Times are processor time of the thread in milliseconds, meaningful on an idle machine only; --no_times omits them.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import time
@@ -32,10 +30,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# The project, from wherever the script is started.
+# The project, when the script is started from another folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pspnet.benchmarking.record import run_record
+from pspnet.benchmarking.record import run_record, write_record
+from pspnet.benchmarking.table import markdown
 from pspnet.errors import DataError
 from pspnet.masks import codec as encodings
 from pspnet.masks.codec import ENCODINGS, Form, decode
@@ -52,40 +51,36 @@ Encode = Callable[[np.ndarray, "np.ndarray | None"], "tuple[Form, bytes]"]
 
 @dataclass(frozen=True)
 class Row:
-    """One form: mean bytes of a mask, and mean milliseconds."""
+    """Result of one form: mean bytes of a mask, and mean milliseconds."""
 
     name: str
     bytes: float
-    encode_ms: float | None
-    decode_ms: float | None
+    encode_ms: float | None = None
+    decode_ms: float | None = None
 
 
 def forms(bits: int) -> dict[str, Encode]:
-    """Every form that is compared, by its name; PNG at `bits` and at 8."""
+    """The compared encoders by name; PNG at `bits` and at 8."""
     found: dict[str, Encode] = {}
     for depth in dict.fromkeys((bits, 8)):
         for filter_name, filter_type in FILTERS.items():
             for strategy_name, strategy in STRATEGIES.items():
-                name = f"PNG, {depth} bit, {filter_name}{strategy_name}"
-                found[name] = partial(_png, bits=depth, filter_type=filter_type, strategy=strategy)
-    found["PNG, the smallest of 4"] = lambda mask, _: (Form.PNG, encodings.encode_png(mask))
-    found["PNG, 8 bit, Pillow optimize"] = lambda mask, _: (Form.PNG, _pillow(mask))
+                png = partial(encodings.encode_png, bits=depth, filter_type=filter_type, strategy=strategy)
+                found[f"PNG, {depth} bit, {filter_name}{strategy_name}"] = _alone(Form.PNG, png)
+    found["PNG, the smallest of 4"] = _alone(Form.PNG, encodings.encode_png)
+    found["PNG, 8 bit, Pillow optimize"] = _alone(Form.PNG, _pillow)
     for method, quality in ((0, 0), (2, 75), (4, 75), (6, 75), (6, 100)):
-        name = f"WebP lossless, method {method}, quality {quality}"
-        found[name] = partial(_webp, method=method, quality=quality)
-    found["runs"] = lambda mask, _: (Form.RUNS, encodings.encode_runs(mask))
+        webp = partial(encodings.encode_webp, method=method, quality=quality)
+        found[f"WebP lossless, method {method}, quality {quality}"] = _alone(Form.WEBP, webp)
+    found["runs"] = _alone(Form.RUNS, encodings.encode_runs)
     found["runs, like the last mask's"] = _runs_like_last
     found["changes since the last mask"] = _changes
     found["temporal: the smallest of the last three"] = _temporal
     return found
 
 
-def _png(mask: np.ndarray, _: np.ndarray | None, **options: int) -> tuple[Form, bytes]:
-    return Form.PNG, encodings.encode_png(mask, **options)  # type: ignore[arg-type]
-
-
-def _webp(mask: np.ndarray, _: np.ndarray | None, **options: int) -> tuple[Form, bytes]:
-    return Form.WEBP, encodings.encode_webp(mask, **options)
+def _alone(form: Form, encode: Callable[[np.ndarray], bytes]) -> Encode:
+    return lambda mask, _: (form, encode(mask))
 
 
 def _pillow(mask: np.ndarray) -> bytes:
@@ -110,7 +105,7 @@ def _temporal(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, byte
 
 
 def measure(name: str, encode: Encode, masks: Sequence[np.ndarray], times: bool) -> Row:
-    """One form over all masks, decoded again. Raises AssertionError where a mask does not come back."""
+    """Measure one form over all masks. Raises AssertionError if a decoded mask differs."""
     sizes, encoding, decoding = [], [], []
     for index, mask in enumerate(masks):
         alone = index % SegmentSettings.key_every == 0 or masks[index - 1].shape != mask.shape
@@ -120,17 +115,17 @@ def measure(name: str, encode: Encode, masks: Sequence[np.ndarray], times: bool)
         between = time.thread_time()
         back = decode(form, data, mask.shape[0], mask.shape[1], previous)
         ended = time.thread_time()
-        assert np.array_equal(back, mask), f"{name}: mask {index} came back changed"
+        assert np.array_equal(back, mask), f"{name}: mask {index} differs after decoding"
         sizes.append(len(data))
         encoding.append(1e3 * (between - started))
         decoding.append(1e3 * (ended - between))
     if not times:
-        return Row(name, statistics.mean(sizes), None, None)
+        return Row(name, statistics.mean(sizes))
     return Row(name, statistics.mean(sizes), statistics.mean(encoding), statistics.mean(decoding))
 
 
 def segment_row(encoding: str, masks: Sequence[np.ndarray]) -> Row:
-    """The bytes of a whole segment a mask; read back and compared."""
+    """Bytes of a complete segment per mask; read back and compared."""
     height, width = masks[0].shape
     file = io.BytesIO()
     writer = SegmentWriter(file, SegmentHeader(height, width, encoding=encoding))
@@ -138,12 +133,12 @@ def segment_row(encoding: str, masks: Sequence[np.ndarray]) -> Row:
         writer.append(RecordHead(index, 1.7e9 + index / 15, index / 15), mask)
     writer.finish()
     for record, mask in zip(MaskSegment(file.getvalue()).records(), masks):
-        assert np.array_equal(record.mask, mask), f"{encoding}: a mask came back changed"
-    return Row(f"segment, {encoding}", len(file.getvalue()) / len(masks), None, None)
+        assert np.array_equal(record.mask, mask), f"{encoding}: a mask differs after reading"
+    return Row(f"segment, {encoding}", len(file.getvalue()) / len(masks))
 
 
 def read_inputs(args: argparse.Namespace) -> tuple[list[np.ndarray], float | None, float]:
-    """Masks, the mean bytes of the frames' JPEG files if there are any, and the mean share of changed pixels."""
+    """Masks, the mean bytes of the frames' JPEG files, if any, and the mean fraction of changed pixels."""
     frames = sorted(args.frames.glob("*.jpg")) if args.frames else []
     if args.model is not None:
         from pspnet.inference.predictor import Predictor
@@ -157,9 +152,9 @@ def read_inputs(args: argparse.Namespace) -> tuple[list[np.ndarray], float | Non
         stems = {path.stem for path in files}
         frames = [path for path in frames if path.stem in stems]
     if len(masks) < 2 or any(mask.ndim != 2 or mask.dtype != np.uint8 for mask in masks):
-        raise DataError("There must be at least two masks, each a PNG file with one channel of up to 8 bits.")
+        raise DataError("expected at least two masks, each a PNG file with one channel of up to 8 bits.")
     if any(mask.shape != masks[0].shape for mask in masks):
-        raise DataError("The masks have several sizes; a video has one.")
+        raise DataError("the masks have several sizes; expected masks of one size, as of a video.")
     jpeg = statistics.mean(path.stat().st_size for path in frames) if frames else None
     changed = statistics.mean(float(np.mean(a != b)) for a, b in zip(masks, masks[1:]))
     return masks, jpeg, changed
@@ -167,25 +162,25 @@ def read_inputs(args: argparse.Namespace) -> tuple[list[np.ndarray], float | Non
 
 def table(rows: Sequence[Row], jpeg: float | None) -> str:
     """The rows in Markdown."""
-    lines = ["| form | bytes | JPEG / mask | encode ms | decode ms |", "| --- | --- | --- | --- | --- |"]
+    cells = []
     for row in rows:
         ratio = "-" if jpeg is None else f"{jpeg / row.bytes:.1f}"
-        spent = ["not measured" if value is None else f"{value:.2f}" for value in (row.encode_ms, row.decode_ms)]
-        lines.append(f"| {row.name} | {row.bytes:,.0f} | {ratio} | {spent[0]} | {spent[1]} |")
-    return "\n".join(lines)
+        times = ["not measured" if value is None else f"{value:.2f}" for value in (row.encode_ms, row.decode_ms)]
+        cells.append([row.name, f"{row.bytes:,.0f}", ratio, *times])
+    return markdown(["form", "bytes", "JPEG / mask", "encode ms", "decode ms"], cells)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments."""
-    parser = argparse.ArgumentParser(description="Bytes of masks in every form against their frames' JPEG files.")
+    """Parse the command line; exit with a message if it is invalid."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--masks", type=Path, metavar="DIR", help="PNG files of class ids, sorted by time")
-    source.add_argument("--model", type=Path, metavar="MODEL_DIR", help="make the masks of --frames with this model")
+    source.add_argument("--model", type=Path, metavar="MODEL_DIR", help="predict the masks of --frames with this model")
     parser.add_argument("--frames", type=Path, metavar="DIR", help="the frames' JPEG files")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every N-th frame (default: 1)")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only forms whose name holds this")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only forms whose name contains this")
     parser.add_argument("--no_times", action="store_true", help="bytes only")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write everything there as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
     args = parser.parse_args(argv)
     if args.every < 1 or (args.model is not None and args.frames is None):
         parser.error("--every must be at least 1, and --model needs --frames")
@@ -193,7 +188,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, write."""
+    """Measure, print the table, write the JSON file."""
     args = parse(argv)
     record: dict[str, Any] = run_record()
     masks, jpeg, changed = read_inputs(args)
@@ -208,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     print(table(rows, jpeg))
     if args.output is not None:
         about = {"masks": len(masks), "height": height, "width": width, "changed": changed, "jpeg_bytes": jpeg}
-        args.output.write_text(json.dumps({**record, **about, "rows": [vars(row) for row in rows]}, indent=1) + "\n")
+        write_record(args.output, {**record, **about, "rows": [vars(row) for row in rows]})
     return 0
 
 

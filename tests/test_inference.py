@@ -236,7 +236,7 @@ def test_the_variables_of_serving_are_used(model_dir: Path, monkeypatch: pytest.
     runtime: Any = inference.model_fn(str(model_dir)).runtime
     assert (runtime.name, runtime.dtype) == ("eager", torch.bfloat16)
     monkeypatch.setenv("PSPNET_RUNTIME", "openvino")
-    with pytest.raises(ConfigError, match="runtime openvino runs an export as it is; bfloat16 needs the runtime"):
+    with pytest.raises(ConfigError, match="runtime openvino runs an export unchanged; bfloat16 needs the runtime"):
         inference.model_fn(str(model_dir))
     monkeypatch.setenv("PSPNET_RUNTIME", "fast")
     with pytest.raises(ConfigError, match="PSPNET_RUNTIME: found 'fast'; expected auto or eager"):

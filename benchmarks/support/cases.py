@@ -1,20 +1,22 @@
-"""The cases of the inference benchmarks by name: the plain network, our runtimes, other networks, another engine.
+"""Cases of the inference benchmark: the plain network, our runtimes, networks of other libraries, GluonCV.
 
     plain                   PSPNet as published, eager, float32
     plain-compile           the same through torch.compile
     eager, compile, onnxruntime, openvino, openvino:int8 ...
-                            the runtimes of pspnet.inference.runtimes; exported ones need the model's exports
+                            the runtimes of pspnet.inference.runtimes; some need an export of the model
     torchvision-deeplabv3   torchvision's deeplabv3_resnet50, eager
     smp-pspnet, smp-deeplabv3
                             segmentation-models-pytorch's with its defaults, eager; its PSPNet is a much smaller one
     gluoncv                 GluonCV's PSPNet on MXNet, the built-in algorithm's engine, in its own Python 3.8
 
-All take the same (N, H, W, 3) uint8 images and give (N, H, W) class ids, in the memory of the processor.
+All map the same (N, H, W, 3) uint8 images to (N, H, W) class ids, both in CPU memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,16 @@ from torch import nn
 
 from benchmarks.support.gluoncv_process import GluonProcess
 from benchmarks.support.library_networks import build_smp
-from pspnet.artifact.model_directory import load_artifact
-from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_network
-from pspnet.benchmarking.timed_frames import Size
-from pspnet.errors import ConfigError
-from pspnet.inference.runtimes.base import AUTO, NAMES
+from pspnet.artifact.model_directory import architecture_of, load_artifact, save_artifact
+from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_network, settle_statistics
+from pspnet.benchmarking.benchmark import PLAIN, RUNTIMES
+from pspnet.benchmarking.timed_frames import Size, make_images
+from pspnet.config.schema import Config
+from pspnet.errors import ConfigError, PspnetError
+from pspnet.exporting.exporter import Request, export_model
 from pspnet.inference.runtimes.factory import Source, open_runtime
 from pspnet.models.build import build_algorithm, build_model
 
-PLAIN = "plain"
-RUNTIMES = tuple(name for name in NAMES if name != AUTO)
 _LIBRARIES: dict[str, Callable[[int], nn.Module]] = {
     "torchvision-deeplabv3": lambda classes: build_algorithm("deeplab", num_classes=classes),
     "smp-pspnet": lambda classes: build_smp("PSPNet", classes),
@@ -45,10 +47,10 @@ CASES = (PLAIN, "plain-compile", *RUNTIMES, *_LIBRARIES, GLUONCV)
 
 @dataclass(frozen=True)
 class Subject:
-    """What the cases are opened for.
+    """The model of the cases.
 
-    model_dir: a model directory; the runtimes of exports take its exports.
-    gluon_python: an interpreter that has gluoncv; None where there is none.
+    model_dir: a model directory, with the exports that exported runtimes need.
+    gluon_python: an interpreter that has gluoncv, if available.
     """
 
     model_dir: Path
@@ -57,15 +59,12 @@ class Subject:
     gluon_python: Path | None = None
 
     def network(self) -> nn.Module:
-        """The model's network, read anew."""
+        """A new copy of the model's network."""
         return load_artifact(self.model_dir).model
 
 
 def open_case(name: str, subject: Subject) -> Any:
-    """The case, ready to be prepared for a size. PspnetError says why one cannot run here.
-
-    It has the runtimes' interface, but for gluoncv, which is a GluonProcess.
-    """
+    """Open a case: a Runtime, or a GluonProcess for gluoncv. PspnetError if it cannot run here."""
     if name in (PLAIN, "plain-compile"):
         network = plain_network(subject.network())
         return NetworkRuntime(name, network, subject.device, compiled=name != PLAIN)
@@ -75,7 +74,7 @@ def open_case(name: str, subject: Subject) -> Any:
         torch.manual_seed(0)
         return NetworkRuntime(name, _LIBRARIES[name](subject.num_classes), subject.device)
     if name != GLUONCV:
-        raise ConfigError(f"{name!r} is no case; use {', '.join(CASES)}.")
+        raise ConfigError(f"unknown case {name!r}; use {', '.join(CASES)}.")
     if subject.device.type != "cpu":
         raise ConfigError("MXNet is measured on CPUs only.")
     if subject.gluon_python is None:
@@ -84,12 +83,12 @@ def open_case(name: str, subject: Subject) -> Any:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a case computes the function of the subject's own network."""
+    """Whether a case runs the subject's own network."""
     return name in (PLAIN, "plain-compile", *RUNTIMES)
 
 
 def case_flops(name: str, subject: Subject, case: Any, size: Size, batch: int = 1) -> int:
-    """Operations of a case's network in its plain form."""
+    """Operations of a forward pass of the case's network in its plain form."""
     if is_ours(name):
         network = subject.network()
     elif name == GLUONCV:
@@ -97,3 +96,19 @@ def case_flops(name: str, subject: Subject, case: Any, size: Size, batch: int = 
     else:
         network = case.network
     return network_flops(network, *size, batch)
+
+
+@contextlib.contextmanager
+def random_model(num_classes: int = 21, width: int = 64, formats: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary model directory: PSPNet-R50 with random weights, and those exports of `formats` that work here."""
+    config = Config(num_classes=num_classes, data="none", width=width, use_pretrained_model=False)
+    torch.manual_seed(0)
+    network = build_model(**architecture_of(config)).eval()
+    settle_statistics(network, make_images((240, 240), batch=2))
+    with tempfile.TemporaryDirectory(prefix="pspnet-benchmark-") as folder:
+        save_artifact(Path(folder), network, config, {}, {})
+        for format in formats:
+            # A missing package is reported when the runtime is opened.
+            with contextlib.suppress(PspnetError):
+                export_model(Request(Path(folder), format), report=lambda _: None)
+        yield Path(folder)

@@ -1,4 +1,4 @@
-"""GluonCV's PSPNet in its own Python 3.8, asked over pipes."""
+"""Client of GluonCV's PSPNet, which runs in its own Python 3.8 behind pipes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pspnet.errors import PspnetError
 
 
 class GluonProcess:
-    """A running gluoncv_child.py; close it in the end.
+    """A running gluoncv_child.py; close it after use.
 
     Args:
         python: an interpreter that has mxnet and gluoncv.
         num_classes: classes K.
-        threads: how many MXNet may use.
+        threads: threads of MXNet.
 
-    Raises PspnetError where it does not start, with its last words.
+    Raises PspnetError, with its last line of output, if it does not start.
     """
 
     name = "gluoncv"
     peak_mib: float | None = None
-    """The most memory that the process ever held, as of its last answer."""
+    """Peak memory of the process, as of its last answer."""
 
     def __init__(self, python: Path, num_classes: int, threads: int) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
@@ -46,11 +46,11 @@ class GluonProcess:
             raise PspnetError(f"{python} cannot be started ({error.strerror or error}).") from error
 
     def masks(self, images: np.ndarray) -> OwnTime:
-        """Have the masks of images (N, H, W, 3) uint8 made, one by one; the seconds that it took by their own clock."""
+        """Predict images (N, H, W, 3) uint8 one by one; returns the seconds that the process measured."""
         return OwnTime(sum(self._ask(image)["seconds"] for image in images))
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """A pass at this size. PspnetError where the process cannot work."""
+        """Run a forward pass at this size. PspnetError if the process fails."""
         self.masks(np.zeros((batch, height, width, 3), np.uint8))
 
     def close(self) -> None:
@@ -77,8 +77,8 @@ class GluonProcess:
             line = b""
         if not line:
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-            raise PspnetError(f"its process ended and said: {said[-1]}")
+            lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["no output"]
+            raise PspnetError(f"its process ended: {lines[-1]}")
         found: dict[str, Any] = json.loads(line)
         self.peak_mib = found["peak_mib"]
         return found

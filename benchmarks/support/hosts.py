@@ -1,7 +1,7 @@
-"""Starts the hosts of an endpoint on 127.0.0.1, for benchmarks and tests: `pspnet serve` and SageMaker's toolkit.
+"""Endpoint hosts on 127.0.0.1 for benchmarks and tests: `pspnet serve` and SageMaker's toolkit.
 
-Each runs in a process group of its own, with files in a folder of the caller, and is ended by that group. Linux only:
-the processes are read from /proc.
+Each runs in its own process group, with files in a folder of the caller, and is ended through that group. Linux only,
+since the processes are read from /proc.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _TOOLKIT_MAIN = Path(__file__).resolve().with_name("toolkit_main.py")
 
 
 class HostError(RuntimeError):
-    """A host that did not start, or that ended; the text holds the end of its log."""
+    """A host that did not start, or that ended; the message contains the end of its log."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. The names of headers are in lower case; `seconds` run from sending to the last byte received."""
+    """One HTTP reply. Header names are lower case; `seconds` from sending to the last byte received."""
 
     status: int
     headers: dict[str, str]
@@ -40,10 +40,10 @@ class Reply:
 
 @dataclass
 class Host:
-    """A running host. `worker_pattern` is found in the command lines of the processes that hold the model.
+    """A running host. `worker_pattern` matches the command lines of the processes that hold the model.
 
-    `counted` is the number of workers that /metrics has to report as ready, None where it does not say; `patience` the
-    seconds that the host gets for a clean end.
+    `expected_workers`: number of workers that /metrics must report as ready; None if it does not report them.
+    `shutdown_timeout`: seconds for a graceful shutdown.
     """
 
     name: str
@@ -51,15 +51,15 @@ class Host:
     log: Path
     process: subprocess.Popen[bytes]
     worker_pattern: str
-    counted: int | None = None
-    patience: float = 30.0
+    expected_workers: int | None = None
+    shutdown_timeout: float = 30.0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def processes(self) -> dict[int, str]:
-        """Id and command line of every living process of the group."""
+        """Id and command line of every live process of the group."""
         return _group(self.process.pid)
 
     def workers(self) -> list[int]:
@@ -74,9 +74,9 @@ class Host:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def wait_ready(self, body: bytes, content_type: str, seconds: float = 180.0) -> None:
-        """Return once an invocation has worked and all workers that report it are ready.
+        """Wait until an invocation succeeds and all expected workers report ready.
 
-        The toolkit's /ping says 200 while its workers still crash. Raises HostError after `seconds`, or where the host
+        The toolkit's /ping returns 200 while its workers still crash. Raises HostError after `seconds`, or if the host
         ended.
         """
         deadline = time.monotonic() + seconds
@@ -96,28 +96,28 @@ class Host:
         raise HostError(f"{self.name} was not ready after {seconds:.0f} s ({last}):\n{self.tail()}")
 
     def _all_ready(self, client: Client) -> bool:
-        if self.counted is None:
+        if self.expected_workers is None:
             return True
         found = re.search(rb"^pspnet_workers_ready (\d+)", client.get("/metrics").body, re.MULTILINE)
-        return found is not None and int(found[1]) == self.counted
+        return found is not None and int(found[1]) == self.expected_workers
 
     def stop(self) -> None:
-        """End every process of the group: politely, then for sure."""
-        deadline = time.monotonic() + self.patience
+        """End every process of the group: SIGTERM, then SIGKILL."""
+        deadline = time.monotonic() + self.shutdown_timeout
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             while time.monotonic() < deadline:
-                self.process.poll()  # or the group keeps its first process as a zombie
+                self.process.poll()  # reaps the first process, which is a zombie otherwise
                 if not self.processes():
                     return
                 time.sleep(0.05)
             deadline = time.monotonic() + 10.0
-        raise HostError(f"{self.name} could not be ended: {self.processes()}")
+        raise HostError(f"{self.name} does not end: {self.processes()}")
 
 
 class Client:
-    """One keep-alive connection, opened again after a failure. Not for several threads at once."""
+    """One keep-alive connection, reopened after a failure. Not thread-safe."""
 
     def __init__(self, port: int, seconds: float = 120.0) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
@@ -145,7 +145,7 @@ class Client:
         return self.request("GET", path, None, {})
 
     def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        """One exchange. Raises OSError or http.client.HTTPException where the host breaks it off."""
+        """One exchange. Raises OSError or http.client.HTTPException if the host disconnects."""
         if self._connection.sock is None:
             self._connection.connect()
         start = time.perf_counter()
@@ -174,10 +174,10 @@ def serve(
     (port,) = _free_ports(1)
     command = [python, "-m", "pspnet.cli", "serve", str(model_dir.resolve()), "--port", str(port)]
     command += ["--workers", str(workers), *arguments]
-    # PYTHONPATH: a checkout need not be installed, and the worker processes are new interpreters.
+    # PYTHONPATH: the checkout may not be installed, and the workers are new interpreters.
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
     with _running("serve", port, command, folder, variables, worker_pattern=r"multiprocessing\.spawn") as host:
-        host.counted = workers
+        host.expected_workers = workers
         yield host
 
 
@@ -192,10 +192,10 @@ def toolkit(
     """SageMaker's PyTorch inference toolkit with TorchServe over a model directory with `code/`.
 
     Args:
-        folder: takes its logs (toolkit.log, logs/) and temporary files.
-        python: of an environment with sagemaker-pytorch-inference, torchserve and what code/requirements.txt names.
-        workers: processes that hold the model; None for TorchServe's default, one a core.
-        environment: further variables, as a deployed model has them.
+        folder: for its logs (toolkit.log, logs/) and temporary files.
+        python: of an environment with sagemaker-pytorch-inference, torchserve and the code/requirements.txt.
+        workers: processes that hold the model; None for TorchServe's default, one per core.
+        environment: additional variables, as of a deployed model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ports = _free_ports(5)
@@ -207,19 +207,19 @@ def toolkit(
     variables = _toolkit_environment(folder, python, ports, workers) | dict(environment or {})
     command = [str(python), str(_TOOLKIT_MAIN), *map(str, ports[:3])]
     with _running("toolkit", ports[0], command, folder, variables, worker_pattern="model_service_worker") as host:
-        host.patience = 2.0  # TorchServe waits for its own metrics; nothing of it is to be kept
+        host.shutdown_timeout = 2.0  # TorchServe waits for its own metrics, which are not needed
         yield host
 
 
 def find_java() -> Path | None:
-    """The folder that holds `java`: of JAVA_HOME, or on the path."""
+    """The folder of `java`: in JAVA_HOME, or on the path."""
     home = os.environ.get("JAVA_HOME")
     found = shutil.which("java", path=str(Path(home) / "bin")) if home else shutil.which("java")
     return Path(found).parent if found else None
 
 
 def _toolkit_environment(folder: Path, python: Path, ports: Sequence[int], workers: int | None) -> dict[str, str]:
-    """What a container of SageMaker sets, and nothing of the caller's environment but the number of threads."""
+    """The variables of a SageMaker container; of the caller's environment only the number of threads."""
     java = find_java()
     variables = {
         "PATH": os.pathsep.join(str(part) for part in (python.parent, java, "/usr/bin", "/bin") if part),
@@ -233,7 +233,7 @@ def _toolkit_environment(folder: Path, python: Path, ports: Sequence[int], worke
         "SAGEMAKER_BIND_TO_PORT": str(ports[0]),
         "TS_GRPC_INFERENCE_PORT": str(ports[3]),
         "TS_GRPC_MANAGEMENT_PORT": str(ports[4]),
-        # The toolkit runs pip over code/requirements.txt; all of it has to be there already.
+        # The toolkit runs pip on code/requirements.txt; all of it must be installed already.
         "PIP_NO_INDEX": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -268,7 +268,7 @@ def _running(
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; all are held at once, so they differ."""
+    """Different ports that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -277,13 +277,13 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _group(leader: int) -> dict[int, str]:
-    """Id and command line of the living processes of a process group; zombies are not living."""
+    """Id and command line of the live processes of a process group, without zombies."""
     found = {}
     for path in Path("/proc").iterdir():
         if not path.name.isdigit():
             continue
         try:
-            # "pid (name) state parent group ...": a name may hold spaces and parentheses.
+            # "pid (name) state parent group ...": the name may contain spaces and parentheses.
             state, _, group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
             command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # ended meanwhile
@@ -294,9 +294,9 @@ def _group(leader: int) -> dict[int, str]:
 
 
 def memory_of(pid: int) -> int:
-    """Bytes that a process holds of its own, and its part of shared memory; 0 for one that ended.
+    """Bytes of a process's private memory and its part of shared memory; 0 if it ended.
 
-    The pages of program and library files are left out: how many count as its own depends on who else runs them.
+    Pages of program and library files are excluded, since their attribution depends on the other processes.
     """
     with contextlib.suppress(OSError):
         found = re.findall(

@@ -1,4 +1,4 @@
-"""Networks of other libraries behind our interface: RGB 0..255 in, logits at the images' size out.
+"""Networks of other libraries with our interface: RGB 0..255 in, logits at the images' size out.
 
 Shape letters:
     N  images in the batch             K  classes
@@ -16,7 +16,7 @@ from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 
 
 class LibraryNetwork(nn.Module):
-    """A network of segmentation-models-pytorch, which takes sizes that are multiples of `divisor` alone."""
+    """A network of segmentation-models-pytorch, which accepts only sizes that are multiples of `divisor`."""
 
     mean: Tensor
     std: Tensor
@@ -32,7 +32,7 @@ class LibraryNetwork(nn.Module):
         """(N, 3, H, W) uint8 or floating point 0..255 -> logits (N, K, H, W)."""
         height, width = images.shape[-2:]
         x = (images.to(self.mean.dtype) - self.mean) / self.std  # (N, 3, H, W)
-        # The library refuses other sizes. Zero is the mean colour here.
+        # The library rejects other sizes. Zero is the mean colour.
         x = F.pad(x, (0, -width % self.divisor, 0, -height % self.divisor))
         logits: Tensor = self.model(x)[:, :, :height, :width]  # (N, K, H, W)
         return logits.float()
@@ -41,7 +41,7 @@ class LibraryNetwork(nn.Module):
 def build_smp(name: str, num_classes: int, backbone: str = "resnet-50") -> LibraryNetwork:
     """segmentation-models-pytorch's PSPNet or DeepLabV3 with its own defaults and random weights.
 
-    Raises ConfigError where the library is not installed.
+    Raises ConfigError if the library is not installed.
     """
     try:
         import segmentation_models_pytorch as library

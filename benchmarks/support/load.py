@@ -1,4 +1,4 @@
-"""Requests at a host: one after another, or from many clients at once, and what their times come to."""
+"""Load generators for a host, serial or with concurrent clients, and summaries of their times."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Sent:
 
 @dataclass
 class Times:
-    """Milliseconds of one request after another: whole HTTP time, and what the host says of its stages."""
+    """Milliseconds of serial requests: total HTTP time, and the stages that the host reports."""
 
     total: list[float] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, reply: Reply) -> None:
-        """Raises ValueError for an answer other than 200, or without the predictor's time."""
+        """Add a reply. Raises ValueError for a status other than 200, or without the predictor's time."""
         stages = server_timing(reply)
         if reply.status != 200 or "predict" not in stages:
             raise ValueError(f"the host answered {reply.status} with Server-Timing {stages}: {reply.body[:200]!r}")
@@ -46,18 +46,19 @@ class Times:
 
     @property
     def overhead(self) -> list[float]:
-        """Whole HTTP time minus the predictor's own, request by request."""
+        """Total HTTP time minus the predictor's own, for each request."""
         return [total - predict for total, predict in zip(self.total, self.stages["predict"])]
 
 
 def server_timing(reply: Reply) -> dict[str, float]:
-    """Milliseconds by stage, of the answer's Server-Timing header."""
+    """Milliseconds by stage from the reply's Server-Timing header."""
     return {name: float(value) for name, value in _DURATION.findall(reply.headers.get("server-timing", ""))}
 
 
 class Wire:
-    """One keep-alive connection. Its clock runs from the first byte sent to the last one received, and no longer: the
-    request is put together before, the answer taken apart after it, so that the client's own work is not the host's.
+    """One keep-alive connection, timed from the first byte sent to the last byte received.
+
+    Requests are built before and replies parsed after that, so the client's own work does not count.
     """
 
     def __init__(self, port: int, seconds: float = 120.0) -> None:
@@ -72,7 +73,7 @@ class Wire:
         self._socket.close()
 
     def post(self, sent: Sent) -> Reply:
-        """POST /invocations. Raises OSError where the host breaks it off, ValueError for an answer without a length."""
+        """POST /invocations. Raises OSError if the host disconnects, ValueError for a reply without Content-Length."""
         head = (
             f"POST /invocations HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: {sent.content_type}\r\n"
             f"Accept: {sent.accept}\r\nContent-Length: {len(sent.body)}\r\n\r\n"
@@ -86,7 +87,7 @@ class Wire:
                 raise ConnectionError(f"the host closed the connection after {len(answer)} bytes of its answer")
             answer += piece
             if wanted is None:
-                wanted = _whole_length(answer)
+                wanted = _reply_length(answer)
         seconds = time.perf_counter() - start
         lines, _, body = bytes(answer).partition(b"\r\n\r\n")
         first, *fields = lines.decode("latin-1").split("\r\n")
@@ -94,8 +95,8 @@ class Wire:
         return Reply(int(first.split()[1]), headers, body, seconds)
 
 
-def _whole_length(answer: bytearray) -> int | None:
-    """Bytes of an answer, head and body; None before its head is there."""
+def _reply_length(answer: bytearray) -> int | None:
+    """Bytes of a reply, head and body; None until its head is complete."""
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -105,8 +106,8 @@ def _whole_length(answer: bytearray) -> int | None:
     return end + 4 + int(length[1])
 
 
-def one_by_one(wire: Wire, sent: Sent, requests: int, times: Times) -> None:
-    """Send the same request again and again on one connection."""
+def send_serially(wire: Wire, sent: Sent, requests: int, times: Times) -> None:
+    """Send the same request repeatedly on one connection."""
     for _ in range(requests):
         times.add(wire.post(sent))
 
@@ -122,15 +123,15 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 @dataclass
 class Load:
-    """What clients at once saw: requests by status (0 for a connection that broke), and times of those with 200."""
+    """Results of concurrent clients: requests by status (0: connection error), and times of those with status 200."""
 
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     milliseconds: list[float] = field(default_factory=list)
 
 
-def many_at_once(host: Host, clients: int, seconds: float, next_request: Callable[[int], Sent]) -> Load:
-    """Keep `clients` connections busy for a time; `next_request` gives request number n of a client."""
+def run_load(host: Host, clients: int, seconds: float, next_request: Callable[[int], Sent]) -> Load:
+    """Keep `clients` connections busy for `seconds`; `next_request` returns request number n of a client."""
     found, lock, deadline = Load(), threading.Lock(), time.monotonic() + seconds
 
     def run() -> None:
@@ -159,5 +160,5 @@ def many_at_once(host: Host, clients: int, seconds: float, next_request: Callabl
         thread.start()
     for thread in threads:
         thread.join()
-    found.seconds = time.monotonic() - start  # the last answers are later than the deadline
+    found.seconds = time.monotonic() - start  # the last replies arrive after the deadline
     return found

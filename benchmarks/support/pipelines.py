@@ -1,7 +1,7 @@
-"""Training samples as other libraries' documentation makes them, for `benchmarks/data.py`.
+"""Training data pipelines of other libraries, after their documentation, for `benchmarks/data.py`.
 
-Each builder takes crop_size and base_size and gives a function from a pair of files to a normalised (3, S, S) float32
-image and an (S, S) int64 mask, or None where the library is not installed.
+Each builder takes crop_size and base_size and returns a function from a pair of files to a normalised (3, S, S) float32
+image and an (S, S) int64 mask, or None if the library is not installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IGNORE = 255
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) uint8 -> float32 of zero mean and unit variance, as the network does it."""
+    """(N, 3, H, W) uint8 -> float32, normalised as in the network."""
     mean, std = (torch.from_numpy(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
     return images.float().sub_(mean).div_(std)
 
@@ -37,13 +37,13 @@ def _read_mask(pair: Pair) -> np.ndarray:
 
 
 def albumentations_chain(crop_size: int, base_size: int) -> Optional[Sample]:
-    """albumentations' Compose as its guide to segmentation shows it."""
+    """albumentations' Compose, as in its segmentation guide."""
     try:
         import albumentations
         from albumentations.pytorch import ToTensorV2
     except ImportError:
         return None
-    # Its arguments for filling changed their names with version 2.
+    # The fill arguments were renamed in version 2.
     newer = int(albumentations.__version__.split(".")[0]) >= 2
     fill: Mapping[str, Any] = (
         {"fill": _FILL, "fill_mask": _IGNORE} if newer else {"value": _FILL, "mask_value": _IGNORE}
@@ -51,7 +51,7 @@ def albumentations_chain(crop_size: int, base_size: int) -> Optional[Sample]:
 
     @lru_cache(maxsize=None)
     def compose(long_side: int) -> Any:
-        """The chain for images of a size: albumentations scales relatively."""
+        """The pipeline for images of a size, since albumentations takes relative scales."""
         factor = base_size / long_side
         return albumentations.Compose(
             [
@@ -73,7 +73,7 @@ def albumentations_chain(crop_size: int, base_size: int) -> Optional[Sample]:
 
 
 def torchvision_chain(crop_size: int, base_size: int) -> Optional[Sample]:
-    """torchvision's functional v2 transforms on tv_tensors, the image decoded by torchvision."""
+    """torchvision's functional v2 transforms on tv_tensors, with its own JPEG decoder."""
     try:
         from torchvision import tv_tensors
         from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -101,7 +101,7 @@ def torchvision_chain(crop_size: int, base_size: int) -> Optional[Sample]:
 
 
 def pillow_chain(crop_size: int, base_size: int) -> Optional[Sample]:
-    """Pillow for pictures, numpy for numbers."""
+    """Pillow for the images, numpy for the arithmetic."""
 
     def sample(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         with Image.open(pair.image) as opened, Image.open(pair.annotation) as mask:
@@ -124,7 +124,7 @@ def pillow_chain(crop_size: int, base_size: int) -> Optional[Sample]:
 def _draw_window(
     height: int, width: int, crop_size: int, base_size: int, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """The scaled image's height and width, and where the crop begins: left, top."""
+    """Height and width of the scaled image, left and top of the crop."""
     scale = base_size * rng.uniform(0.5, 2.0) / max(height, width)
     height, width = round(height * scale), round(width * scale)
     left, top = (int(rng.integers(max(0, side - crop_size) + 1)) for side in (width, height))

@@ -1,7 +1,7 @@
-"""The endpoint's handlers, with the predictor's own time in the answer's Server-Timing header.
+"""The endpoint's handlers with the predictor's own time in a Server-Timing header.
 
-The benchmark puts this file beside inference.py in the `code/` of a copied model directory and names it to SageMaker's
-toolkit as the program. It adds two clock readings and one header to what inference.py does.
+The benchmark puts this file next to inference.py in the `code/` of a copied model directory and runs it as the program
+of SageMaker's toolkit. It adds two clock readings and one header to inference.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ def output_fn(prediction: Any, accept: str, context: Any) -> Any:
 
 
 def _call(handler: Any, first: Any, second: Any, context: Any) -> Any:
-    """As the toolkit does: a handler with one parameter more takes the context."""
+    """Call a handler like the toolkit: one with an additional parameter takes the context."""
     takes_context = len(inspect.signature(handler).parameters) == 3
     return handler(first, second, context) if takes_context else handler(first, second)

@@ -1,11 +1,11 @@
-"""Starts SageMaker's PyTorch inference toolkit as its container does, but on 127.0.0.1 and with files of its own.
+"""Start SageMaker's PyTorch inference toolkit like its container, but on 127.0.0.1 and with separate files.
 
     python toolkit_main.py INFERENCE_PORT MANAGEMENT_PORT METRICS_PORT
 
-Runs under the Python that has the toolkit, in the folder that takes the logs and model store; `hosts.py` starts
-it. The toolkit writes its settings to /etc, listens on all addresses, and takes any TorchServe of the machine for its
-own. These three things are replaced; all else is the toolkit's doing: it installs code/requirements.txt, writes
-TorchServe's settings, starts TorchServe with its handler service and waits for it.
+Runs under the Python that has the toolkit, in the folder for logs and model store; `hosts.py` starts it. The toolkit
+writes its settings to /etc, listens on all addresses, and treats any TorchServe of the machine as its own. These three
+behaviours are replaced. Everything else is the toolkit's: it installs code/requirements.txt, writes TorchServe's
+settings, starts TorchServe with its handler service and waits for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _loopback_settings(handler_service: str) -> str:
 
 
 def _own_server(seconds: float = 60.0) -> psutil.Process:
-    """The TorchServe that this toolkit started: its id lies in the toolkit's own temporary folder."""
+    """The TorchServe that this toolkit started; its process id is in the toolkit's temporary folder."""
     path = Path(tempfile.gettempdir()) / ".model_server.pid"
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -46,7 +46,7 @@ def _own_server(seconds: float = 60.0) -> psutil.Process:
 
 
 def _end_with(parent: int) -> None:
-    """Nothing outlives the program that started this one, even where that was killed."""
+    """Kill the process group when the parent process ends, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.killpg(os.getpgrp(), signal.SIGKILL)

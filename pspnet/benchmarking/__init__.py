@@ -1,1 +1,5 @@
-"""Measuring: interleaved timing, the machine's peak, operations, memory, and the record that goes with a figure."""
+"""Measurement tools: interleaved timing, the machine's peak, operation counts, memory and the record of a run.
+
+This room may import inference and everything below it. Start reading at interleave.py, then benchmark.py, which
+`pspnet benchmark` runs.
+"""

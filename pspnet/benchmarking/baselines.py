@@ -1,4 +1,4 @@
-"""Networks in plain PyTorch behind the runtimes' interface: what the runtimes are compared with.
+"""Baselines: networks in plain PyTorch with the runtimes' interface.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
@@ -19,13 +19,12 @@ from pspnet.models.pspnet import PSPNet
 
 
 class NetworkRuntime:
-    """A network as a user of PyTorch would run it: float32, evaluation mode, images in PyTorch's own layout.
+    """A network in plain PyTorch: float32, evaluation mode, images in the default memory format.
 
     Args:
         name: for tables.
-        network: (N, 3, H, W) uint8 -> logits (N, K, H, W); it is moved to the device and put into evaluation mode.
-        device: where it runs.
-        compiled: whether torch.compile runs it, with its default settings.
+        network: (N, 3, H, W) uint8 -> logits (N, K, H, W); moved to the device and switched to evaluation mode.
+        compiled: whether to use torch.compile with its default settings.
     """
 
     def __init__(self, name: str, network: nn.Module, device: torch.device, compiled: bool = False) -> None:
@@ -48,10 +47,10 @@ class NetworkRuntime:
         return logits
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """One pass; compiles where it has to. PspnetError where torch.compile doesn't work here."""
+        """Run a pass, which compiles if needed. PspnetError if torch.compile does not work here."""
         try:
             self.masks(np.zeros((batch, height, width, 3), np.uint8))
-        except Exception as error:  # a compiler's absence comes as one of many types
+        except Exception as error:  # a missing compiler raises one of many types
             if not self._compiled:
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -65,21 +64,21 @@ class NetworkRuntime:
 
 
 def plain_network(network: nn.Module) -> nn.Module:
-    """A copy of a network in the published form; of one that is no PSPNet, a copy as it is."""
+    """A copy of a network, in the published form if it is a PSPNet."""
     network = copy.deepcopy(network)
     return make_plain(network) if isinstance(network, PSPNet) else network
 
 
 def network_flops(network: nn.Module, height: int, width: int, batch: int = 1) -> int:
-    """Operations that a network in its plain form needs for a batch of images. Nothing is computed."""
-    on_paper = plain_network(network).to("meta").eval()
+    """Operations of a network in its plain form for a batch of images, counted on the meta device."""
+    meta_network = plain_network(network).to("meta").eval()
     images = torch.empty(batch, 3, height, width, dtype=torch.uint8, device="meta")
     with torch.no_grad():
-        return count_flops(lambda: on_paper(images))
+        return count_flops(lambda: meta_network(images))
 
 
 def settle_statistics(network: nn.Module, images: np.ndarray) -> None:
-    """Give random weights the batch norm statistics of some images, so that activations keep a trained network's scale.
+    """Set the batch norm statistics of random weights from some images, for activations of a trained network's scale.
 
     Args:
         network: in evaluation mode before and after.

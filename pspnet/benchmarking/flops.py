@@ -1,4 +1,4 @@
-"""How many floating point operations a network needs: a multiplication and an addition count as two."""
+"""Counter of floating point operations: a multiplication and an addition count as two."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 
 def count_flops(function: Callable[[], object]) -> int:
-    """Operations of the convolutions and matrix products that a call makes, its backward pass included if it has one.
+    """Operations of the convolutions and matrix products in a call, including its backward pass if any.
 
-    PyTorch's own counter sees the operations as they run; batch norm, ReLU, interpolation and the like don't count,
-    nor do the fused operations of the inference form (models/fused/folded.py). So give it a network in its plain form
-    (pspnet.benchmarking.plain): the work that was asked for is the same in every form.
+    PyTorch's counter does not see batch norm, ReLU, interpolation and the like, nor the custom operations of the fused
+    inference model (models/fused/folded.py), so count a network in its plain form (pspnet.benchmarking.plain).
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,6 +1,6 @@
-"""Times of several cases that take turns, so that a change of the machine's speed meets all of them.
+"""Interleaved timing of several cases, so that a change of the machine's speed affects all of them.
 
-A ratio of two cases is taken within each round, and the median over the rounds counts: a slow minute slows both.
+A ratio of two cases is taken within each round, and its median over the rounds is reported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Quartiles(NamedTuple):
-    """The middle half of a set of values and its middle."""
+    """Lower quartile, median and upper quartile of a set of values."""
 
     lower: float
     median: float
@@ -26,7 +26,7 @@ class Quartiles(NamedTuple):
 
 
 class OwnTime(float):
-    """Seconds that a case measured itself, in another process for example; they count instead of the caller's clock."""
+    """Seconds that a case measured itself, such as in another process; they replace the caller's measurement."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Timing:
         return self.quartiles.lower, self.quartiles.upper
 
     def record(self) -> dict[str, Any]:
-        """What a JSON file keeps of it: quartiles and every round, in milliseconds."""
+        """The entry for a JSON file: quartiles and every round, in milliseconds."""
         rounds = [round(1000 * value, 4) for value in self.seconds]
         lower, median, upper = (round(1000 * value, 4) for value in self.quartiles)
         return {"median_ms": median, "quartiles_ms": [lower, upper], "rounds_ms": rounds}
@@ -69,16 +69,16 @@ def measure(
     """Time all cases in every round, in an order that changes from round to round.
 
     Args:
-        cases: what is timed, by its name or another key. A case must have finished its work when it returns: one that
-            uses a GPU synchronises with it. One that returns an OwnTime is taken at its word.
+        cases: the timed functions, by name or another key. A case must have finished its work when it returns: one
+            that uses a GPU synchronises with it. If it returns an OwnTime, that is its time.
         rounds: how often each case is timed, 1 or more.
-        warmup: calls of each case before the first round, not timed.
+        warmup: untimed calls of each case before the first round.
         seed: of the orders.
-        calls: calls of a case in one round; the mean of them is the round's time. For cases of a few microseconds.
-        pause: seconds of rest before each case. Libraries let their idle threads spin for a while, on cores that the
-            next case needs; a tenth of a second is enough where cases are of different libraries.
-        settle: calls of a case before its time is taken, in every round. With one, the processor's caches hold what the
-            case itself left there, as in a stream of images, and not what the case before it did.
+        calls: calls of a case in one round, whose mean is the round's time. For cases of a few microseconds.
+        pause: seconds of rest before each case. Idle threads of libraries spin for a while on cores that the next case
+            needs; 0.1 is enough for cases of different libraries.
+        settle: untimed calls of a case before it is timed, in every round. With one, the processor's caches hold the
+            case's own data, as in a stream of images, instead of the previous case's.
 
     Returns:
         The times of each case, in the order of `cases`.
@@ -90,7 +90,7 @@ def measure(
             case()
     order, shuffle = list(cases), random.Random(seed).shuffle
     seconds: dict[Key, list[float]] = {name: [] for name in cases}
-    with _little_to_collect():
+    with _frozen_heap():
         for _ in range(rounds):
             shuffle(order)
             for name in order:
@@ -102,9 +102,8 @@ def measure(
 
 
 @contextlib.contextmanager
-def _little_to_collect() -> Iterator[None]:
-    """What is there now is looked at by no collection inside. There is one before every timing, and each would take a
-    tenth of a second for the imported packages alone."""
+def _frozen_heap() -> Iterator[None]:
+    """Exclude existing objects from garbage collection, which runs before every timing and would take 0.1 s each."""
     gc.collect()
     gc.freeze()
     try:
@@ -114,7 +113,7 @@ def _little_to_collect() -> Iterator[None]:
 
 
 def _time(case: Callable[[], object], calls: int) -> float:
-    """Seconds of a call. Garbage is collected before and not in between, as `timeit` does."""
+    """Seconds of a call. Garbage is collected before it, not during it, as in `timeit`."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
@@ -132,13 +131,13 @@ def _time(case: Callable[[], object], calls: int) -> float:
 
 
 def ratio_quartiles(a: Timing, b: Timing) -> Quartiles:
-    """How many times as long a takes as b: the ratios' quartiles over the rounds; both must be of one `measure`."""
+    """Quartiles over the rounds of the time ratio a / b; both must come from one call of `measure`."""
     assert len(a.seconds) == len(b.seconds)
     return quartiles([first / second for first, second in zip(a.seconds, b.seconds)])
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """Quartiles, interpolated between the values; of a single value it is that value three times."""
+    """Quartiles, interpolated between the values; a single value is repeated."""
     if len(values) == 1:
         return Quartiles(values[0], values[0], values[0])
     return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))

@@ -1,4 +1,4 @@
-"""What the machine can do at most: a large matrix product, the fastest of several."""
+"""Peak rate of the machine: the fastest of several large matrix products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# The side of the square matrices: large enough that nothing but multiplying takes time, about 0.1 s on two CPU cores.
+# Side of the square matrices, large enough that overhead is negligible: about 0.1 s on two CPU cores.
 _SIDE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -18,10 +18,10 @@ def measure_peak(
     """Floating point operations per second in a square matrix product, with as many threads as torch uses.
 
     Args:
-        device: "cpu" or "cuda"; on a GPU float32 uses TF32 if that is switched on.
-        dtype: float32 if not given.
-        repeats: products that are timed; the fastest counts.
-        side: rows and columns of the matrices, by device if not given.
+        device: "cpu" or "cuda"; on a GPU float32 uses TF32 if enabled.
+        dtype: float32 by default.
+        repeats: timed products, of which the fastest is used.
+        side: rows and columns of the matrices; the default depends on the device.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""How much memory a case needs at most: each in a process of its own, since nothing gives back a process's peak."""
+"""Peak memory of a process, and measurements in child processes, since the peak of a process cannot be reset."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pspnet.errors import PspnetError
 
 
 class ChildError(PspnetError):
-    """A process that was to measure something ended without an answer."""
+    """A child process that ended without a result."""
 
 
 def peak_mib() -> float | None:
-    """The most memory that this process ever held, in MiB; None where the system doesn't say (Windows)."""
-    # getrusage on Linux also counts what the parent held when it made this process.
+    """Peak memory of this process in MiB; None on Windows."""
+    # getrusage on Linux also counts the parent's memory at the time of the fork.
     found = _status("VmHWM")
     if found is not None:
         return found
@@ -32,12 +32,12 @@ def peak_mib() -> float | None:
 
 
 def current_mib() -> float | None:
-    """The memory that this process holds now, in MiB; None where the system doesn't say (all but Linux)."""
+    """Current memory of this process in MiB; None on systems other than Linux."""
     return _status("VmRSS")
 
 
 def _status(name: str) -> float | None:
-    """A figure of /proc/self/status in MiB."""
+    """A value of /proc/self/status in MiB."""
     path = Path("/proc/self/status")
     found = re.search(rf"^{name}:\s*(\d+) kB", path.read_text(), re.MULTILINE) if path.is_file() else None
     return round(int(found[1]) / 2**10, 1) if found else None
@@ -46,11 +46,10 @@ def _status(name: str) -> float | None:
 def ask_child(
     command: Sequence[str], seconds: float = 600.0, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run a command that ends by printing one line of JSON, a mapping, and return that.
+    """Run a command whose last line of output is a JSON mapping, and return that mapping.
 
-    It gets this process's environment if none is given.
-
-    Raises ChildError, with the last line it said, where it fails, says no such line or takes longer than `seconds`.
+    The environment is this process's by default. Raises ChildError, with the last line of output, if the command
+    fails, prints no such line or takes longer than `seconds`.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
@@ -63,5 +62,5 @@ def ask_child(
             return found
         except ValueError:
             pass
-    said = (done.stderr.strip().splitlines() or lines or ["nothing"])[-1]
-    raise ChildError(f"a process ended with {done.returncode} and said: {said}")
+    last = (done.stderr.strip().splitlines() or lines or ["no output"])[-1]
+    raise ChildError(f"a process ended with {done.returncode}: {last}")

@@ -1,7 +1,6 @@
-"""The head as it is published: grids up-sampled, concatenated with the map, one 3x3 convolution. For comparison only.
+"""Published form of the head: grids up-sampled, concatenated with the map, one 3x3 convolution. For comparison only.
 
-It is what every speed is compared with, and what the tests compare the project's own head with. It takes the weights
-of that head, whose state dict has the same names and shapes.
+It is the reference of all speed-ups and of the tests of the project's own head. Both have the same state dict.
 
 Shape letters:
     N  images in the batch             K  classes
@@ -19,7 +18,7 @@ from pspnet.models.pyramid import PSPHead
 
 
 class PlainPSPHead(PSPHead):
-    """The published form of the main head."""
+    """Published form of the main head."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> logits (N, K, h, w)."""
@@ -33,6 +32,6 @@ class PlainPSPHead(PSPHead):
 
 
 def make_plain(model: PSPNet) -> PSPNet:
-    """Turn the main head of a network into the published form, in place; its weights stay."""
+    """Convert the main head of a network to the published form in place; its weights are kept."""
     model.head.__class__ = PlainPSPHead
     return model

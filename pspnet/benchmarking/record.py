@@ -1,4 +1,4 @@
-"""What a figure was measured on: machine, versions, command. Part of every benchmark's output."""
+"""Record of a benchmark run: command, machine and versions. Part of every benchmark's output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps(found))
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that may be used, memory, system, how busy it was; threads and GPU where torch is loaded."""
+    """Processor, available cores, memory, system and load; threads and GPU if torch is loaded."""
     found = {
         "processor": processor_name(),
         "cores": available_cores(),
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(python: str | Path = sys.executable) -> dict[str, str]:
-    """Versions of Python and of the packages that count, in the environment of an interpreter (3.8 or newer)."""
+    """Versions of Python and of the relevant packages in the environment of an interpreter (3.8 or newer)."""
     result = subprocess.run(
         [str(python), "-c", _READ_VERSIONS, *_PACKAGES], capture_output=True, text=True, check=True, timeout=60
     )
@@ -59,7 +59,7 @@ def versions(python: str | Path = sys.executable) -> dict[str, str]:
 
 
 def run_record(command: str | None = None) -> dict[str, Any]:
-    """Command, time, machine and versions of this run; `command` is this process's own if not given."""
+    """Command, time, machine and versions of this run; `command` defaults to this process's own."""
     return {
         "command": command or shlex.join(["python", *sys.argv]),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -69,18 +69,18 @@ def run_record(command: str | None = None) -> dict[str, Any]:
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write a benchmark's JSON file, whole or not at all; OSError where that can't be done."""
+    """Write a benchmark's JSON file atomically; raises OSError."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def load_average() -> list[float]:
-    """Processes that wanted to run in the last 1, 5 and 15 minutes; empty where the system doesn't say."""
+    """Load averages of the last 1, 5 and 15 minutes; empty on Windows."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
 def machine_text(found: dict[str, Any]) -> str:
-    """One line on a record's `machine`."""
+    """One-line description of a record's `machine`."""
     parts = [found["processor"], f"{found['cores']} cores", *([found["gpu"]] if "gpu" in found else [])]
     parts += [f"{found['memory_gib']} GiB"] if found["memory_gib"] else []
     parts += [f"load {found['load_average'][0]}"] if found["load_average"] else []

@@ -1,11 +1,12 @@
-"""What is said of a case beside others: its time, its gain, its share of the peak, and whether it computes the same.
+"""Comparison of runtimes with a reference: time, speed-up, fraction of the peak and agreement of the masks.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pspnet.benchmarking.interleave import Quartiles, Timing, ratio_quartiles
+from pspnet.benchmarking.interleave import Quartiles, Timing, measure, ratio_quartiles
 from pspnet.benchmarking.table import factor, markdown, milliseconds, percent
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far logits are from the reference's.
+    """Agreement of a runtime with the reference.
 
-    same_pixels: share of the pixels that get the same class.
-    difference: largest absolute difference, as a share of the reference's largest absolute logit; None where the
-        logits were not compared.
+    same_pixels: fraction of the pixels with the same class.
+    difference: largest absolute difference of the logits, relative to the reference's largest absolute logit; None if
+        the logits were not compared.
     """
 
     same_pixels: float
@@ -35,13 +36,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Entry:
-    """A case at one size of images.
+    """Result of a case at one image size.
 
     timing: seconds for the whole batch.
-    gain: how many times as long the reference takes; None for the reference itself.
-    flops: operations for the batch in the plain form of its network; None where they are not known.
-    agreement: with the reference; None for another network.
-    ready: seconds from nothing to the first mask; None where it was not looked at.
+    gain: speed-up over the reference; None for the reference itself.
+    flops: operations for the batch in the plain form of the network; None if unknown.
+    agreement: with the reference; None for a different network.
+    ready: seconds from opening to the first mask; None if not measured.
     """
 
     name: str
@@ -51,23 +52,53 @@ class Entry:
     agreement: Agreement | None = None
     ready: float | None = None
 
-    def share_of_peak(self, peak: float) -> float | None:
-        """Operations of the plain form per second, as a share of `peak`: work saved counts as work done."""
+    def fraction_of_peak(self, peak: float) -> float | None:
+        """Operations of the plain form per second, as a fraction of `peak`: work saved counts as work done."""
         return None if self.flops is None else self.flops / self.timing.median / peak
 
     def record(self, peak: float, images: int = 1) -> dict[str, Any]:
-        """What a JSON file keeps of it."""
+        """The entry for a JSON file."""
         found: dict[str, Any] = {
             **self.timing.record(),
             "images_per_second": round(images / self.timing.median, 4),
             "gain": None if self.gain is None else [round(value, 4) for value in self.gain],
             "gflop": None if self.flops is None else round(self.flops / 1e9, 3),
-            "share_of_peak": _rounded(self.share_of_peak(peak), 4),
+            "share_of_peak": _rounded(self.fraction_of_peak(peak), 4),
             "ready_s": _rounded(self.ready, 3),
         }
         if self.agreement is not None:
             found.update(logit_difference=self.agreement.difference, same_pixels=self.agreement.same_pixels)
         return found
+
+
+def compare_runtimes(
+    runtimes: Mapping[str, Any],
+    images: np.ndarray,
+    reference: str,
+    rounds: int,
+    flops: Mapping[str, int],
+    comparable: Collection[str],
+    with_logits: Collection[str],
+    ready: Mapping[str, float],
+    pause: float,
+) -> list[Entry]:
+    """Time prepared runtimes on images (N, H, W, 3), interleaved, and compare them with the reference.
+
+    Args:
+        runtimes: by name; the reference may be missing.
+        flops, ready: see Entry; may lack names.
+        comparable: names of those that compute the reference's function.
+        with_logits: names of those whose logits are compared too; some runtimes compile a second network for them.
+        pause: see `measure`.
+    """
+    cases = {name: functools.partial(runtime.masks, images) for name, runtime in runtimes.items()}
+    timings = measure(cases, rounds, pause=pause, settle=1)
+    agreements = {}
+    if reference in runtimes:
+        expected = runtimes[reference].logits(images)
+        names = [name for name in runtimes if name in comparable and name != reference]
+        agreements = {name: agree(runtimes[name], images, expected, name in with_logits) for name in names}
+    return compare(timings, reference, flops, agreements, ready)
 
 
 def compare(
@@ -77,7 +108,7 @@ def compare(
     agreements: Mapping[str, Agreement],
     ready: Mapping[str, float],
 ) -> list[Entry]:
-    """One entry for each timing, in their order; the other mappings may lack cases, and `timings` the reference."""
+    """One entry per timing, in their order; the other mappings may lack cases, and `timings` the reference."""
     entries = []
     for name, timing in timings.items():
         is_reference = name == reference or reference not in timings
@@ -87,10 +118,7 @@ def compare(
 
 
 def agree(runtime: Runtime, images: np.ndarray, reference: Tensor, with_logits: bool = True) -> Agreement:
-    """How far a runtime is from the reference's logits (N, K, H, W) of images (N, H, W, 3).
-
-    Without `with_logits` the classes alone are compared: some runtimes compile a network of their own for logits.
-    """
+    """Compare a runtime's masks, and its logits if `with_logits`, with logits (N, K, H, W) of images (N, H, W, 3)."""
     reference = reference.detach().float().cpu()
     masks = torch.from_numpy(runtime.masks(images).astype(np.int64))  # (N, H, W)
     same = float((masks == reference.argmax(dim=1)).to(torch.float64).mean())
@@ -101,14 +129,14 @@ def agree(runtime: Runtime, images: np.ndarray, reference: Tensor, with_logits: 
 
 
 def table(entries: Sequence[Entry], peak: float, reference: str, images: int = 1) -> str:
-    """A Markdown table; columns that no entry fills are left out."""
+    """A Markdown table without the columns that no entry fills."""
     columns = {
         "case": [entry.name for entry in entries],
         "ms (quartiles)": [milliseconds(entry.timing) for entry in entries],
         "images/s": [f"{images / entry.timing.median:.2f}" for entry in entries],
         f"to {reference}": ["" if entry.gain is None else factor(entry.gain) for entry in entries],
         "GFLOP": ["" if entry.flops is None else f"{entry.flops / 1e9:.1f}" for entry in entries],
-        "of the peak": [_percent(entry.share_of_peak(peak)) for entry in entries],
+        "of the peak": [_percent(entry.fraction_of_peak(peak)) for entry in entries],
         "logits differ by": [_difference(entry.agreement) for entry in entries],
         "same pixels": [_same(entry.agreement) for entry in entries],
         "first mask after": ["" if entry.ready is None else f"{entry.ready:.1f} s" for entry in entries],
@@ -117,8 +145,8 @@ def table(entries: Sequence[Entry], peak: float, reference: str, images: int = 1
     return markdown(list(filled), list(zip(*filled.values())))
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else percent(share)
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else percent(fraction)
 
 
 def _difference(agreement: Agreement | None) -> str:

@@ -1,4 +1,4 @@
-"""Tables as Markdown that also reads well on a screen, and how figures look in them."""
+"""Markdown tables in aligned columns, and the formatting of figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pspnet.benchmarking.interleave import Quartiles, Timing
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; its columns are padded to one width, all but the first to the right."""
+    """A Markdown table with padded columns, right-aligned except the first."""
     cells = [[str(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(headers))]
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
@@ -33,9 +33,9 @@ def factor(values: Quartiles) -> str:
     return f"{median:.2f}x ({lower:.2f} to {upper:.2f})"
 
 
-def percent(share: float) -> str:
-    """A share between 0 and 1: `43 %`."""
-    return f"{100 * share:.0f} %"
+def percent(fraction: float) -> str:
+    """A fraction between 0 and 1 in percent: `43 %`."""
+    return f"{100 * fraction:.0f} %"
 
 
 def _with_spread(values: Quartiles, digits: int) -> str:

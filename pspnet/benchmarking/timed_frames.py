@@ -1,4 +1,4 @@
-"""The images that are timed, and their sizes as text."""
+"""The timed images, and their sizes as text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Size = tuple[int, int]
 
 
 def parse_size(text: str) -> Size:
-    """`360x480` -> (360, 480), height first. For argparse, which prints the text of its ArgumentTypeError."""
+    """`360x480` -> (360, 480), height first. For argparse: raises ArgumentTypeError."""
     found = re.fullmatch(r"\s*(\d{1,5})\s*[xX]\s*(\d{1,5})\s*", text)
     if found is None or min(int(found[1]), int(found[2])) < MIN_SIZE:
         raise argparse.ArgumentTypeError(
@@ -34,7 +34,7 @@ def size_text(size: Size) -> str:
 
 
 def make_images(size: Size, batch: int = 1, path: Path | None = None) -> np.ndarray:
-    """Images (N, H, W, 3) uint8 RGB: a file at this size, or drawn scenes. DataError for an unreadable file."""
+    """Images (N, H, W, 3) uint8 RGB: a file at this size, or synthetic scenes. DataError for an unreadable file."""
     height, width = size
     if path is not None:
         picture = Image.fromarray(read_image(path)).resize((width, height), Image.Resampling.BILINEAR)
@@ -43,7 +43,7 @@ def make_images(size: Size, batch: int = 1, path: Path | None = None) -> np.ndar
 
 
 def jpeg(image: np.ndarray, quality: int = 90) -> bytes:
-    """The bytes of an (H, W, 3) uint8 image as a JPEG file, as a camera would send it."""
+    """Encode an (H, W, 3) uint8 image as a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()

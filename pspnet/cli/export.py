@@ -1,4 +1,4 @@
-"""`pspnet export`: a trained model as a graph for other runtimes."""
+"""`pspnet export`: write a trained model as a graph for other runtimes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pspnet.data.inputs import find_images
 from pspnet.errors import ConfigError
 
 _DESCRIPTION = """\
-Write a model as an ONNX, OpenVINO, TorchScript or torch.export graph that takes images of any size, and check it
-against PyTorch (docs/export.md). With --int8, calibrate an 8-bit graph on a data set; where that costs more than 0.5
-points of mIoU it is refused."""
+Write a model as an ONNX, OpenVINO, TorchScript or torch.export graph for images of any size, and verify it against
+PyTorch (docs/export.md). With --int8, calibrate an 8-bit graph on a data set; it is rejected if it loses more than 0.5
+points of mIoU."""
 
 
 def register(subparsers: Any) -> None:
@@ -25,25 +25,27 @@ def register(subparsers: Any) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model_dir", metavar="MODEL_DIR", type=Path, help="what training wrote to model_dir")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+    parser.add_argument("model_dir", metavar="MODEL_DIR", type=Path, help="model directory written by training")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="format of the graph")
     parser.add_argument("--int8", action="store_true", help="8-bit weights and activations (onnx, openvino)")
     parser.add_argument(
         "--calibration",
         type=Path,
         metavar="DATA",
-        help="for --int8: a data set as in training; images of train calibrate, those of validation score",
+        help="for --int8: a data set as in training; train calibrates, validation scores",
     )
-    _option(parser, "calibration_images", "N", "calibrate on at most so many (default: 64)", kind=int, default=64)
-    _option(parser, "scored_images", "N", "score with at most so many (default: 100)", kind=int, default=100)
+    _option(
+        parser, "calibration_images", "N", "maximum number of calibration images (default: 64)", kind=int, default=64
+    )
+    _option(parser, "scored_images", "N", "maximum number of scored images (default: 100)", kind=int, default=100)
     _option(parser, "ignore", "ID", "class id that is not scored (default: as in training, or 255)", kind=int)
     flags = ("--allow_loss", "--allow-loss")
-    parser.add_argument(*flags, action="store_true", help="keep an 8-bit graph that costs more than 0.5 points")
+    parser.add_argument(*flags, action="store_true", help="keep an 8-bit graph that loses more than 0.5 points")
     parser.add_argument(
         "--images",
         nargs="+",
         metavar="IMAGE",
-        help="what to check the graph on: files, folders, patterns (default: --calibration, else generated scenes)",
+        help="images for the verification: files, folders, patterns (default: --calibration, else generated scenes)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the export (default: MODEL_DIR/exports/FORMAT-PRECISION)"
@@ -58,7 +60,7 @@ def _option(parser: argparse.ArgumentParser, name: str, metavar: str, text: str,
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    """Write an export into the model directory, and say what its check and its scores found."""
+    """Write an export, and print its verification and scores."""
     _check_options(arguments)
     images = find_images(arguments.images) if arguments.images else []
 
@@ -82,8 +84,8 @@ def run_export(arguments: argparse.Namespace) -> int:
 def _check_options(arguments: argparse.Namespace) -> None:
     if arguments.int8 and arguments.calibration is None:
         raise ConfigError(
-            "--int8 needs --calibration with a data set: its images set the ranges of the 8-bit values, and its "
-            "annotations say what they cost."
+            "--int8 needs --calibration with a data set: its images set the ranges of the 8-bit values, its "
+            "annotations measure the loss."
         )
     given = {
         "calibration": arguments.calibration is not None,
@@ -92,7 +94,4 @@ def _check_options(arguments: argparse.Namespace) -> None:
     }
     for name, is_given in given.items():
         if is_given and not arguments.int8:
-            raise ConfigError(f"--{name} is for 8-bit graphs: add --int8, or leave it out.")
-    for name in ("calibration_images", "scored_images"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name}: found {getattr(arguments, name)}; expected 1 or more.")
+            raise ConfigError(f"--{name} is for 8-bit graphs: add --int8, or omit it.")

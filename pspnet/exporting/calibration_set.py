@@ -1,4 +1,4 @@
-"""Images with annotations to calibrate 8-bit graphs on and to score them with.
+"""Annotated images for the calibration and the scoring of 8-bit graphs.
 
 Legend: H, W image height and width, C classes.
 """
@@ -22,7 +22,7 @@ from pspnet.evaluation.metrics import ConfusionMatrix, Scores
 from pspnet.exporting.formats import Run
 from pspnet.inference.tiling import pad
 
-# With fewer than this, no half of them would be worth anything.
+# Fewer pairs than this are not split into halves.
 _ENOUGH_TO_SPLIT = 8
 
 _Item = TypeVar("_Item")
@@ -30,14 +30,14 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a graph is calibrated on and what it is scored with.
+    """Images that calibrate a graph, and pairs that score it.
 
     Attributes:
         folder: the data set.
-        images: image files to calibrate on.
-        scored: pairs to score with.
+        images: image files for calibration.
+        scored: pairs for scoring.
         channel: of the pairs.
-        disjoint: whether no image is in both.
+        disjoint: whether the two sets have no image in common.
         label_map: of the scored channel.
         ignore_index: class id that is not scored.
     """
@@ -52,30 +52,30 @@ class Calibration:
 
     @classmethod
     def find(cls, folder: Path, images: int, scored: int, ignore_index: int = IGNORE_INDEX) -> Calibration:
-        """Choose from a data set's channels, evenly over their files.
+        """Select images from a data set's channels, evenly over their files.
 
-        With both channels, train calibrates and validation scores. With one of them, its images alternate; fewer than 8
-        do both.
+        With both channels, train calibrates and validation scores. With one channel, its images alternate; fewer than 8
+        images do both.
 
         Args:
-            images: how many to calibrate on, at most.
-            scored: how many to score with, at most.
+            images: maximum number of images for calibration.
+            scored: maximum number of pairs for scoring.
 
-        Raises DataError where neither channel is there, or one is not as training expects it.
+        Raises DataError if both channels are missing, or one is invalid for training.
         """
-        there = [name for name in ("train", "validation") if (folder / name).is_dir()]
-        if not there:
+        found = [name for name in ("train", "validation") if (folder / name).is_dir()]
+        if not found:
             raise DataError(
                 f"--calibration: {folder} has no folder train or validation; expected a data set with images and "
                 "annotations, as training takes it (validation/ and validation_annotation/, or train/ too)."
             )
-        pairs = {name: load_pairs(folder / name, folder / f"{name}_annotation", name) for name in there}
-        channel = there[-1]
-        if len(there) == 2:
+        pairs = {name: load_pairs(folder / name, folder / f"{name}_annotation", name) for name in found}
+        channel = found[-1]
+        if len(found) == 2:
             first, second = pairs["train"], pairs["validation"]
         else:
             first, second = pairs[channel][0::2], pairs[channel][1::2]
-        disjoint = len(there) == 2 or len(pairs[channel]) >= _ENOUGH_TO_SPLIT
+        disjoint = len(found) == 2 or len(pairs[channel]) >= _ENOUGH_TO_SPLIT
         if not disjoint:
             first = second = pairs[channel]
         maps = folder / "label_map"
@@ -90,11 +90,11 @@ class Calibration:
         )
 
     def batches(self) -> list[np.ndarray]:
-        """(1, 3, H, W) uint8 of every image to calibrate on."""
+        """(1, 3, H, W) uint8 of every calibration image."""
         return [_planes(pad(read_image(path))) for path in self.images]
 
     def score(self, run: Run, num_classes: int) -> Scores:
-        """Scores of an opened graph on the images that are kept for that, each at its own size."""
+        """Score an opened graph on the scoring pairs, each at its own size."""
         confusion = ConfusionMatrix(num_classes)
         for pair in self.scored:
             image, targets = read_pair(pair, num_classes, self.label_map, self.ignore_index, self.channel)
@@ -105,7 +105,7 @@ class Calibration:
 
 
 def evenly(items: Sequence[_Item], count: int) -> list[_Item]:
-    """At most `count` of the items, spread over all of them in their order."""
+    """At most `count` of the items, evenly spaced and in order."""
     if len(items) <= count:
         return list(items)
     return [items[(2 * number + 1) * len(items) // (2 * count)] for number in range(count)]

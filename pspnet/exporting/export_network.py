@@ -1,4 +1,4 @@
-"""The network that is exported: images in, mask and logits out, in operations that every format knows.
+"""The exported network: images in, mask and logits out, in operations that every format supports.
 
 Shape letters:
     N  images in the batch             K  classes
@@ -17,25 +17,25 @@ from torch import Tensor, nn
 from pspnet.models.fused.folded import fold
 from pspnet.models.pspnet import PSPNet, SegmentationNetwork
 
-# What the converters trace with. Images, rows and columns differ and none is 1, so that no converter takes one for
-# another or for a constant.
+# Example input for tracing. Images, rows and columns differ and none is 1, so that no converter confuses them or treats
+# one as a constant.
 EXAMPLE_SHAPE = (2, 3, 97, 129)
 
 
 def export_network(model: SegmentationNetwork) -> ExportNetwork:
-    """The network that is exported of a model, which stays as it is: on the CPU, float32, batch norm folded away."""
+    """Build the exported network of a model, on the CPU, in float32, with batch norm folded; the model is unchanged."""
     model = copy.deepcopy(model).cpu().float().eval()
     backbone: nn.Module = _LastFeatures(model.backbone)
     head: nn.Module = model.head
     if isinstance(model, PSPNet):
-        form = fold(model, portable=True)
-        backbone, head = form.backbone, form.head
+        fused = fold(model, portable=True)
+        backbone, head = fused.backbone, fused.head
     network = ExportNetwork(backbone, head, model.mean, 1 / model.std, model.align_corners)
     return network.eval().requires_grad_(False)
 
 
 def example_images() -> Tensor:
-    """(2, 3, 97, 129) uint8 noise to trace with."""
+    """(2, 3, 97, 129) uint8 noise for tracing."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, EXAMPLE_SHAPE, dtype=torch.uint8, generator=generator)
 
@@ -47,7 +47,7 @@ class ExportNetwork(nn.Module):
         backbone: (N, 3, H, W) normalised -> (N, C, h, w).
         head: (N, C, h, w) -> logits (N, K, h, w).
         mean: (1, 3, 1, 1), of the pixels.
-        scale: (1, 3, 1, 1), one by their standard deviation.
+        scale: (1, 3, 1, 1), the reciprocal of their standard deviation.
         align_corners: convention of the up-sampling of the logits.
     """
 
@@ -72,7 +72,7 @@ class ExportNetwork(nn.Module):
 
 
 class _LastFeatures(nn.Module):
-    """A backbone without the features that only the auxiliary head takes."""
+    """A backbone without the features of the auxiliary head."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

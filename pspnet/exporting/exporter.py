@@ -1,4 +1,4 @@
-"""From a model directory to an export of it: convert, quantise, check, record. It appears whole or not at all."""
+"""Export of a model directory: convert, quantise, verify, record. Exports are written atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pspnet.artifact.file_names import EXPORTS_NAME
 from pspnet.artifact.model_directory import Artifact, load_trained
 from pspnet.classes import IGNORE_INDEX
 from pspnet.data.io.images import read_image
-from pspnet.errors import DataError
+from pspnet.errors import ConfigError, DataError
 from pspnet.exporting.calibration_set import Calibration, evenly
 from pspnet.exporting.export_network import export_network
 from pspnet.exporting.formats import Run, find_format, find_quantisable_format, versions
@@ -25,26 +25,26 @@ from pspnet.exporting.int8 import quantise
 from pspnet.exporting.verification import Agreement, compare, scenes
 from pspnet.system.atomic_folders import is_free, new_folder
 
-# With less than this left, a library's error is put down to the full disk.
+# With less free disk space than this, an error of a library is reported as a full disk.
 _LITTLE_SPACE = 2**20
 
-# PyTorch takes seconds for each image, so a few have to do.
+# PyTorch takes seconds per image, so only a few are verified.
 CHECKED_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be exported, and how.
+    """Settings of an export; ConfigError for counts below 1.
 
     Attributes:
-        model_dir: what training wrote.
-        format: of pspnet.artifact.export_record.FORMATS.
+        model_dir: output of training.
+        format: one of pspnet.artifact.export_record.FORMATS.
         output: folder of the export; None for MODEL_DIR/exports/<format>-<precision>.
-        images: image files to check on; none for those of the calibration, or generated scenes.
-        calibration: a data set, which makes it an 8-bit export.
-        calibration_images, scored_images: how many of its images to calibrate on and to score with, at most.
-        ignore_index: class id that is not scored; None for the one of the training.
-        allow_loss: whether 8 bits may cost more than they should.
+        images: image files for the verification; by default those of the calibration, or synthetic scenes.
+        calibration: a data set; it makes an 8-bit export.
+        calibration_images, scored_images: maximum number of its images for calibration and for scoring.
+        ignore_index: class id that is not scored; None for that of the training.
+        allow_loss: keep an 8-bit graph that loses more mIoU than the bound.
     """
 
     model_dir: Path
@@ -57,6 +57,11 @@ class Request:
     ignore_index: int | None = None
     allow_loss: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("calibration_images", "scored_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name}: found {getattr(self, name)}; expected 1 or more.")
+
     @property
     def precision(self) -> str:
         return "float32" if self.calibration is None else "int8"
@@ -67,28 +72,28 @@ class Request:
         return self.model_dir / EXPORTS_NAME / name if self.output is None else self.output
 
 
-def export_model(request: Request, say: Callable[[str], object] = print) -> Export:
-    """Write an export and its record, in the place of an older one.
+def export_model(request: Request, report: Callable[[str], object] = print) -> Export:
+    """Write an export and its record; an older export is replaced.
 
     Args:
-        say: told what was found, line by line.
+        report: called with each line of progress.
 
     Raises:
-        ConfigError: a format that has no 8-bit form, or a package that is missing.
-        WeightsError: the model directory cannot be used.
-        ExportError: the graph fails its check, or 8 bits cost too much; then nothing is kept.
-        DataError: images that cannot be read, or an output that is something else than an export.
+        ConfigError: a format without an 8-bit form, or a missing package.
+        WeightsError: an unusable model directory.
+        ExportError: the graph fails its verification, or 8 bits lose too much mIoU; then nothing is written.
+        DataError: unreadable images, or an output folder that is not an export.
     """
     module = find_format(request.format) if request.calibration is None else find_quantisable_format(request.format)
     artifact = load_trained(request.model_dir)
     weights = hash_weights(request.model_dir)
     calibration = _find_calibration(request, artifact)
-    with _replacing_export(request.folder) as folder, _full_disk_told(folder):
-        file, int8 = _write(request, artifact, calibration, folder, say)
+    with _replacing_export(request.folder) as folder, _full_disk_as_oserror(folder):
+        file, int8 = _write(request, artifact, calibration, folder, report)
         agreement, check = _check(request, artifact, calibration, module.open_graph(folder / file))
         if calibration is None:
             agreement.require(f"{request.format} export")
-        say(_describe(agreement, check["source"]))
+        report(_describe(agreement, check["source"]))
         record = ExportRecord(
             format=request.format,
             precision=request.precision,
@@ -119,21 +124,21 @@ def _write(
     artifact: Artifact,
     calibration: Calibration | None,
     folder: Path,
-    say: Callable[[str], object],
+    report: Callable[[str], object],
 ) -> tuple[str, dict[str, Any]]:
-    """Write the graph; returns the name of its file and what quantisation found."""
+    """Write the graph; returns the name of its file and the record of the quantisation."""
     network = export_network(artifact.model)
     if calibration is None:
         return find_format(request.format).write(network, folder), {}
     module, classes = find_quantisable_format(request.format), len(artifact.class_names)
-    quantised = quantise(module.convert(network), module.run_of, calibration, classes, request.allow_loss, say)
+    quantised = quantise(module.convert(network), module.run_of, calibration, classes, request.allow_loss, report)
     return module.save(quantised.model, folder), quantised.found
 
 
 def _check(
     request: Request, artifact: Artifact, calibration: Calibration | None, run: Run
 ) -> tuple[Agreement, dict[str, Any]]:
-    """Compare on the images that were given, on those that int8 was scored with, or on generated scenes."""
+    """Compare with PyTorch on the given images, on the scoring images of int8, or on synthetic scenes."""
     paths, source = request.images, "images given"
     if not paths and calibration is not None:
         paths, source = [pair.image for pair in calibration.scored], "images of the calibration data"
@@ -154,16 +159,14 @@ def _describe(agreement: Agreement, source: str) -> str:
 
 @contextmanager
 def _replacing_export(output: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of an export, of an empty folder or of nothing when the block ends well.
+    """A temporary folder that replaces an export or an empty or missing folder when the block succeeds.
 
-    Raises DataError where something else is there, or the place cannot be written.
+    Raises DataError if the output is something else or cannot be written.
     """
-    output = Path(os.path.abspath(output))  # "." has no name, and so no neighbours
+    output = Path(os.path.abspath(output))  # "." has no name for a sibling
     is_export = (output / RECORD_NAME).is_file()
     if not is_export and not is_free(output):
-        raise DataError(
-            f"--output: {output} holds something else than an export; give another folder, or delete what is there."
-        )
+        raise DataError(f"--output: {output} is not an export; use another folder, or delete its contents.")
     old = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.old")
     try:
         with new_folder(output) as folder:
@@ -179,8 +182,8 @@ def _replacing_export(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
-    """Turn the RuntimeError by which PyTorch and OpenVINO report a full disk into the OSError that it is."""
+def _full_disk_as_oserror(folder: Path) -> Iterator[None]:
+    """Convert the RuntimeError by which PyTorch and OpenVINO report a full disk into an OSError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What all formats share: their names, the packages they need, and an opened graph as a function."""
+"""Export formats: interface, lookup by name and required packages."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Format(Protocol):
         ...
 
     def open_graph(self, path: Path) -> Run:
-        """The graph of a file that `write` wrote, ready to run on the CPU."""
+        """Open a file that `write` wrote, ready to run on the CPU."""
         ...
 
 
 class QuantisableFormat(Format, Protocol):
-    """A format whose models NNCF knows, in memory."""
+    """A format whose in-memory models NNCF can quantise."""
 
     def convert(self, network: Any) -> Any:
-        """The model of an ExportNetwork."""
+        """Convert an ExportNetwork to an in-memory model."""
         ...
 
     def save(self, model: Any, folder: Path) -> str:
@@ -41,7 +41,7 @@ class QuantisableFormat(Format, Protocol):
         ...
 
     def run_of(self, model: Any) -> Run:
-        """A model as a function, on the CPU."""
+        """Open an in-memory model, ready to run on the CPU."""
         ...
 
 
@@ -53,13 +53,13 @@ QUANTISABLE = ("onnx", "openvino")
 
 
 def find_format(name: str) -> Format:
-    """The module of a format; ConfigError where a package that it needs is missing, with what to install."""
+    """The module of a format; ConfigError with the install command if a package is missing."""
     found: Format = _find(name)
     return found
 
 
 def find_quantisable_format(name: str) -> QuantisableFormat:
-    """The module of one of QUANTISABLE; ConfigError for another format and for missing packages."""
+    """The module of one of QUANTISABLE; ConfigError for other formats and for missing packages."""
     if name not in QUANTISABLE:
         raise ConfigError(f"--int8: {name} has no 8-bit form here; use --format openvino or onnx, or leave --int8 out.")
     found: QuantisableFormat = _find(name)
@@ -75,18 +75,18 @@ def _find(name: str) -> Any:
 
 
 def require(package: str, what: str) -> None:
-    """Raise ConfigError where an optional package cannot be imported."""
+    """Raise ConfigError if an optional package cannot be imported."""
     try:
         importlib.import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f"{what} needs the package {package}, which cannot be imported ({error}); install what it needs: "
+            f"{what} needs the package {package}, which cannot be imported ({error}); install it: "
             f"pip install 'pspnet[{_EXTRAS[package]}]'."
         ) from error
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions of this project, of torch and of the packages named."""
+    """Versions of this project, of torch and of the given packages."""
     names = ("pspnet", "torch", *packages)
     found = {}
     for name in names:

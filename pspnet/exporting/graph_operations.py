@@ -1,4 +1,4 @@
-"""A converted graph as a list of its operations, so that what is left out of quantisation is found by what it does."""
+"""Analysis of a converted graph, which selects by data flow the operations that must not be quantised."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SIZES = {"ShapeOf", "Shape"}
 _CONVOLUTIONS = {"Convolution", "Conv"}
 _WEIGHTED = _CONVOLUTIONS | {"MatMul", "Gemm"}
 _QUANTISERS = {"FakeQuantize", "DequantizeLinear"}
-# They move values and compute none, so that quantised ones stay so.
+# They only move values, so quantised values stay quantised.
 _KEEPING = {"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A node of a graph: its name, its kind, and the names of the nodes that its inputs come from."""
+    """A node of a graph: name, kind, and the names of its input nodes."""
 
     name: str
     kind: str
@@ -26,7 +26,7 @@ class Operation:
 
 
 def operations(model: Any) -> list[Operation]:
-    """The operations of an openvino.Model or an onnx.ModelProto, each after those that it takes from."""
+    """The operations of an openvino.Model or an onnx.ModelProto in topological order."""
     if hasattr(model, "get_ordered_ops"):
         return [
             Operation(
@@ -47,11 +47,10 @@ def operations(model: Any) -> list[Operation]:
 
 
 def kept_in_float(nodes: Iterable[Operation]) -> list[str]:
-    """Names of what must not be quantised: whatever is computed from the image's size, or takes part in it.
+    """Names of operations that must not be quantised: those computed from the image's size, and products with them.
 
-    Pooling and interpolation weights follow from the size, and so do the positions that they are computed from: numbers
-    up to the size of the map, which eight bits would round away. The matrix products with these weights are the second
-    kind; they are a hundredth of the work.
+    Pooling and interpolation weights depend on the size, as do the positions that they are computed from: numbers up to
+    the size of the map, too precise for eight bits. The matrix products with these weights are 1 % of the operations.
     """
     from_pixels: set[str] = set()
     from_size: set[str] = set()
@@ -67,8 +66,8 @@ def kept_in_float(nodes: Iterable[Operation]) -> list[str]:
 
 
 def first_and_last_convolutions(nodes: Iterable[Operation]) -> list[str]:
-    """Names of the convolutions that no other one comes before, or after: the stem's first and the classifier."""
-    reached: dict[str, set[str]] = {}  # node -> the convolutions that its value has passed
+    """Names of the convolutions without a preceding, or without a following one: the stem's first, the classifier."""
+    reached: dict[str, set[str]] = {}  # node -> the convolutions on the paths to it
     first: set[str] = set()
     followed: set[str] = set()
     every: list[str] = []
@@ -85,10 +84,10 @@ def first_and_last_convolutions(nodes: Iterable[Operation]) -> list[str]:
 
 
 def count_quantised(nodes: Iterable[Operation]) -> tuple[int, int]:
-    """How many convolutions and matrix products of the pixels take quantised values, and how many there are."""
+    """Number of convolutions and matrix products of the pixels with quantised inputs, and their total number."""
     quantised = total = 0
     from_pixels: set[str] = set()
-    eight_bit: set[str] = set()  # those of them whose values are quantised
+    eight_bit: set[str] = set()  # the subset with quantised values
     for node in nodes:
         if node.kind not in _INPUTS and (node.kind in _SIZES or not from_pixels.intersection(node.inputs)):
             continue

@@ -1,8 +1,7 @@
-"""Eight-bit graphs by post-training quantisation with NNCF, for OpenVINO and ONNX Runtime.
+"""Post-training quantisation to 8 bits with NNCF, for OpenVINO and ONNX Runtime.
 
-Weights get a scale for each output channel, activations one for each tensor, found on calibration images. What is
-computed from the image's size stays in float32 (operations.py). Where the mIoU falls by more than it may, other
-settings are tried, the faster graphs first.
+Weights are scaled per output channel and activations per tensor, calibrated on images. Operations on the image's size
+stay in float32 (graph_operations.py). If the mIoU loss exceeds the bound, other settings are tried, fastest first.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from pspnet.inference.runtimes.openvino_telemetry import silence_openvino
 
 silence_openvino()
 
-# The most that eight bits may cost, in points of mIoU (1 point = 0.01).
+# Maximum loss of eight bits, in points of mIoU (1 point = 0.01).
 BOUND = 0.5
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One way to quantise.
+    """Settings of a quantisation.
 
     Attributes:
-        name: as it is shown.
-        preset: "performance": ranges around zero; "mixed": activations have ranges of their own.
-        ends_in_float: whether the first convolution and the classifier stay in float32.
-        fast_bias_correction: whether biases are corrected layer by layer from means, or by running the graph again.
+        name: for messages and the record.
+        preset: "performance": symmetric ranges; "mixed": asymmetric ranges of activations.
+        ends_in_float: keep the first convolution and the classifier in float32.
+        fast_bias_correction: correct biases layer by layer from means; if False, by running the graph again.
     """
 
     name: str
@@ -53,7 +52,7 @@ ATTEMPTS = (
 
 @dataclass(frozen=True)
 class Quantised:
-    """The best quantised graph that was found, and what it costs: fit for JSON in `found`."""
+    """The best quantised graph, and the record of its loss in `found` (JSON types)."""
 
     model: Any
     found: dict[str, Any]
@@ -65,21 +64,21 @@ def quantise(
     calibration: Calibration,
     num_classes: int,
     allow_loss: bool = False,
-    say: Callable[[str], object] = print,
+    report: Callable[[str], object] = print,
 ) -> Quantised:
-    """Quantise a float32 graph and score both; more of ATTEMPTS are tried as long as the loss is above BOUND.
+    """Quantise a float32 graph and score both; tries the next of ATTEMPTS while the loss is above BOUND.
 
     Args:
-        model: an openvino.Model or an onnx.ModelProto; it stays as it is.
-        open_model: makes such a model a function.
-        calibration: the images to calibrate on and those to score with.
-        allow_loss: whether the best is to be had even where it loses more than BOUND.
-        say: told what was found, line by line.
+        model: an openvino.Model or an onnx.ModelProto; unchanged.
+        open_model: converts such a model to a function.
+        calibration: images for calibration and pairs for scoring.
+        allow_loss: return the best graph even if it loses more than BOUND.
+        report: called with each line of progress.
 
-    Raises ExportError where the loss is above BOUND and not allowed, DataError for files that can't be used.
+    Raises ExportError if the loss is above BOUND and not allowed, DataError for unusable files.
     """
     before = calibration.score(open_model(model), num_classes).mIOU
-    say(f"float32: mIoU {100 * before:.2f} on {_describe(calibration)}")
+    report(f"float32: mIoU {100 * before:.2f} on {_describe(calibration)}")
     images, nodes = calibration.batches(), operations(model)
     tried: list[dict[str, Any]] = []
     best: Any = None
@@ -87,7 +86,7 @@ def quantise(
         quantised = _quantise(model, images, settings, nodes)
         after = calibration.score(open_model(quantised), num_classes).mIOU
         loss = 100 * (before - after)
-        say(f"int8, {settings.name}: mIoU {100 * after:.2f}, {_change(loss)}")
+        report(f"int8, {settings.name}: mIoU {100 * after:.2f}, {_change(loss)}")
         if best is None or after > max(entry["mIOU"] for entry in tried):
             best = quantised
         tried.append({"settings": settings.name, "mIOU": after, "loss_points": loss})
@@ -97,8 +96,8 @@ def quantise(
     if not kept["loss_points"] <= BOUND and not allow_loss:
         raise ExportError(
             f"int8 costs {kept['loss_points']:.2f} points of mIoU on {_describe(calibration)} (at most {BOUND:g}), "
-            "with the best of all settings: nothing was kept. Use the float32 export, calibrate on more images "
-            "(--calibration_images), or give --allow_loss to take it all the same."
+            "with the best of all settings. Nothing was written. Use the float32 export, calibrate on more images "
+            "(--calibration_images), or accept the loss with --allow_loss."
         )
     done, of = count_quantised(operations(best))
     return Quantised(
@@ -132,15 +131,15 @@ def _quantise(model: Any, images: list[np.ndarray], settings: Settings, nodes: l
         preset=nncf.QuantizationPreset(settings.preset),
         subset_size=len(images),
         fast_bias_correction=settings.fast_bias_correction,
-        # Not all of these names are among what NNCF would quantise.
+        # NNCF would not quantise all of these operations, so their names are not validated.
         ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
     )
 
 
 def _describe(calibration: Calibration) -> str:
     count = len(calibration.scored)
-    own = "none of which it is calibrated on" if calibration.disjoint else "the same that it is calibrated on"
-    return f"{count} image{'s' if count > 1 else ''} of {calibration.channel}, {own}"
+    overlap = "disjoint from the calibration images" if calibration.disjoint else "also used for calibration"
+    return f"{count} image{'s' if count > 1 else ''} of {calibration.channel}, {overlap}"
 
 
 def _change(loss: float) -> str:

@@ -1,4 +1,4 @@
-"""ONNX: written by PyTorch's tracing exporter, opened by ONNX Runtime."""
+"""ONNX format: written by PyTorch's tracing exporter, opened by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pspnet.exporting.formats import Run
 PACKAGES = ("onnx", "onnxruntime")
 FILE_NAME = "model.onnx"
 
-# The newest that PyTorch 2.1 writes.
+# The newest opset of PyTorch 2.1.
 _OPSET = 17
 _FREE = {
     "images": {0: "images", 2: "height", 3: "width"},
@@ -29,10 +29,10 @@ _FREE = {
 
 def write(network: ExportNetwork, folder: Path) -> str:
     """See pspnet.exporting.formats.Format."""
-    # Tracing, since all supported versions of PyTorch have it and it takes a tenth of torch.export's time.
+    # Tracing: all supported versions of PyTorch have it, and it takes a tenth of the time of torch.export.
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing in general; the check says whether the sizes are free
+        warnings.simplefilter("ignore")  # tracer warnings; the verification covers dynamic sizes
         torch.onnx.export(
             network,
             (example_images(),),
@@ -47,7 +47,7 @@ def write(network: ExportNetwork, folder: Path) -> str:
 
 
 def convert(network: ExportNetwork) -> Any:
-    """The onnx.ModelProto of a network."""
+    """Convert a network to an onnx.ModelProto."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def open_graph(path: Path) -> Run:
 
 
 def run_of(model: Any) -> Run:
-    """An onnx.ModelProto as a function, on the CPU."""
+    """Open an onnx.ModelProto, ready to run on the CPU."""
     return _open(model.SerializeToString())
 
 

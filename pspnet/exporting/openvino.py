@@ -1,4 +1,4 @@
-"""OpenVINO: converted from PyTorch directly, stored as its XML and weights."""
+"""OpenVINO format: converted from PyTorch directly, stored as XML and weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ silence_openvino()
 PACKAGES = ("openvino",)
 FILE_NAME = "model.xml"
 
-# Left to itself OpenVINO runs float32 graphs in bfloat16 where the CPU has the units.
+# By default OpenVINO runs float32 graphs in bfloat16 on CPUs that support it.
 COMPILE_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -29,11 +29,11 @@ def write(network: ExportNetwork, folder: Path) -> str:
 
 
 def convert(network: ExportNetwork) -> Any:
-    """The openvino.Model of a network, its sizes free, its input and outputs named."""
+    """Convert a network to an openvino.Model with dynamic sizes and named input and outputs."""
     import openvino
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing in general; the check says whether the sizes are free
+        warnings.simplefilter("ignore")  # tracer warnings; the verification covers dynamic sizes
         model = openvino.convert_model(network, example_input=example_images())
     model.reshape([-1, 3, -1, -1])
     for port, name in zip((*model.inputs, *model.outputs), (INPUT_NAME, *OUTPUT_NAMES)):
@@ -42,7 +42,7 @@ def convert(network: ExportNetwork) -> Any:
 
 
 def save(model: Any, folder: Path) -> str:
-    """Write model.xml and model.bin, weights in their own precision; returns the name of the file to open."""
+    """Write model.xml and model.bin without compressing the weights; returns the name of the file to open."""
     import openvino
 
     openvino.save_model(model, str(folder / FILE_NAME), compress_to_fp16=False)
@@ -57,7 +57,7 @@ def open_graph(path: Path) -> Run:
 
 
 def run_of(model: Any) -> Run:
-    """An openvino.Model as a function, on the CPU."""
+    """Open an openvino.Model, ready to run on the CPU."""
     import openvino
 
     compiled = openvino.Core().compile_model(model, "CPU", COMPILE_OPTIONS)

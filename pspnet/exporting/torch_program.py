@@ -1,4 +1,4 @@
-"""torch.export: PyTorch's own program format, for AOTInductor, ExecuTorch and torch.compile."""
+"""torch.export format: PyTorch's program format, for AOTInductor, ExecuTorch and torch.compile."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FILE_NAME = "model.pt2"
 
 
 def write(network: ExportNetwork, folder: Path) -> str:
-    """See pspnet.exporting.formats.Format. ConfigError for a version of PyTorch that cannot keep the sizes free."""
+    """See pspnet.exporting.formats.Format. ConfigError if this PyTorch has no dynamic sizes."""
     dimension: Any = getattr(torch.export, "Dim", None)
     free = getattr(dimension, "AUTO", None)
     if free is None:
         raise ConfigError(
-            f"--format torch_export needs PyTorch 2.5 or newer to keep the sizes free; this is {torch.__version__}. "
+            f"--format torch_export needs PyTorch 2.5 or newer for dynamic sizes; found {torch.__version__}. "
             "Use torchscript, or a newer PyTorch."
         )
     with torch.no_grad():
         program = torch.export.export(network, (example_images(),), dynamic_shapes=({0: free, 2: free, 3: free},))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights that might lie on a GPU
+        warnings.simplefilter("ignore")  # about weights that might be on a GPU
         torch.export.save(program, str(folder / FILE_NAME))
     return FILE_NAME
 

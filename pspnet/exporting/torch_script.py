@@ -1,4 +1,4 @@
-"""TorchScript: a trace of the network, for C++ and for programs that have no Python code of this project."""
+"""TorchScript format: a trace of the network, for C++ and for programs without this project's Python code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FILE_NAME = "model.ts"
 def write(network: ExportNetwork, folder: Path) -> str:
     """See pspnet.exporting.formats.Format."""
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing in general; the check says whether the sizes are free
+        warnings.simplefilter("ignore")  # tracer warnings; the verification covers dynamic sizes
         traced = torch.jit.trace(network, example_images(), check_trace=False)
         torch.jit.save(torch.jit.freeze(traced), str(folder / FILE_NAME))
     return FILE_NAME
 
 
 def open_graph(path: Path) -> Run:
-    """See pspnet.exporting.formats.Format. TorchScript files hold programs: open only those that you trust."""
+    """See pspnet.exporting.formats.Format. TorchScript files contain code: open only trusted files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.jit.load(str(path), map_location="cpu")

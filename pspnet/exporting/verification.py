@@ -1,4 +1,4 @@
-"""The check of an export: its logits and masks against those of the network in PyTorch.
+"""Verification of an export: its logits and masks against those of the network in PyTorch.
 
 Legend: N images in a batch, H, W image height and width, K classes, h, w rows and columns of the head's map.
 """
@@ -20,28 +20,28 @@ from pspnet.inference.tiling import pad
 from pspnet.models.constants import MIN_SIZE
 from pspnet.models.pspnet import SegmentationNetwork
 
-# What float32 must keep. The other order of the sums costs about 1e-6 to 1e-5 of the logits' size; a wrong weight,
-# layout or interpolation costs far more than these.
+# Limits of float32. A different summation order changes logits by about 1e-6 to 1e-5 relatively; a wrong weight,
+# layout or interpolation by far more than the limits.
 LOGITS_LIMIT = 1e-3
 MASKS_LIMIT = 0.999
 
-# Larger images are cut: PyTorch takes seconds for each as it is.
+# Larger images are cropped: PyTorch takes seconds per image.
 _LARGEST_SIDE = 640
 _SCENE_SIZES = ((160, 120), (131, 97), (97, 140))  # (width, height)
 
 
 class ExportError(PspnetError):
-    """An export that does not compute what its network computes, or costs more than it may."""
+    """An export whose output differs from its network's, or whose mIoU loss exceeds the bound."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an export compares with its network.
+    """Agreement of an export with its network.
 
     Attributes:
-        cases: (N, H, W) of every batch that was compared.
-        logits_difference: the largest, over the cases, of max |difference| / max |logit in PyTorch|.
-        mask_agreement: share of all pixels that have the same class, 0..1.
+        cases: (N, H, W) of every compared batch.
+        logits_difference: maximum over the cases of max |difference| / max |logit in PyTorch|.
+        mask_agreement: fraction of all pixels with the same class, 0..1.
     """
 
     cases: tuple[tuple[int, int, int], ...]
@@ -49,7 +49,7 @@ class Agreement:
     mask_agreement: float
 
     def to_json(self, source: str, images: int, limited: bool) -> dict[str, Any]:
-        """What export.json keeps. `limited`: whether the limits were held against it."""
+        """The entry of export.json. `limited`: whether the limits were enforced."""
         limits = {"logits_difference": LOGITS_LIMIT, "mask_agreement": MASKS_LIMIT}
         return {
             "passed": True,
@@ -62,32 +62,32 @@ class Agreement:
         }
 
     def require(self, name: str) -> None:
-        """Raise ExportError where the limits of float32 are not held."""
+        """Raise ExportError if the limits of float32 are exceeded."""
         # Written so that NaN fails.
         if self.logits_difference <= LOGITS_LIMIT and self.mask_agreement >= MASKS_LIMIT:
             return
         raise ExportError(
-            f"{name}: the graph does not compute what the network computes in PyTorch: logits differ by up to "
+            f"{name}: the output of the graph differs from the network in PyTorch: logits differ by up to "
             f"{self.logits_difference:.2g} of their size (at most {LOGITS_LIMIT:g}), {100 * self.mask_agreement:.2f} % "
-            f"of the mask pixels agree (at least {100 * MASKS_LIMIT:g} %). Nothing was kept. Try another version of "
+            f"of the mask pixels agree (at least {100 * MASKS_LIMIT:g} %). Nothing was written. Try another version of "
             "the format's package, or another format."
         )
 
 
 def scenes() -> list[np.ndarray]:
-    """Generated pictures (H, W, 3) uint8, for who has no images at hand."""
+    """Synthetic images (H, W, 3) uint8, used when no images are given."""
     return [draw_scene(np.random.default_rng([0, number]), size)[0] for number, size in enumerate(_SCENE_SIZES)]
 
 
 def compare(run: Run, model: SegmentationNetwork, images: Sequence[np.ndarray]) -> Agreement:
-    """Run an opened graph and its network on images: each at its own size, two of an odd size at once, a low strip.
+    """Run an opened graph and its network on each image at its own size, on a batch of two with odd sides, on a strip.
 
     Args:
         run: the graph.
-        model: the network itself, not its inference form; it is put into evaluation mode.
+        model: the network, not its fused inference model; it is switched to evaluation mode.
         images: (H, W, 3) uint8 RGB, one or more.
 
-    Raises ExportError where the graph cannot run a size, or answers in another shape or type.
+    Raises ExportError if the graph cannot run a size, or returns another shape or dtype.
     """
     model = model.cpu().eval()
     cases, differences, same, pixels = [], [], 0, 0
@@ -104,12 +104,12 @@ def compare(run: Run, model: SegmentationNetwork, images: Sequence[np.ndarray]) 
         same += int((torch.from_numpy(np.array(mask)) == expected.argmax(dim=1)).sum())
         pixels += mask.size
         cases.append(case)
-    # max() of Python would pass over a NaN that does not come first.
+    # Python's max() ignores a NaN that is not the first value.
     return Agreement(tuple(cases), float(np.max(differences)), same / pixels)
 
 
 def _batches(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """(N, 3, H, W) uint8: the batches that are compared."""
+    """The compared batches (N, 3, H, W) uint8."""
     cut = [pad(image[:_LARGEST_SIDE, :_LARGEST_SIDE]) for image in images]
     for image in cut:
         yield _planes([image])
@@ -120,7 +120,7 @@ def _batches(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _odd(side: int) -> int:
-    """The largest odd number up to `side`, but no less than the network takes."""
+    """The largest odd number up to `side`, but at least MIN_SIZE."""
     return max(side - 1 + side % 2, MIN_SIZE)
 
 
@@ -131,15 +131,17 @@ def _planes(images: Sequence[np.ndarray]) -> np.ndarray:
 def _run(run: Run, batch: np.ndarray, case: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     try:
         return run(batch)
-    except Exception as error:  # each runtime has errors of its own kind, with no base but this
+    except Exception as error:  # the runtimes' exceptions have no other common base class
         raise ExportError(f"the graph cannot run {_name(case)}: {str(error).splitlines()[0][:300]}") from error
 
 
 def _check_shapes(mask: np.ndarray, logits: np.ndarray, case: tuple[int, int, int], classes: int) -> None:
     if mask.shape != case or mask.dtype != np.uint8:
-        raise ExportError(f"the graph answers {_name(case)} with a mask of shape {mask.shape} and type {mask.dtype}.")
+        raise ExportError(f"the graph returns a mask of shape {mask.shape} and dtype {mask.dtype} for {_name(case)}.")
     if logits.ndim != 4 or logits.shape[:2] != (case[0], classes) or logits.dtype != np.float32:
-        raise ExportError(f"the graph answers {_name(case)} with logits {logits.shape} of type {logits.dtype}.")
+        raise ExportError(
+            f"the graph returns logits of shape {logits.shape} and dtype {logits.dtype} for {_name(case)}."
+        )
 
 
 def _name(case: tuple[int, int, int]) -> str:

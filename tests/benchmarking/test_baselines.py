@@ -1,4 +1,4 @@
-"""The baselines compute what the networks compute, and operations are those of the published form."""
+"""Baselines give the networks' results, and operations are those of the published form."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_operations_grow_with_batch_and_head() -> None:
     assert next(network.parameters()).device == CPU
 
 
-def test_a_compiler_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_gives_an_error_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_network(network: nn.Module) -> object:
         def run(images: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("g++ is not there\nand a long trace")
@@ -67,7 +67,7 @@ def test_a_compiler_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         runtime.prepare(32, 32)
 
 
-def test_statistics_settle_to_those_of_the_images(images: np.ndarray) -> None:
+def test_statistics_are_those_of_the_images(images: np.ndarray) -> None:
     torch.manual_seed(0)
     network = build_model(3, width=4, dropout=0.0).eval()
     settle_statistics(network, images)

@@ -1,4 +1,4 @@
-"""Operations counted by hand."""
+"""Operation counts against values computed by hand."""
 
 from __future__ import annotations
 

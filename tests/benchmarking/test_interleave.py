@@ -1,4 +1,4 @@
-"""Cases take turns, ratios are taken round by round, and a case's own clock counts."""
+"""Interleaved cases, ratios per round, and times that a case measures itself."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_the_clock_measures_a_call() -> None:
     assert found.median == statistics.median(found.seconds)
 
 
-def test_a_case_may_bring_its_own_time() -> None:
+def test_a_case_may_measure_its_own_time() -> None:
     values = iter([9.0, 3.0, 5.0, 7.0, 1.0])
     found = measure({"other process": lambda: OwnTime(next(values))}, rounds=2, warmup=1, calls=2)["other process"]
     assert found.seconds == (4.0, 4.0)
 
 
-def test_garbage_waits_until_the_clock_stands() -> None:
+def test_no_garbage_collection_while_timing() -> None:
     states: list[tuple[bool, bool]] = []
     measure({"case": lambda: states.append((gc.isenabled(), gc.get_freeze_count() > 0))}, rounds=2, warmup=0)
     assert states == [(False, True), (False, True)]
@@ -56,7 +56,7 @@ def test_garbage_waits_until_the_clock_stands() -> None:
 
 
 def test_ratio_is_the_median_over_the_rounds_not_of_the_medians() -> None:
-    slow, fast = Timing((2.0, 40.0, 6.0)), Timing((1.0, 10.0, 6.0))  # the second round met a busy machine
+    slow, fast = Timing((2.0, 40.0, 6.0)), Timing((1.0, 10.0, 6.0))  # the machine was busy in the second round
     assert ratio_quartiles(slow, fast) == (1.5, 2.0, 3.0)
     assert slow.median / fast.median == 1.0
 

@@ -1,4 +1,4 @@
-"""Memory of this process, and answers of child processes."""
+"""Memory of this process, and results of child processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def child(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_a_child_answers_with_its_own_peak() -> None:
+def test_a_child_reports_its_own_peak() -> None:
     code = (
         "import json\nfrom pspnet.benchmarking.peak_memory import current_mib, peak_mib\n"
         "before = peak_mib(); data = b'x' * (64 * 2**20); held = current_mib(); del data\n"
@@ -27,12 +27,12 @@ def test_a_child_answers_with_its_own_peak() -> None:
     assert current_mib() is None or current_mib() > 10
 
 
-def test_a_child_that_fails_is_told_in_its_last_words() -> None:
-    with pytest.raises(ChildError, match="ended with 3 and said: no room"):
+def test_a_failed_child_reports_its_last_line() -> None:
+    with pytest.raises(ChildError, match="ended with 3: no room"):
         ask_child(child("import sys; print('no room', file=sys.stderr); sys.exit(3)"))
-    with pytest.raises(ChildError, match="ended with 0 and said: hello"):
+    with pytest.raises(ChildError, match="ended with 0: hello"):
         ask_child(child("print('hello')"))
-    with pytest.raises(ChildError, match="ended with 0 and said: nothing"):
+    with pytest.raises(ChildError, match="ended with 0: no output"):
         ask_child(child(""))
     with pytest.raises(ChildError, match=r"took longer than 0 s"):
         ask_child(child("import time; time.sleep(30)"), seconds=0.2)

@@ -1,4 +1,4 @@
-"""What is written down beside a figure."""
+"""The record of a benchmark run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pspnet.benchmarking import record
 from pspnet.system.cpu import available_cores
 
 
-def test_a_run_names_its_command_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_has_command_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks/inference.py", "--model", "my model"])
     found = record.run_record()
     assert found["command"] == "python benchmarks/inference.py --model 'my model'"
@@ -28,7 +28,7 @@ def test_a_run_names_its_command_machine_and_versions(monkeypatch: pytest.Monkey
     assert record.run_record("pspnet benchmark")["command"] == "pspnet benchmark"
 
 
-def test_a_record_is_written_whole(tmp_path: Path) -> None:
+def test_a_record_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "new" / "inference.json"
     record.write_record(path, {"machine": {"cores": 2}})
     assert json.loads(path.read_text()) == {"machine": {"cores": 2}}
@@ -38,7 +38,7 @@ def test_a_record_is_written_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_systems_that_say_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_with_less_information(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sched_getaffinity", "getloadavg", "sysconf"):
         monkeypatch.delattr(os, name, raising=False)
     found = record.machine()

@@ -1,4 +1,4 @@
-"""Entries of a table: gains, shares and agreement by hand."""
+"""Comparison entries and their table, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Fixed:
         self._logits, self._masks = logits, masks
 
     def logits(self, images: np.ndarray) -> torch.Tensor:
-        assert self._logits is not None, "nobody asked for logits"
+        assert self._logits is not None, "logits must not be computed"
         return self._logits
 
     def masks(self, images: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def test_entries() -> None:
     plain, ours = compare({"plain": PLAIN, "ours": OURS}, "plain", {"plain": 80, "ours": 80}, {}, {"ours": 1.5})
     assert plain.gain is None
     assert ours.gain == Quartiles(3.0, 4.0, 4.0)
-    assert ours.share_of_peak(1000.0) == pytest.approx(80 / 0.2 / 1000)
+    assert ours.fraction_of_peak(1000.0) == pytest.approx(80 / 0.2 / 1000)
     assert (plain.ready, ours.ready) == (None, 1.5)
     record = ours.record(1000.0, images=2)
     assert record["gain"] == [3.0, 4.0, 4.0]
@@ -38,7 +38,7 @@ def test_entries() -> None:
     assert record["share_of_peak"] == 0.4
     assert "same_pixels" not in record
     (alone,) = compare({"ours": OURS}, "plain", {}, {}, {})
-    assert (alone.gain, alone.share_of_peak(1.0), alone.record(1.0)["share_of_peak"]) == (None, None, None)
+    assert (alone.gain, alone.fraction_of_peak(1.0), alone.record(1.0)["share_of_peak"]) == (None, None, None)
 
 
 def test_agreement_of_masks_and_logits() -> None:

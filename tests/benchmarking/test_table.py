@@ -1,4 +1,4 @@
-"""Tables and the look of figures."""
+"""Markdown tables and number formatting."""
 
 from __future__ import annotations
 

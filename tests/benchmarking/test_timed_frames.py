@@ -1,4 +1,4 @@
-"""Sizes as text, and the images that are timed."""
+"""Parsing of sizes, and the timed images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_sizes_are_height_by_width() -> None:
             parse_size(text)
 
 
-def test_drawn_and_given_images(tmp_path: Path) -> None:
+def test_synthetic_and_given_images(tmp_path: Path) -> None:
     images = make_images((40, 64), batch=2)
     assert (images.shape, images.dtype) == ((2, 40, 64, 3), np.uint8)
     assert (images[0] != images[1]).any()
@@ -33,7 +33,7 @@ def test_drawn_and_given_images(tmp_path: Path) -> None:
     assert (given == [10, 20, 30]).all()
 
 
-def test_a_frame_as_a_camera_sends_it() -> None:
+def test_jpeg_of_a_frame() -> None:
     image = make_images((40, 64))[0]
     found = decode_image(jpeg(image), "image/jpeg")
     assert found.shape == image.shape

@@ -1,4 +1,4 @@
-"""The timing of the data pipeline on a tiny data set: every chain makes samples, and the figures are written."""
+"""The data benchmark on a tiny data set: samples of every chain, and the record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.support.pipelines import PIPELINES, normalise
 from pspnet.data.channels import load_pairs
 
 
-def test_every_chain_makes_normalised_samples(tmp_path: Path) -> None:
+def test_every_chain_returns_normalised_samples(tmp_path: Path) -> None:
     benchmark.draw_channel(tmp_path, 1)
     pair = load_pairs(tmp_path / "train", tmp_path / "train_annotation")[0]
     for name, build in PIPELINES.items():

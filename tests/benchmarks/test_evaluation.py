@@ -1,4 +1,4 @@
-"""The timing of scoring on tiny masks: equal counts, and figures for every step."""
+"""The evaluation benchmark on tiny masks: equal counts, and figures for every step."""
 
 from __future__ import annotations
 

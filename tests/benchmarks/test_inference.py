@@ -1,4 +1,4 @@
-"""The inference benchmark on a tiny network: what it measures, what it leaves out, what it writes."""
+"""The inference benchmark on a tiny network: figures, skipped cases, record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import cold_start, inference
+from benchmarks import inference
+from benchmarks.support import cold_start
 from benchmarks.support.cases import CASES, open_case
 from benchmarks.support.gluoncv_process import GluonProcess
 from pspnet.errors import PspnetError
@@ -17,7 +18,7 @@ from pspnet.system.exit_codes import run_guarded
 
 TINY = ("--width", "4", "--num_classes", "3", "--rounds", "2", "--device", "cpu")
 
-# Speaks gluoncv_child.py's language, but makes no masks. With -c it is asked for versions.
+# Same protocol as gluoncv_child.py, without masks. Called with -c for versions.
 _CHILD = """#!/usr/bin/env python3
 import json, sys
 if sys.argv[1] == "-c":
@@ -34,7 +35,7 @@ while True:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "measure_peak", lambda device: 1e11)
-    monkeypatch.setattr(inference, "_PAUSE", 0.0)
+    monkeypatch.setattr(inference, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_cases_are_timed_at_each_size_and_compared_with_plain(
     assert "From JPEG" in out
 
 
-def test_what_cannot_run_is_named_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unavailable_cases_are_reported_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "inference.json"
     cases = ("--cases", "eager", "openvino:int8", "tensorrt", "gluoncv")
     assert run("--sizes", "32x32", *cases, "--output", output) == 0
@@ -91,7 +92,7 @@ def test_what_cannot_run_is_named_with_its_reason(tmp_path: Path, capsys: pytest
     assert "none of the cases can run here: no Python with mxnet" in capsys.readouterr().err
 
 
-def test_memory_and_starts_come_from_processes_of_their_own(
+def test_memory_and_starts_are_measured_in_separate_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[object, ...]] = []
@@ -113,14 +114,14 @@ def test_memory_and_starts_come_from_processes_of_their_own(
 def test_a_start_is_measured(tmp_path: Path) -> None:
     with inference.random_model(3, 4) as model:
         found = cold_start.ask(model, "eager", (32, 32), "cpu", tmp_path / "cache", num_classes=3)
-        with pytest.raises(PspnetError, match=r"a process ended with [12] and said: error:"):
+        with pytest.raises(PspnetError, match=r"a process ended with [12]: error:"):
             cold_start.ask(model, "openvino:int8", (32, 32), "cpu", tmp_path / "cache")
     assert found["open_s"] > 0
     assert found["first_mask_s"] > 0
     assert found["peak_mib"] is None or found["peak_mib"] > 100
 
 
-def test_another_engine_answers_with_its_own_clock(child: Path) -> None:
+def test_gluoncv_reports_its_own_time(child: Path) -> None:
     process = GluonProcess(child, 3, 1)
     images = np.full((2, 4, 5, 3), 7, np.uint8)
     assert process.masks(images) == 14.0
@@ -128,12 +129,12 @@ def test_another_engine_answers_with_its_own_clock(child: Path) -> None:
     process.close()
 
 
-def test_an_engine_that_ends_is_told_in_its_last_words(tmp_path: Path) -> None:
+def test_a_failed_gluoncv_process_reports_its_last_line(tmp_path: Path) -> None:
     path = tmp_path / "python"
     path.write_text("#!/bin/sh\necho 'No module named mxnet' >&2\nexit 1\n")
     path.chmod(0o755)
     process = GluonProcess(path, 3, 1)
-    with pytest.raises(PspnetError, match="its process ended and said: No module named mxnet"):
+    with pytest.raises(PspnetError, match="its process ended: No module named mxnet"):
         process.prepare(400, 400)
     process.close()
     with pytest.raises(PspnetError, match="cannot be started"):

@@ -1,4 +1,4 @@
-"""The function's start in small: from the package's own files, with the masks that were given."""
+"""The cold start benchmark of the Lambda function on small masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
 
-from benchmarks import lambda_start as benchmark
+from benchmarks.support import lambda_start as benchmark
 from pspnet.errors import DataError
 from sagemaker_entry.pipeline import lambda_package
 
@@ -38,24 +38,24 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for start in record["starts"]:
         assert set(start["seconds"]) == {"import", "first event", "same event"}
         assert all(0 < seconds < 60 for seconds in start["seconds"].values())
-        # The function's own, and not what this process holds.
+        # The memory of the child, not of this process.
         assert start["peak_mib"] is None or 10 < start["peak_mib"] < 500
     assert record["versions"]["python"]
     assert held.all()
 
 
-def test_a_file_that_the_package_lacks_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkout that the benchmark is started in must not stand in for the package."""
+def test_a_file_missing_from_the_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkout must not replace the files of the package."""
     kept = tuple(name for name in lambda_package.CODE if not name.endswith("lambda_masks.py"))
     monkeypatch.setattr(lambda_package, "CODE", kept)
     with pytest.raises(Exception, match="lambda_masks"):
-        benchmark.measure(1, benchmark.write_segment(benchmark.read_masks(None, 1)), "0")
+        benchmark.measure(1, benchmark.write_segment(None, 1)[0], "0")
 
 
-def test_too_few_masks_and_other_sizes_are_named(tmp_path: Path) -> None:
+def test_too_few_masks_and_other_sizes_are_errors(tmp_path: Path) -> None:
     write_masks(tmp_path / "masks", 2)
-    with pytest.raises(DataError, match="found 2 PNG files, expected 3; give fewer --frames"):
-        benchmark.read_masks(tmp_path / "masks", 3)
+    with pytest.raises(DataError, match="found 2 PNG files, expected 3; use fewer --frames"):
+        benchmark.write_segment(tmp_path / "masks", 3)
     Image.fromarray(np.zeros((5, 5), dtype=np.uint8)).save(tmp_path / "masks" / "9.png")
     with pytest.raises(DataError, match="expected masks of one size"):
-        benchmark.read_masks(tmp_path / "masks", 3)
+        benchmark.write_segment(tmp_path / "masks", 3)

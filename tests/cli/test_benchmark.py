@@ -1,4 +1,4 @@
-"""`pspnet benchmark`: figures of a small model, and one sentence for wrong input."""
+"""`pspnet benchmark` on a small model, and its error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pspnet.artifact.model_directory import architecture_of, save_artifact
-from pspnet.cli import benchmark as cli_benchmark
+from pspnet.benchmarking.benchmark import BenchmarkRequest, benchmark, load_warning
 from pspnet.cli.dispatch import dispatch
 from pspnet.config.schema import Config
 from pspnet.models.build import build_model
@@ -21,7 +21,7 @@ from pspnet.system.exit_codes import run_guarded
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PSPNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pspnet.benchmarking.peak.measure_peak", lambda device: 1e11)
+    monkeypatch.setattr("pspnet.benchmarking.benchmark.measure_peak", lambda device: 1e11)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def run(*arguments: object) -> int:
     return run_guarded(dispatch, ["benchmark", *(str(argument) for argument in arguments)])
 
 
-def test_a_model_is_timed_beside_its_published_form(
+def test_a_model_is_timed_against_its_published_form(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "new" / "benchmark.json"
@@ -62,7 +62,7 @@ def test_a_model_is_timed_beside_its_published_form(
     assert found["machine"]["cores"] >= 1
 
 
-def test_what_cannot_run_is_left_out_with_its_reason(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unavailable_runtimes_are_left_out_with_a_reason(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (model_dir, "--size", "32x32", "--rounds", 1)
     assert run(*arguments, "--runtimes", "eager", "tensorrt", "--device", "cpu") == 0
     assert "left out: tensorrt: runtime tensorrt needs an NVIDIA GPU" in capsys.readouterr().out
@@ -70,10 +70,10 @@ def test_what_cannot_run_is_left_out_with_its_reason(model_dir: Path, capsys: py
     assert "error: tensorrt: runtime tensorrt needs an NVIDIA GPU" in capsys.readouterr().err
 
 
-def test_random_weights_and_an_image_of_its_own_size(
+def test_random_weights_and_an_image_at_its_own_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pspnet.models.build.build_model", lambda classes: build_model(classes, width=4))
+    monkeypatch.setattr("pspnet.benchmarking.benchmark.build_model", lambda classes: build_model(classes, width=4))
     path = tmp_path / "frame.png"
     Image.fromarray(np.zeros((36, 50, 3), np.uint8)).save(path)
     assert run("--image", path, "--rounds", 1, "--runtimes", "eager", "--batch", 2) == 0
@@ -92,7 +92,7 @@ def test_random_weights_and_an_image_of_its_own_size(
         (["--image", "missing.jpg"], 1, "error: missing.jpg: not a readable image"),
     ],
 )
-def test_wrong_input_gives_one_sentence(
+def test_wrong_input_gives_one_error_line(
     arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*arguments) == code
@@ -103,15 +103,23 @@ def test_wrong_input_gives_one_sentence(
 
 
 @pytest.mark.parametrize("size", ["abc", "360", "16x480", "360x"])
-def test_a_wrong_size_is_told_with_what_is_expected(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_size_reports_the_expected_format(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run("--size", size)
     assert f"argument --size: found '{size}'; expected HEIGHTxWIDTH such as 360x480" in capsys.readouterr().err
 
 
-def test_a_busy_machine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    cli_benchmark._warn_of_load({"load_average": [1.5, 1.0, 1.0], "cores": 2})
-    assert capsys.readouterr().out.startswith("Other programs keep this machine busy (load 1.5 on 2 cores)")
-    cli_benchmark._warn_of_load({"load_average": [0.9, 1.0, 1.0], "cores": 2})
-    cli_benchmark._warn_of_load({"load_average": [], "cores": 2})
-    assert capsys.readouterr().out == ""
+def test_a_busy_machine_gives_a_warning() -> None:
+    warning = load_warning({"load_average": [1.5, 1.0, 1.0], "cores": 2})
+    assert warning is not None
+    assert warning.startswith("Other programs keep this machine busy (load 1.5 on 2 cores)")
+    assert load_warning({"load_average": [0.9, 1.0, 1.0], "cores": 2}) is None
+    assert load_warning({"load_average": [], "cores": 2}) is None
+
+
+def test_benchmark_from_python(model_dir: Path) -> None:
+    lines: list[str] = []
+    request = BenchmarkRequest(model_dir, (32, 32), runtimes=["eager"], device="cpu", rounds=1)
+    found = benchmark(request, lines.append)
+    assert list(found["runtimes"]) == ["plain", "eager"]
+    assert lines[-1] == "\n--runtime auto uses eager for this size here."

@@ -1,4 +1,4 @@
-"""`pspnet export` as a user calls it: what it prints, what it writes, and its one-sentence errors."""
+"""`pspnet export` on the command line: output, files and error messages."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def export(*arguments: object) -> int:
     return run_guarded(dispatch, ["export", *map(str, arguments)])
 
 
-def test_export_writes_and_says_what_it_checked(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_prints_its_verification(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     assert export(model_dir, "--format", "torchscript", "--images", tmp_path) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -51,7 +49,7 @@ def test_export_writes_and_says_what_it_checked(
         (["--format", "torchscript", "--int8", "--calibration", "data"], "torchscript has no 8-bit form here"),
     ],
 )
-def test_wrong_settings_end_with_one_sentence(
+def test_wrong_settings_give_an_error_message(
     model_dir: Path, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(model_dir, *options) == 2
@@ -61,7 +59,7 @@ def test_wrong_settings_end_with_one_sentence(
     assert "Traceback" not in printed
 
 
-def test_a_missing_package_is_named(
+def test_a_missing_package_is_reported(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -72,9 +70,7 @@ def test_a_missing_package_is_named(
     assert printed.endswith("pip install 'pspnet[onnx]'.\n")
 
 
-def test_images_and_data_that_are_not_there(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_images_and_data(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(model_dir, "--format", "torchscript", "--images", tmp_path / "none") == 1
     assert "no such image file" in capsys.readouterr().err
     pytest.importorskip("nncf")

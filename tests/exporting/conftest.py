@@ -1,4 +1,4 @@
-"""A tiny network, its model directory and its exports: each made once for all tests, since conversion takes seconds."""
+"""A tiny network, its model directory and its exports, shared by all tests since conversion takes seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pspnet.models.pspnet import PSPNet
 
 
 def tiny_network(align_corners: bool = False) -> PSPNet:
-    """A PSPNet of width 4 whose batch norms have statistics of their own, so that its logits are no constants."""
+    """A PSPNet of width 4 with random batch norm statistics, so that its logits are not constant."""
     torch.manual_seed(0)
     model = build_model(7, width=4, align_corners=align_corners)
     for module in model.modules():
@@ -56,7 +56,7 @@ def model_dir(network: PSPNet, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def data(network: PSPNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set whose annotations are what the network says, so that its own mIoU is 1."""
+    """A data set annotated with the network's own masks, so that its mIoU is 1."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(folder, train=4, validation=4, size=(64, 48))
     for channel in ("train", "validation"):
@@ -70,7 +70,7 @@ def data(network: PSPNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(model_dir: Path, data: Path) -> Callable[[str, str], Export]:
-    """An export by format and precision; 8 bits whatever they cost."""
+    """An export by format and precision; 8 bits with any loss."""
     made: dict[tuple[str, str], Export] = {}
 
     def find(format: str, precision: str = "float32") -> Export:
@@ -78,7 +78,7 @@ def exported(model_dir: Path, data: Path) -> Callable[[str, str], Export]:
             calibration = data if precision == "int8" else None
             request = Request(model_dir, format, calibration=calibration, allow_loss=True)
             with pytest.MonkeyPatch.context() as patch:
-                # One search is enough, and NNCF is slow; the search has tests of its own.
+                # A single attempt: NNCF is slow, and other tests cover the search.
                 patch.setattr(int8, "ATTEMPTS", int8.ATTEMPTS[:1])
                 made[format, precision] = export_model(request, lambda line: None)
         return made[format, precision]

@@ -1,4 +1,4 @@
-"""The choice of images to calibrate on and to score with, and the scores."""
+"""Selection of calibration and scoring images, and the scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_pair(folder: Path, channel: str, stem: str, mask: np.ndarray) -> None:
         Image.fromarray(array).save(folder / place / f"{stem}.png")
 
 
-def test_evenly_spreads_over_all() -> None:
+def test_evenly_spaced_items() -> None:
     assert evenly(list(range(10)), 3) == [1, 5, 8]
     assert evenly(list(range(3)), 5) == [0, 1, 2]
     assert evenly(list(range(100)), 1) == [50]
@@ -43,7 +43,7 @@ def test_the_images_of_one_channel_alternate(tmp_path: Path) -> None:
     assert found.disjoint
 
 
-def test_few_images_do_both_and_it_is_said(tmp_path: Path) -> None:
+def test_few_images_are_used_for_both(tmp_path: Path) -> None:
     for number in range(3):
         write_pair(tmp_path, "train", f"{number}", np.zeros((32, 32), np.uint8))
     found = Calibration.find(tmp_path, 64, 64)
@@ -64,13 +64,13 @@ def test_a_channel_without_annotations_is_refused(tmp_path: Path) -> None:
         Calibration.find(tmp_path, 1, 1)
 
 
-def test_batches_are_planes_of_at_least_the_networks_size(tmp_path: Path) -> None:
+def test_batches_are_padded_to_the_minimum_size(tmp_path: Path) -> None:
     write_pair(tmp_path, "validation", "a", np.zeros((20, 40), np.uint8))
     (batch,) = Calibration.find(tmp_path, 1, 1).batches()
     assert (batch.shape, batch.dtype) == ((1, 3, 32, 40), np.uint8)
 
 
-def test_scores_by_hand_with_label_map_and_ignore(tmp_path: Path) -> None:
+def test_scores_with_label_map_and_ignore(tmp_path: Path) -> None:
     mask = np.zeros((20, 40), np.uint8)
     mask[:, :20] = 10  # class 1 through the map
     mask[:5] = 30  # class 2 through the map, which is ignored

@@ -1,4 +1,4 @@
-"""From a model directory to an export: what is written, what takes the place of what, what is left after a failure."""
+"""Export of a model directory: written files, replacement of older exports, clean-up after failures."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def test_an_export_and_its_record(model_dir: Path, exported: Callable[[str], Exp
     assert record.check["logits_difference"] < 1e-4
 
 
-def test_it_is_checked_on_the_images_given_and_says_so(model_dir: Path, tmp_path: Path) -> None:
+def test_verification_uses_the_given_images(model_dir: Path, tmp_path: Path) -> None:
     paths = []
     for number in range(5):
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(paths[-1])
-    said: list[str] = []
+    lines: list[str] = []
     request = Request(model_dir, "torchscript", tmp_path / "out", paths)
-    record = export_model(request, said.append).record
+    record = export_model(request, lines.append).record
     assert record.check["source"] == "images given"
     assert record.check["images"] == 4
     assert record.check["cases"] == [[1, 40, 50]] * 4 + [[2, 39, 49], [1, 32, 50]]
-    assert "Compared with PyTorch on images given (1x40x50, " in said[0]
+    assert "Compared with PyTorch on images given (1x40x50, " in lines[0]
     assert tree(tmp_path / "out") == ["export.json", "model.ts"]
 
 
@@ -66,15 +66,15 @@ def test_an_older_export_is_replaced(model_dir: Path, tmp_path: Path) -> None:
         (output / "left.txt").write_text("of the older one")
 
 
-def test_what_is_no_export_is_not_overwritten(model_dir: Path, tmp_path: Path) -> None:
+def test_other_folders_are_not_overwritten(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "diary.txt").write_text("dear")
-    with pytest.raises(DataError, match=r"^--output: .* holds something else than an export; give another folder"):
+    with pytest.raises(DataError, match=r"^--output: .* is not an export; use another folder"):
         export_model(Request(model_dir, "torchscript", tmp_path), quiet)
     assert tree(tmp_path) == ["diary.txt"]
 
 
 @pytest.mark.parametrize("output", [".", ""])
-def test_the_folder_that_one_is_in(
+def test_the_current_folder_as_output(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -85,11 +85,11 @@ def test_the_folder_that_one_is_in(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "diary.txt").write_text("dear")
     monkeypatch.chdir(tmp_path / "other")
-    with pytest.raises(DataError, match=r"other holds something else than an export"):
+    with pytest.raises(DataError, match=r"other is not an export"):
         export_model(Request(model_dir, "torchscript", Path(output)), quiet)
 
 
-def test_a_folder_that_cannot_be_replaced_is_named(
+def test_a_folder_that_cannot_be_replaced_is_reported(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_replaced_is_named(
             raise OSError(errno.EBUSY, "Device or resource busy", str(path))
         (rename if arguments else rmdir)(path, *arguments)
 
-    for held in (False, True):  # an empty folder, then an export; both as a container's volume is
+    for held in (False, True):  # an empty folder, then an export; both like a mounted volume
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rmdir", busy)
             patch.setattr(Path, "rename", busy)
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_replaced_is_named(
             export_model(Request(model_dir, "torchscript", output), quiet)
 
 
-def test_an_export_that_fails_its_check_leaves_the_older_one(
+def test_a_failed_verification_keeps_the_older_export(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
@@ -127,13 +127,13 @@ def test_an_export_that_fails_its_check_leaves_the_older_one(
 
     monkeypatch.setattr(torch_script, "write", spoil)
     for target in (output, tmp_path / "new"):
-        with pytest.raises(ExportError, match=r"^torchscript export: the graph does not compute"):
+        with pytest.raises(ExportError, match=r"^torchscript export: the output of the graph differs"):
             export_model(Request(model_dir, "torchscript", target), quiet)
     assert tree(tmp_path) == ["out", "out/export.json", "out/model.ts"]
     assert json.loads((output / "export.json").read_text()) == before
 
 
-def test_a_full_disk_is_told_in_one_sentence(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pspnet.exporting import exporter
 
     def fail(network: ExportNetwork, folder: Path) -> str:
@@ -141,7 +141,7 @@ def test_a_full_disk_is_told_in_one_sentence(model_dir: Path, tmp_path: Path, mo
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch_script, "write", fail)
-    with pytest.raises(RuntimeError, match="unexpected pos"):  # the disk is not full: a defect keeps its traceback
+    with pytest.raises(RuntimeError, match="unexpected pos"):  # the disk is not full: a bug keeps its traceback
         export_model(Request(model_dir, "torchscript", tmp_path / "out"), quiet)
     monkeypatch.setattr(exporter, "_LITTLE_SPACE", 2**70)
     with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device: .* Free some space"):
@@ -149,7 +149,7 @@ def test_a_full_disk_is_told_in_one_sentence(model_dir: Path, tmp_path: Path, mo
     assert tree(tmp_path) == []
 
 
-def test_8_bits_that_cost_too_much_leave_nothing(model_dir: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_8_bit_graph_leaves_no_files(model_dir: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
     from pspnet.exporting import exporter
@@ -163,7 +163,7 @@ def test_8_bits_that_cost_too_much_leave_nothing(model_dir: Path, data: Path, mo
     assert not list(model_dir.glob("*refused*"))
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_other_folders_are_refused_as_models(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a model directory"):
         export_model(Request(tmp_path, "torchscript"), quiet)
     assert tree(tmp_path) == []

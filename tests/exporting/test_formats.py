@@ -1,4 +1,4 @@
-"""Every format against PyTorch at odd sizes, read back from its files as a runtime reads them."""
+"""Every format against PyTorch at odd sizes, read back from its files like a runtime."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_align_corners_is_kept(format: str, tmp_path: Path) -> None:
         assert_equal_to_pytorch(run, network, size)
 
 
-def test_the_graph_lets_every_size_pass(exported: Callable[[str], Export]) -> None:
+def test_the_graph_has_dynamic_sizes(exported: Callable[[str], Export]) -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load(str(exported("onnx").path))
     (images,) = model.graph.input
@@ -75,7 +75,7 @@ def test_the_graph_lets_every_size_pass(exported: Callable[[str], Export]) -> No
     assert [output.name for output in model.graph.output] == ["mask", "logits"]
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str) -> object:
         if package == "onnxruntime":
             raise ImportError("No module named 'onnxruntime'")
@@ -84,20 +84,20 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(graph, "_find", lambda name: graph.require("onnxruntime", f"--format {name}"))
     monkeypatch.setattr(graph.importlib, "import_module", missing)
     with pytest.raises(
-        ConfigError, match=r"^--format onnx needs the package onnxruntime, .* install what it needs: pip install 'psp"
+        ConfigError, match=r"^--format onnx needs the package onnxruntime, .* install it: pip install 'psp"
     ):
         find_format("onnx")
 
 
 @pytest.mark.parametrize("format", ["torchscript", "torch_export"])
-def test_formats_without_8_bits_are_named(format: str) -> None:
+def test_formats_without_8_bits_are_reported(format: str) -> None:
     with pytest.raises(ConfigError, match=f"^--int8: {format} has no 8-bit form here; use --format openvino or onnx"):
         find_quantisable_format(format)
 
 
-def test_torch_export_says_which_pytorch_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_torch_export_reports_the_required_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from pspnet.exporting import torch_program
 
     monkeypatch.setattr(torch_program.torch.export, "Dim", object)
-    with pytest.raises(ConfigError, match=r"needs PyTorch 2\.5 or newer to keep the sizes free"):
+    with pytest.raises(ConfigError, match=r"needs PyTorch 2\.5 or newer for dynamic sizes"):
         torch_program.write(None, tmp_path)

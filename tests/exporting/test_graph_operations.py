@@ -1,4 +1,4 @@
-"""Which operations stay in float32, found by what they do, in hand-made graphs and in converted ones."""
+"""Operations that stay in float32, in hand-made and in converted graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRAPH = [
 ]
 
 
-def test_what_follows_from_the_size_stays_in_float() -> None:
+def test_operations_on_the_size_stay_in_float() -> None:
     assert kept_in_float(GRAPH) == ["pool", "resize", "shape", "spread", "weights"]
 
 
@@ -51,10 +51,10 @@ def test_count_of_quantised_operations() -> None:
         Operation("conv1", "Convolution", ("fake", "fake_weight")),
         Operation("pool", "MaxPool", ("fake",)),
         Operation("conv3", "Convolution", ("pool", "fake_weight")),
-        # A weight alone is no 8-bit operation.
+        # A quantised weight alone does not count.
         Operation("conv2", "Convolution", ("conv1", "fake_weight")),
         Operation("shape", "ShapeOf", ("conv2",)),
-        # A product of sizes is none of the pixels.
+        # A product of sizes does not count.
         Operation("sizes", "MatMul", ("shape", "weight")),
         Operation("product", "MatMul", ("conv2", "sizes")),
     ]

@@ -1,4 +1,4 @@
-"""8 bits: the search for settings and its refusal with stand-ins, then NNCF itself on a tiny network."""
+"""Quantisation: the search for settings with fakes, then NNCF itself on a tiny network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pspnet.exporting.verification import ExportError
 
 
 class FakeModel:
-    """A graph without operations that has the mIoU given."""
+    """A graph without operations, with a given mIoU."""
 
     def __init__(self, score: float) -> None:
         self.score = score
@@ -41,42 +41,42 @@ CALIBRATION = FakeCalibration(Path("data"), [Path("a")] * 3, [None] * 5, "valida
 
 
 def search(monkeypatch: pytest.MonkeyPatch, scores: list[float], allow_loss: bool = False) -> tuple[Any, list[str]]:
-    """Quantise a graph of mIoU 0.7 with settings that give these scores in turn."""
-    results, said = iter(scores), []
+    """Quantise a graph of mIoU 0.7 with attempts that have these scores."""
+    results, lines = iter(scores), []
     monkeypatch.setattr(int8, "_quantise", lambda *arguments: FakeModel(next(results)))
-    found = quantise(FakeModel(0.7), lambda model: model, CALIBRATION, 2, allow_loss, said.append)
-    return found, said
+    found = quantise(FakeModel(0.7), lambda model: model, CALIBRATION, 2, allow_loss, lines.append)
+    return found, lines
 
 
-def test_the_first_settings_are_kept_where_they_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, said = search(monkeypatch, [0.6951])
+def test_the_first_settings_are_kept_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, lines = search(monkeypatch, [0.6951])
     assert found.model.score == 0.6951
     assert found.found["settings"] == ATTEMPTS[0].name
     assert found.found["loss_points"] == pytest.approx(0.49)
     assert found.found["float32_mIOU"] == 0.7
     assert (found.found["calibration_images"], found.found["scored_images"]) == (3, 5)
-    assert said == [
-        "float32: mIoU 70.00 on 5 images of validation, none of which it is calibrated on",
+    assert lines == [
+        "float32: mIoU 70.00 on 5 images of validation, disjoint from the calibration images",
         "int8, symmetric: mIoU 69.51, 0.49 points less",
     ]
 
 
-def test_other_settings_are_tried_as_long_as_it_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, said = search(monkeypatch, [0.6949, 0.69, 0.71])
+def test_other_settings_are_tried_while_the_loss_exceeds_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, lines = search(monkeypatch, [0.6949, 0.69, 0.71])
     assert found.model.score == 0.71
     assert [entry["mIOU"] for entry in found.found["tried"]] == [0.6949, 0.69, 0.71]
-    assert said[-1].endswith("mIoU 71.00, 1.00 points more")
+    assert lines[-1].endswith("mIoU 71.00, 1.00 points more")
 
 
-def test_a_cost_above_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_above_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ExportError,
-        match=r"^int8 costs 0\.60 points of mIoU on 5 images of validation, none .* \(at most 0\.5\), .* --allow_loss",
+        match=r"^int8 costs 0\.60 points of mIoU on 5 images of validation, .* \(at most 0\.5\), .* --allow_loss",
     ):
         search(monkeypatch, [0.1, 0.694, 0.2, 0.3])
 
 
-def test_the_best_is_kept_where_the_loss_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_is_kept_if_the_loss_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = search(monkeypatch, [0.1, 0.694, 0.2, 0.3], allow_loss=True)
     assert found.model.score == 0.694
     assert found.found["settings"] == ATTEMPTS[1].name
@@ -89,22 +89,22 @@ def test_an_8_bit_graph_of_openvino(model_dir: Path, exported: Callable[[str, st
     exported("openvino", "int8")
     export = load_export(model_dir, "openvino", "int8")
     found = json.loads((export.folder / "export.json").read_text())["int8"]
-    # All convolutions but none of the products that follow from the size.
+    # All convolutions, but no products that depend on the size.
     nodes = operations(openvino.Core().read_model(str(export.path)))
     assert count_quantised(nodes) == (found["quantised_operations"], found["weighted_operations"])
     convolutions = sum(node.kind == "Convolution" for node in nodes)
     assert convolutions == 59  # 53 of the backbone, 4 branches, head and classifier
     assert found["quantised_operations"] == convolutions
-    assert found["float32_mIOU"] == pytest.approx(1.0, abs=1e-3)  # the annotations are the network's own masks
+    assert found["float32_mIOU"] == pytest.approx(1.0, abs=1e-3)  # annotated with the network's own masks
     assert found["int8_mIOU"] < 1.0
     assert found["loss_points"] == pytest.approx(100 * (found["float32_mIOU"] - found["int8_mIOU"]))
     assert found["disjoint"] is True
     assert export.record.check["limits"] is None
-    # The weights take a byte each.
+    # One byte per weight.
     assert export.record.files["model.bin"] < 0.5 * (model_dir / "model.safetensors").stat().st_size
 
 
-def test_8_bits_take_every_size_too(model_dir: Path, exported: Callable[[str, str], Export]) -> None:
+def test_8_bit_graphs_have_dynamic_sizes(model_dir: Path, exported: Callable[[str, str], Export]) -> None:
     pytest.importorskip("nncf")
     export = exported("openvino", "int8")
     run = find_format("openvino").open_graph(export.path)

@@ -1,4 +1,4 @@
-"""The endpoint's benchmark, over in seconds: it runs, and its figures add up. Speed is nobody's business here."""
+"""A short run of the endpoint benchmark, and the arithmetic of its figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import endpoint, soak
+from benchmarks import endpoint
+from benchmarks.support import soak
 from benchmarks.support.hosts import Reply
 from benchmarks.support.load import Times, server_timing, summary
 
@@ -43,7 +44,9 @@ def test_the_toolkit_is_measured(toolkit_python: Path, tmp_path: Path) -> None:
     assert 0 < overhead["stages_ms"]["predict"]["median"] < overhead["whole_ms"]["median"]
 
 
-def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_arguments_give_an_error_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PSPNET_TOOLKIT_PYTHON", raising=False)
     with pytest.raises(SystemExit):
         endpoint.main(["--hosts", "serve,nginx"])
@@ -53,7 +56,7 @@ def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "--toolkit_python" in capsys.readouterr().err
 
 
-def test_overhead_is_the_whole_without_the_predictor() -> None:
+def test_overhead_is_the_total_without_the_predictor() -> None:
     times = Times()
     times.add(Reply(200, {"server-timing": "queue;dur=0.1, predict;dur=7.5"}, b"", 0.01))
     assert times.overhead == [2.5]
@@ -67,7 +70,7 @@ def test_summary_of_a_hundred_values() -> None:
     assert summary([]) == {}
 
 
-def test_slope_tells_growth_from_noise() -> None:
+def test_slope_distinguishes_growth_from_noise() -> None:
     mib = 2**20
     noise = [(float(second), 500 * mib + (second % 3) * mib) for second in range(0, 600, 5)]
     assert soak.slope(noise, 200.0)["flat"] is True
@@ -77,7 +80,7 @@ def test_slope_tells_growth_from_noise() -> None:
     assert soak.slope(noise[:2], 0.0)["flat"] is None
 
 
-def test_the_soak_mixes_sizes_forms_and_a_damaged_file() -> None:
+def test_the_soak_mixes_sizes_accept_types_and_a_damaged_file() -> None:
     requests = soak.mixture(endpoint.scene((64, 48)))
     assert len(requests) == 50
     assert Counter(sent.accept for sent in requests)["image/png"] == 47

@@ -1,1 +1,5 @@
-"""The runtimes that turn images into masks, and the record of what was exported for them."""
+"""Runtimes: the backends that turn images into masks, and their automatic selection.
+
+This room may import artifact and models, and everything below them. Start reading at base.py (the interface), then
+factory.py and eager.py.
+"""

@@ -1,4 +1,4 @@
-"""The runtime that picks another one, for each size of images.
+"""Runtime that selects the fastest of several runtimes for each image size.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
@@ -16,25 +16,25 @@ from torch import Tensor
 
 from pspnet.errors import is_out_of_memory
 from pspnet.inference.runtimes.base import AUTO, BrokenGraphError, Runtime, RuntimeMissingError
-from pspnet.inference.runtimes.trials import REFERENCE, Choice, ChoiceCache, in_words, run_trial, trial_images
+from pspnet.inference.runtimes.trials import REFERENCE, Choice, ChoiceCache, error_text, run_trial, trial_images
 
-# (H, W, N). Evaluated at run time, hence in words that Python 3.8 knows.
+# (H, W, N). Evaluated at run time, so in the syntax of Python 3.8.
 _Size = Tuple[int, int, int]
 
 _REMEMBERED = 1024
 
 
 class AutomaticRuntime:
-    """Answers with eager, or with what a trial on this machine found to be faster for a size.
+    """Runs eager, or the runtime that a trial on this machine found to be faster for the image size.
 
-    Trials run in `prepare` alone. A size that was not prepared gets what an earlier trial found, else eager.
+    Trials run only in `prepare`. A size that was not prepared gets the choice of an earlier trial, else eager.
 
     Args:
         eager: the reference, ready to run.
-        openers: what opens the others, by name; one that raises takes no part.
-        slow: names of those whose opening or first pass takes too long for a frame that waits.
-        cache: remembers choices; None to try again each time.
-        model: the cache's word for this kind of model.
+        openers: functions that open the other candidates, by name; one that raises is skipped.
+        slow: names of candidates that open or warm up too slowly to start while a frame waits.
+        cache: persistent choices; None to run a trial each time.
+        model: cache key of the architecture.
     """
 
     name = AUTO
@@ -49,11 +49,11 @@ class AutomaticRuntime:
     ) -> None:
         self.eager = eager
         self.choices: dict[_Size, Choice] = {}
-        """What the trials of this or an earlier process found, by size (H, W, N)."""
+        """Results of the trials of this or an earlier process, by size (H, W, N)."""
         self._openers, self._slow, self._cache, self._model = dict(openers), frozenset(slow), cache, model
         self._open: dict[str, Runtime] = {REFERENCE: eager}
         self._failed: dict[str, str] = {}
-        self._lacking: set[str] = set()  # of those that failed: what this machine lacks it will lack at the next start
+        self._lacking: set[str] = set()  # failed because this machine lacks something, so also at the next start
         self._chosen: dict[_Size, Runtime] = {}
         self._lock = threading.RLock()
 
@@ -69,12 +69,12 @@ class AutomaticRuntime:
         return (self.eager if runtime.name in self._slow else runtime).logits(images)
 
     def runtime_for(self, height: int, width: int, batch: int = 1) -> Runtime:
-        """What answers images of a size."""
+        """The runtime for images of a size."""
         size = (height, width, batch)
-        return self._chosen.get(size) or self._remembered(size)
+        return self._chosen.get(size) or self._choose_unprepared(size)
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """Choose for this size, by an earlier trial or by one now, and prepare the chosen runtime."""
+        """Select a runtime for this size, by an earlier or a new trial, and prepare it."""
         size = (height, width, batch)
         with self._lock:
             choice = self._choose(size)
@@ -84,23 +84,23 @@ class AutomaticRuntime:
             except Exception as error:
                 if chosen is self.eager:
                     raise
-                self._pass_by(choice.runtime, error)
-                failed = {**choice.failed, choice.runtime: in_words(error)}
+                self._exclude(choice.runtime, error)
+                failed = {**choice.failed, choice.runtime: error_text(error)}
                 choice, chosen = replace(choice, runtime=REFERENCE, failed=failed), self.eager
                 chosen.prepare(height, width, batch)
             self.choices[size], self._chosen[size] = choice, chosen
-            # The losers' memory is worth more than another trial's start.
+            # Close the losers: their memory is worth more than a faster start of another trial.
             used = [self.eager, *self._chosen.values()]
             self._open = {name: runtime for name, runtime in self._open.items() if runtime in used}
 
     def _choose(self, size: _Size) -> Choice:
-        """By an earlier trial or by one now. One process of a machine at a time: trials would disturb each other."""
+        """Choose by an earlier or a new trial. One process per machine at a time, since trials disturb each other."""
         with contextlib.nullcontext() if self._cache is None else self._cache.alone():
             choice = self._find(size)
             if choice is None or not self._opened(choice.runtime):
-                choice = self._try(size)
-                # Another failure may be gone at the next start, or be one of these weights alone: that trial is not
-                # to decide for ever, nor for other models of this kind.
+                choice = self._run_trial(size)
+                # Other failures may be temporary or specific to these weights, so such a trial is not cached for
+                # later starts and for other models of this architecture.
                 if self._cache is not None and set(choice.failed) <= self._lacking:
                     self._cache.keep(self._model, size, choice)
         return choice
@@ -111,8 +111,8 @@ class AutomaticRuntime:
             choice = self._cache.find(self._model, size)
         return choice
 
-    def _remembered(self, size: _Size) -> Runtime:
-        """For a size that was not prepared."""
+    def _choose_unprepared(self, size: _Size) -> Runtime:
+        """The runtime for a size that was not prepared; no trial runs."""
         with self._lock:
             choice = self._find(size)
             chosen: Runtime | None = None
@@ -122,7 +122,7 @@ class AutomaticRuntime:
                 self._chosen[size] = chosen or self.eager
             return chosen or self.eager
 
-    def _try(self, size: _Size) -> Choice:
+    def _run_trial(self, size: _Size) -> Choice:
         height, width, batch = size
         self.eager.prepare(height, width, batch)
         runtimes = {REFERENCE: self.eager}
@@ -133,15 +133,15 @@ class AutomaticRuntime:
                     runtime.prepare(height, width, batch)
                     runtimes[name] = runtime
                 except Exception as error:
-                    self._pass_by(name, error)
+                    self._exclude(name, error)
         try:
             choice = run_trial(runtimes, trial_images(height, width, batch), self._failed)
-        except Exception as error:  # eager's: what the others hold may be what it wants for
+        except Exception as error:  # of eager: the others may hold the memory that it needs
             others = set(runtimes) - {REFERENCE}
             if not others:
                 raise
             for name in others:
-                self._pass_by(name, error)
+                self._exclude(name, error)
             return Choice(REFERENCE, failed=dict(self._failed))
         for name in set(choice.failed) - set(self._failed):
             self._failed[name] = choice.failed[name]
@@ -149,17 +149,17 @@ class AutomaticRuntime:
         return choice
 
     def _opened(self, name: str) -> Runtime | None:
-        """A runtime that is open or can be opened now, else None."""
+        """The runtime, opened now if necessary; None if it cannot be opened."""
         if name not in self._open and name in self._openers and name not in self._failed:
             try:
                 self._open[name] = self._openers[name]()
-            except Exception as error:  # a choice must not fail because one of many cannot run
-                self._pass_by(name, error)
+            except Exception as error:  # one failing candidate must not fail the selection
+                self._exclude(name, error)
         return self._open.get(name)
 
-    def _pass_by(self, name: str, error: Exception) -> None:
-        """Note why a runtime takes no part, and let go of it."""
-        self._failed[name] = in_words(error)
+    def _exclude(self, name: str, error: Exception) -> None:
+        """Record why a runtime is excluded, and close it."""
+        self._failed[name] = error_text(error)
         self._open.pop(name, None)
         is_lack = isinstance(error, RuntimeMissingError) and not isinstance(error, BrokenGraphError)
         if is_lack and not is_out_of_memory(error):

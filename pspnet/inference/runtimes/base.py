@@ -1,4 +1,4 @@
-"""What every runtime is: images in, masks or logits out. Reading this module needs no torch.
+"""Runtime interface: images in, masks or logits out. Importing this module does not import torch.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
@@ -22,19 +22,19 @@ AUTO = "auto"
 NAMES = (
     AUTO, "eager", "compile", "onnxruntime", "onnxruntime:int8", "openvino", "openvino:int8", "tensorrt",
 )  # fmt: skip
-"""What `runtime` may be. `auto` is a choice among the others; int8 is never its choice."""
+"""Values of `runtime`. `auto` selects one of the others, but never int8."""
 
 
 class RuntimeMissingError(ConfigError):
-    """A runtime that cannot run here: a package, a device, a compiler or an export is missing. The text says which."""
+    """A runtime that cannot run here, because a package, a device, a compiler or an export is missing."""
 
 
 class BrokenGraphError(RuntimeMissingError):
-    """An export that its runtime cannot run: a fault of this one graph, where all else is there."""
+    """An export that its runtime cannot run although its package and device are available."""
 
 
 class Runtime(Protocol):
-    """A network that is ready to run. Several threads may call one runtime at the same time.
+    """A network that is ready to run. Runtimes are thread-safe.
 
     name: "eager", "compile", "onnxruntime", "openvino", "openvino:int8" ...
     """
@@ -50,12 +50,12 @@ class Runtime(Protocol):
         ...
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """Do ahead of the first frame what images of this size need: compile, choose, warm up, capture graphs."""
+        """Warm up for images of this size: compile, select algorithms, allocate memory, capture graphs."""
         ...
 
 
 def check_name(name: str) -> str:
-    """The name of a runtime; ConfigError for one that is none."""
+    """Return the name of a runtime; ConfigError for an unknown one."""
     if name not in NAMES:
-        raise ConfigError(f"runtime = {name!r} is none; use {', '.join(NAMES[:-1])} or {NAMES[-1]}.")
+        raise ConfigError(f"runtime: found {name!r}; use {', '.join(NAMES[:-1])} or {NAMES[-1]}.")
     return name

@@ -1,6 +1,6 @@
-"""The inference form compiled by PyTorch's own compiler: inductor, with frozen weights on CPUs.
+"""Runtime of torch.compile: the fused inference model compiled by inductor, with frozen weights on CPUs.
 
-Compiling takes a minute or more and happens at the first image, unless the size was prepared.
+Compilation takes a minute or more and runs at the first image, unless the size was prepared.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class CompiledRuntime(EagerRuntime):
-    """See EagerRuntime. `model` is the form that is compiled; `on_prepared` is called when it was compiled for a size.
+    """See EagerRuntime. `model` is the uncompiled model; `on_prepared` is called after compilation for a size.
 
-    Masks are compiled. Logits are of the same form as it is: a second compilation would double the wait at the start.
+    Masks come from compiled code. Logits run uncompiled: a second compilation would double the start-up time.
 
-    Raises RuntimeMissingError where there is no compiler or PyTorch cannot compile the network here; what shows only
-    at the first image is raised there.
+    Raises RuntimeMissingError if no compiler is installed or PyTorch cannot compile the network here; errors of the
+    compilation itself are raised at the first image.
     """
 
     name = "compile"
@@ -52,15 +52,15 @@ class CompiledRuntime(EagerRuntime):
             form: nn.Module = fold(network, self.dtype, portable=True)
         else:
             form = build_inference_model(network, self.dtype)
-        self._compiled_classes = self._compile(_Classes(form, looking=self._spare is not None))
+        self._compiled_classes = self._compile(_Classes(form, check_finite=self._spare is not None))
         return form
 
     def _compile(self, module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        # Freezing lays the weights out once, as the convolutions want them.
+        # Freezing converts the weights once to the layout of the convolutions.
         options: dict[str, Any] = {"freezing": True} if self.device.type == "cpu" else {}
         try:
             return torch.compile(module, options=options)
-        except RuntimeError as error:  # this Python is too new for this PyTorch's compiler
+        except RuntimeError as error:  # this PyTorch's compiler does not support this Python
             raise _unavailable(error) from error
 
     def masks(self, images: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ class CompiledRuntime(EagerRuntime):
             raise _unavailable(error) from error
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """Compile for this size, or for all sizes where others were compiled before."""
+        """Compile for this size, or for all sizes if others were compiled before."""
         try:
             super().prepare(height, width, batch)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -81,29 +81,29 @@ class CompiledRuntime(EagerRuntime):
     def _capture(self, size: tuple[int, ...]) -> MaskGraph:
         from pspnet.inference.runtimes.cuda_graphs import MaskGraph
 
-        return MaskGraph(self._classes, size, self.device, held=[])  # compiled code keeps nothing for a size
+        return MaskGraph(self._classes, size, self.device, held=[])  # compiled code caches nothing per size
 
     def _classes(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._compiled_classes(pixels)
 
 
 class _Classes(nn.Module):
-    """(N, H, W, 3) uint8 -> (N, H, W) uint8: as one piece, so that the logits' up-sampling and arg-max are too.
+    """(N, H, W, 3) uint8 -> (N, H, W) uint8, as one module so that up-sampling and arg-max are compiled too.
 
-    `looking`: whether to give `all_finite` of the logits too, else None.
+    `check_finite`: whether to return `all_finite` of the logits too, else None.
     """
 
-    def __init__(self, form: nn.Module, looking: bool) -> None:
+    def __init__(self, form: nn.Module, check_finite: bool) -> None:
         super().__init__()
-        self.form, self.looking = form, looking
+        self.form, self.check_finite = form, check_finite
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         logits: Tensor = self.form(pixels.permute(0, 3, 1, 2))
-        return logits.argmax(dim=1).to(torch.uint8), all_finite(logits) if self.looking else None
+        return logits.argmax(dim=1).to(torch.uint8), all_finite(logits) if self.check_finite else None
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise RuntimeMissingError where the compiler that PyTorch's code generator calls is not installed."""
+    """Raise RuntimeMissingError if the compiler that PyTorch's code generator calls is not installed."""
     if device.type == "cpu":
         default = "clang++" if sys.platform == "darwin" else "g++"
         names, kind = [os.environ.get("CXX") or default], "C++"

@@ -1,7 +1,7 @@
-"""CUDA graphs of a network, one for each size of images: a whole forward pass started by one call.
+"""CUDA graphs of a network, one per image size: a complete forward pass launched by one call.
 
-A batch of one image leaves a GPU idle between its hundred small kernels; a graph starts them all at once. It is tied
-to the memory that it was captured with, so every graph keeps its own input and output, and their number is bounded.
+With a batch of one image a GPU idles between a hundred small kernels; a graph launches them together. A graph is bound
+to the memory that it was captured with, so each has its own input and output, and their number is bounded.
 
 Legend: N images in a batch, H, W image height and width.
 """
@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_flatten
 from pspnet.errors import is_out_of_memory
 
 GRAPHS = 8
-"""Sizes whose graphs are kept; each costs its activations in GPU memory."""
+"""Number of cached graphs; each holds its activations in GPU memory."""
 SIGHTINGS = 3
-"""A size is captured when it is seen so often, unless it was prepared: capturing costs several passes."""
+"""Requests of a size before it is captured, unless it was prepared: a capture costs several forward passes."""
 
 _WARMUPS = 3
 _REMEMBERED = 1024
@@ -33,14 +33,14 @@ _Graph = TypeVar("_Graph")
 
 
 class GraphCache(Generic[_Graph]):
-    """The graphs of the sizes last used. For use by one thread at a time.
+    """LRU cache of graphs by size. Not thread-safe.
 
-    A size whose graph finds no memory is never captured again: it runs without one, which takes less.
+    A size whose graph does not fit into memory is never captured again: it runs without a graph, which needs less.
 
     Args:
-        capture: makes the graph for a size (N, H, W).
-        limit: how many are kept.
-        sightings: how often a size must be asked for before it is captured.
+        capture: captures the graph for a size (N, H, W).
+        limit: maximum number of graphs.
+        sightings: requests of a size before it is captured.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GraphCache(Generic[_Graph]):
         return len(self._graphs)
 
     def find(self, size: tuple[int, ...]) -> _Graph | None:
-        """The graph of a size, captured now if it has been seen often enough; None where it has not or does not fit."""
+        """The graph of a size, captured now if it was requested often enough; None if not, or if it does not fit."""
         if size in self._graphs:
             self._graphs.move_to_end(size)
             return self._graphs[size]
@@ -66,9 +66,9 @@ class GraphCache(Generic[_Graph]):
         return self.prepare(size) if self._seen[size] >= self._sightings else None
 
     def prepare(self, size: tuple[int, ...]) -> _Graph | None:
-        """The graph of a size, captured now if it is not there; the one unused for longest makes room.
+        """The graph of a size, captured now if it is missing; the least recently used one is evicted.
 
-        None where memory does not suffice for it; then no graph is left.
+        None if it does not fit into memory; then the cache is empty.
         """
         if size not in self._graphs:
             if size in self._too_large:
@@ -78,7 +78,7 @@ class GraphCache(Generic[_Graph]):
             try:
                 self._graphs[size] = self._capture(size)
             except Exception as error:
-                if not _is_for_memory(error):
+                if not _has_memory_error(error):
                     raise
                 self.clear()
                 self._too_large.add(size)
@@ -88,13 +88,13 @@ class GraphCache(Generic[_Graph]):
         return self._graphs[size]
 
     def clear(self) -> None:
-        """Let go of all graphs and their memory."""
+        """Release all graphs and their memory."""
         self._graphs.clear()
         self._seen.clear()
 
 
-def _is_for_memory(error: BaseException | None) -> bool:
-    """Whether an error is one of memory, or came up while one was handled: a capture that fails ends with another."""
+def _has_memory_error(error: BaseException | None) -> bool:
+    """Whether an error or one of its contexts is out-of-memory: a failed capture raises another error on exit."""
     while error is not None:
         if is_out_of_memory(error):
             return True
@@ -103,11 +103,11 @@ def _is_for_memory(error: BaseException | None) -> bool:
 
 
 class MaskGraph:
-    """A captured pass from pixels to class ids, with its memory on both sides. For use by one thread at a time.
+    """A captured forward pass from pixels to class ids, with its host and device buffers. Not thread-safe.
 
     Args:
-        forward: (N, H, W, 3) uint8 -> (N, H, W) uint8 and whether all logits are finite, () bool, or None where that
-            is not asked for; all on the device.
+        forward: (N, H, W, 3) uint8 -> (N, H, W) uint8 and whether all logits are finite, () bool, or None without
+            that check; all on the device.
         size: (N, H, W).
         device: a CUDA device.
         held: tensors that the pass reads and that must live as long as the graph; see `lasting_tensors`.
@@ -127,7 +127,7 @@ class MaskGraph:
         self._input = torch.zeros((*size, 3), dtype=torch.uint8, device=device)
         self._graph: Any = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
-            # Libraries choose algorithms and take workspace on the first passes, which must not be captured.
+            # The first passes select algorithms and allocate workspaces, which must not be captured.
             stream: Any = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -138,7 +138,7 @@ class MaskGraph:
                 self._output, self._finite = forward(self._input)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, bool]:
-        """(N, H, W, 3) uint8 -> (N, H, W) uint8, an array of its own, and False where not all logits are finite."""
+        """(N, H, W, 3) uint8 -> (N, H, W) uint8, a new array, and whether all logits are finite."""
         np.copyto(self._pinned_input.numpy(), images)
         with torch.cuda.device(self._device):
             self._input.copy_(self._pinned_input, non_blocking=True)
@@ -152,10 +152,10 @@ class MaskGraph:
 
 
 def lasting_tensors(forward: Callable[[Tensor], object], images: Tensor) -> list[Tensor]:
-    """The tensors that a pass reads and that outlive it: weights, and what modules keep for a size.
+    """The tensors that a pass reads and that outlive it: weights, and what modules cache for a size.
 
-    A graph reads them where they lay when it was captured. Whoever holds the graph has to hold them as well, since a
-    module may let go of what it keeps for a size.
+    A graph reads them at their addresses at capture time, so its owner must keep them alive: a module may evict what
+    it caches for a size.
     """
     seen: dict[int, weakref.ReferenceType[Tensor]] = {}
 

@@ -1,7 +1,7 @@
-"""The network's inference form in PyTorch, as it is.
+"""Eager runtime: the fused inference model in PyTorch, without compiling.
 
-On a CPU in float32. On a GPU in the fastest number format that its units have: pixels cross as bytes from pinned
-memory, the arg-max is taken there, only class ids come back, and sizes that return are captured as CUDA graphs.
+On a CPU in float32. On a GPU in its fastest precision: pixels are copied as bytes from pinned memory, the arg-max runs
+on the GPU, only class ids are copied back, and recurring sizes are captured as CUDA graphs.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
@@ -27,9 +27,9 @@ _Done = TypeVar("_Done")
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
-    """float32 on CPUs and on GPUs before Volta, float16 on newer ones.
+    """float32 on CPUs and on GPUs before Volta, float16 on newer GPUs.
 
-    GPUs with fast bfloat16 units have float16 ones of the same speed, and three more bits of the logits survive in it.
+    GPUs with fast bfloat16 units run float16 at the same speed, and float16 keeps three more bits of the logits.
     """
     if device.type != "cuda":
         return torch.float32
@@ -37,13 +37,13 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 
 
 class EagerRuntime:
-    """A network's inference form. `model` is that form: (N, 3, H, W) uint8 -> logits (N, K, H, W) float32.
+    """Runs a fused inference model; `model` maps (N, 3, H, W) uint8 to logits (N, K, H, W) float32.
 
     Args:
-        network: a network in float32, or an inference form of one.
-        device: where it runs; the network is moved there.
-        dtype: of weights and activations; None for the fastest of the device. A network whose values leave float16's
-            range then goes on in a wider format.
+        network: a network in float32, or a fused inference model.
+        device: the network is moved to it.
+        dtype: of weights and activations; None for the fastest of the device. A network whose values overflow float16
+            then continues in a wider dtype.
     """
 
     name = "eager"
@@ -52,7 +52,7 @@ class EagerRuntime:
         self.device = device
         self.dtype = dtype or fastest_dtype(device)
         network = network.to(device)
-        # What a wider form is made of, should float16 be too narrow; while it is there, every pass is looked at.
+        # The source of a wider model in case float16 overflows. While it is set, every pass is checked for overflow.
         self._spare = network if dtype is None and self.dtype == torch.float16 else None
         self.model = self._form(network)
         self._lock = threading.Lock()
@@ -88,7 +88,7 @@ class EagerRuntime:
                 return self._with_room(lambda: self._checked_logits(self.to_device(images)))
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """A pass, which chooses algorithms and takes memory for this size, and on a GPU its graph."""
+        """Run a pass, which selects algorithms and allocates memory for this size; on a GPU capture its graph."""
         noise = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
         with torch.no_grad(), self._lock:
             self._with_room(lambda: self._plain_masks(noise))
@@ -98,7 +98,7 @@ class EagerRuntime:
     def to_device(self, images: np.ndarray) -> Tensor:
         """(N, H, W, 3) uint8 of any layout -> the same on the device."""
         if images.shape[0] == 1:
-            # numpy may give one image any batch stride, and PyTorch 1.12 computes a deep stem wrongly with some.
+            # numpy may use any batch stride for one image, and PyTorch 1.12 miscomputes a deep stem with some.
             pixels = torch.from_numpy(np.require(images[0], requirements=["C", "W"])).unsqueeze(0)
         else:
             pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
@@ -113,7 +113,7 @@ class EagerRuntime:
         return MaskGraph(self._classes, size, self.device, held)
 
     def _with_room(self, step: Callable[[], _Done]) -> _Done:
-        """The step's result; where memory does not suffice, that of a second try without the graphs' memory."""
+        """Run a step; if it runs out of memory, release the graphs and retry."""
         try:
             return step()
         except Exception as error:
@@ -132,18 +132,18 @@ class EagerRuntime:
         return result
 
     def _classes(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(N, H, W, 3) uint8 -> (N, H, W) uint8 and `all_finite` of the logits while it counts, all on the device."""
+        """(N, H, W, 3) uint8 -> (N, H, W) uint8 and `all_finite` of the logits if checked, all on the device."""
         logits = self._forward(pixels)  # (N, K, H, W)
         finite = None if self._spare is None else all_finite(logits)
         return logits.argmax(dim=1).to(torch.uint8), finite
 
     def _forward(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 -> logits (N, K, H, W) float32, both on the device."""
-        logits: Tensor = self.model(pixels.permute(0, 3, 1, 2))  # channels_last as it lies
+        logits: Tensor = self.model(pixels.permute(0, 3, 1, 2))  # already channels_last in memory
         return logits
 
     def _checked_logits(self, pixels: Tensor) -> Tensor:
-        """The logits, in a wider format where float16 was too narrow."""
+        """The logits, in a wider dtype if float16 overflowed."""
         logits = self._forward(pixels)  # (N, K, H, W)
         if self._spare is not None and not bool(all_finite(logits)):
             self._widen()
@@ -152,20 +152,20 @@ class EagerRuntime:
 
     def _widen(self) -> None:
         network, self._spare = self._spare, None
-        if network is None:  # another thread was here first
+        if network is None:  # another thread has done it
             return
         has_bfloat16 = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 8
         self.dtype = torch.bfloat16 if has_bfloat16 else torch.float32
-        warnings.warn(f"this network's values leave float16's range; it runs in {self.dtype} from here.", stacklevel=3)
+        warnings.warn(f"this network's values overflow float16; it now runs in {self.dtype}.", stacklevel=3)
         self.model = self._form(network)
         if self._graphs is not None:
             self._graphs.clear()
 
 
 def all_finite(logits: Tensor) -> Tensor:
-    """Whether all values of a map are finite: () bool on its device, in one pass over it and without a copy.
+    """Whether all values are finite: () bool on the device, in one pass without a copy.
 
-    Values in float16's range have a finite sum in float32; one that is infinite or none makes it the same.
+    Values in float16's range have a finite sum in float32; an infinite or NaN value makes the sum non-finite.
     """
     finite: Tensor = logits.sum(dtype=torch.float32).isfinite()
     return finite

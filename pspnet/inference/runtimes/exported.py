@@ -1,4 +1,4 @@
-"""What the runtimes of exported graphs share: their package, their pixels, their logits.
+"""Helpers of the runtimes of exported graphs: package import, pixel layout, logits.
 
 Legend: N images in a batch, H, W image height and width, K classes, h, w rows and columns of the head's map.
 """
@@ -18,7 +18,7 @@ from pspnet.inference.runtimes.openvino_telemetry import silence_openvino
 
 
 def import_package(package: str, runtime: str, extra: str) -> Any:
-    """An optional package; RuntimeMissingError says how to install it where it cannot be imported."""
+    """Import an optional package; RuntimeMissingError with the install command if that fails."""
     silence_openvino()
     try:
         return importlib.import_module(package)
@@ -30,11 +30,11 @@ def import_package(package: str, runtime: str, extra: str) -> Any:
 
 
 def to_planes(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 3) of any layout -> (N, 3, H, W) in memory of its own."""
+    """(N, H, W, 3) of any layout -> contiguous (N, 3, H, W)."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def enlarge_logits(logits: np.ndarray, height: int, width: int, align_corners: bool) -> Tensor:
-    """(N, K, h, w) as the graph gives them -> (N, K, H, W) float32."""
+    """(N, K, h, w) output of the graph -> (N, K, H, W) float32."""
     small = torch.from_numpy(np.require(logits, np.float32, ["C", "W"]))
     return F.interpolate(small, (height, width), mode="bilinear", align_corners=align_corners)

@@ -1,4 +1,4 @@
-"""From a name to a runtime that is ready to run."""
+"""Factory of runtimes by name."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pspnet.inference.runtimes.eager import EagerRuntime
 from pspnet.inference.runtimes.runtime_cache import cache_folder
 from pspnet.inference.runtimes.trials import ChoiceCache, describe_machine, digest
 
-# Runtimes that `auto` tries where their export and their package are there: name -> format, package.
+# Candidates of `auto` if their export and package exist: name -> format, package.
 _EXPORTED = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("openvino", "openvino")}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What runtimes are made of.
+    """The model that runtimes run.
 
-    network: gives the network, in float32 and in evaluation mode; called by the runtimes of PyTorch alone.
-    dtype: number format; None for the fastest of the device.
-    model_dir: the model directory, in which exports lie; None for a network that is only in memory.
+    network: returns the network in float32 and evaluation mode; called only by the PyTorch runtimes.
+    dtype: None for the fastest of the device.
+    model_dir: the model directory with the exports; None for a network in memory.
     """
 
     network: Callable[[], nn.Module]
@@ -38,10 +38,10 @@ class Source:
 
 
 def open_runtime(name: str, source: Source) -> Runtime:
-    """The runtime of a name (see pspnet.inference.runtimes.base.NAMES).
+    """Open a runtime by name (see pspnet.inference.runtimes.base.NAMES).
 
-    Raises ConfigError for a name that is none or a number format that the runtime has not, RuntimeMissingError for one
-    that cannot run here, WeightsError for an export that is missing, damaged or of other weights.
+    Raises ConfigError for an unknown name or an unsupported dtype, RuntimeMissingError for a runtime that cannot run
+    here, WeightsError for an export that is missing, damaged or of other weights.
     """
     check_name(name)
     if name == AUTO:
@@ -62,13 +62,13 @@ def _open_compiled(network: nn.Module, source: Source, cache: ChoiceCache) -> Ru
 
 def _open_export(name: str, source: Source) -> Runtime:
     if source.model_dir is None:
-        raise ConfigError(f"runtime {name} runs an export of a model directory; load the model from one.")
+        raise ConfigError(f"runtime {name} needs an export in a model directory; load the model from one.")
     kind, _, precision = name.partition(":")
     format = str(source.dtype).replace("torch.", "")
     if kind == "tensorrt" and source.dtype not in (None, torch.float16, torch.float32):
         raise ConfigError(f"runtime tensorrt runs in float16 or float32; {format} needs the runtime eager or compile.")
     if kind != "tensorrt" and source.dtype not in (None, torch.float32):
-        raise ConfigError(f"runtime {name} runs an export as it is; {format} needs the runtime eager or compile.")
+        raise ConfigError(f"runtime {name} runs an export unchanged; {format} needs the runtime eager or compile.")
     if kind == "openvino":
         from pspnet.inference.runtimes.open_vino import OpenVino
 
@@ -83,7 +83,7 @@ def _open_export(name: str, source: Source) -> Runtime:
 
 
 def _open_automatic(source: Source) -> Runtime:
-    """Eager itself where nothing else could be chosen, so that nothing is paid for the choice."""
+    """The automatic runtime; eager itself if there is no other candidate, which avoids the overhead."""
     network = source.network()
     openers = {name: _opener(name, source) for name in _exported_runtimes(source)}
     cache = _cache(source.device)
@@ -104,7 +104,7 @@ def _opener(name: str, source: Source) -> Callable[[], Runtime]:
 
 
 def _exported_runtimes(source: Source) -> list[str]:
-    """Those of the device whose float32 export and package are there; whether they work shows when they are opened."""
+    """Candidates for the device whose float32 export and package exist; they may still fail when opened."""
     if source.model_dir is None or source.dtype not in (None, torch.float32):
         return []
     exports = source.model_dir / EXPORTS_NAME
@@ -118,7 +118,7 @@ def _exported_runtimes(source: Source) -> list[str]:
 
 
 def _has_compiler(device: torch.device) -> bool:
-    """Whether what `compile` calls is installed, as far as can be seen at once."""
+    """Whether the compilers of `compile` are installed, by a quick check."""
     from pspnet.inference.runtimes.compiled import check_compiler
 
     try:
@@ -133,5 +133,5 @@ def _cache(device: torch.device) -> ChoiceCache:
 
 
 def _describe(network: nn.Module) -> str:
-    """A word for the architecture: its modules with all their sizes, strides and dilations."""
+    """Cache key of the architecture: its modules with all sizes, strides and dilations."""
     return digest(repr(network))

@@ -1,4 +1,4 @@
-"""The ONNX export in ONNX Runtime, on the CPU or on a GPU.
+"""ONNX Runtime: runs the ONNX export on the CPU or on a GPU.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
@@ -18,15 +18,15 @@ from pspnet.inference.runtimes.exported import enlarge_logits, import_package, t
 
 
 class OnnxRuntime:
-    """An ONNX graph that is ready to run. ONNX Runtime lets several threads run one session.
+    """An ONNX graph that is ready to run. Its session is thread-safe.
 
     Args:
         model_dir: holds exports/onnx-<precision>/.
         precision: "float32" or "int8".
-        device: a CPU, or a GPU of which this ONNX Runtime knows.
+        device: a CPU, or a GPU that this ONNX Runtime supports.
 
-    Raises RuntimeMissingError where the package is missing or does not know the device, WeightsError where there is no
-    export, or one that is not of these weights.
+    Raises RuntimeMissingError if the package is missing or does not support the device, WeightsError if the export is
+    missing or of other weights.
     """
 
     def __init__(self, model_dir: Path, precision: str, device: torch.device) -> None:
@@ -48,7 +48,7 @@ class OnnxRuntime:
         return enlarge_logits(logits, images.shape[1], images.shape[2], self._align_corners)
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """One pass, for which it plans its memory."""
+        """Run a pass, which plans the memory for this size."""
         self.masks(np.zeros((batch, height, width, 3), np.uint8))
 
     def _name(self, precision: str) -> str:
@@ -62,7 +62,7 @@ class OnnxRuntime:
             )
 
     def _providers(self, device: torch.device, export: Export) -> list[Any]:  # noqa: ARG002
-        """What runs the graph's nodes, the preferred one first."""
+        """Execution providers, the preferred one first."""
         if device.type == "cpu":
             return ["CPUExecutionProvider"]
         return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
@@ -70,7 +70,7 @@ class OnnxRuntime:
     def _open(self, onnxruntime: Any, export: Export, providers: list[Any]) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors; its warnings speak of nodes that no user knows
+        options.log_severity_level = 3  # errors only; its warnings are about internal nodes
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         try:
             session = onnxruntime.InferenceSession(str(export.path), options, providers=providers)
@@ -80,7 +80,7 @@ class OnnxRuntime:
                 f"{export.path}: ONNX Runtime {onnxruntime.__version__} cannot run this graph as {self.name} "
                 f"({reason}); export it again, or use the runtime eager."
             ) from error
-        # Where a provider's libraries cannot be loaded, ONNX Runtime goes on without and says so in its log alone.
+        # If the libraries of a provider cannot be loaded, ONNX Runtime only logs it and continues without.
         if wanted not in session.get_providers():
             raise RuntimeMissingError(
                 f"runtime {self.name}: ONNX Runtime {onnxruntime.__version__} cannot load the libraries of its "

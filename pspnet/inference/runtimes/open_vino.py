@@ -1,4 +1,4 @@
-"""The OpenVINO export in OpenVINO, on the CPU.
+"""OpenVINO: runs the OpenVINO export on the CPU.
 
 Legend: N images in a batch, H, W image height and width, K classes.
 """
@@ -21,15 +21,15 @@ from pspnet.inference.runtimes.runtime_cache import cache_folder
 
 
 class OpenVino:
-    """An OpenVINO graph that is ready to run, by one thread at a time: it uses all cores for one image.
+    """An OpenVINO graph that is ready to run. Calls are serialised: each uses all cores for one image.
 
     Args:
         model_dir: holds exports/openvino-<precision>/.
         precision: "float32" or "int8".
         device: must be a CPU.
 
-    Raises RuntimeMissingError where the package is missing or the device is another one, WeightsError where there is
-    no export, or one that is not of these weights.
+    Raises RuntimeMissingError if the package is missing or the device is not a CPU, WeightsError if the export is
+    missing or of other weights.
     """
 
     def __init__(self, model_dir: Path, precision: str, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class OpenVino:
         return enlarge_logits(self._run(images, "logits"), images.shape[1], images.shape[2], self._align_corners)
 
     def prepare(self, height: int, width: int, batch: int = 1) -> None:
-        """One pass, on which it chooses algorithms for this size."""
+        """Run a pass, which selects algorithms for this size."""
         self.masks(np.zeros((batch, height, width, 3), np.uint8))
 
     def _run(self, images: np.ndarray, output: str) -> np.ndarray:
@@ -65,15 +65,15 @@ class OpenVino:
 
 
 def _compile(openvino: Any, export: Export) -> Any:
-    """The graph compiled for this CPU, from OpenVINO's own cache where it was compiled before."""
+    """Compile the graph for this CPU, or load it from OpenVINO's cache."""
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        # On CPUs with bfloat16 units the default is bfloat16; int8 layers stay what they are.
+        # The default is bfloat16 on CPUs that support it. Int8 layers are not affected.
         "INFERENCE_PRECISION_HINT": "f32",
     }
     folder = cache_folder() / "openvino" / f"{export.record.weights_sha256[:16]}-{export.record.precision}"
-    with contextlib.suppress(OSError):  # a folder that cannot be written costs a slower start and nothing else
+    with contextlib.suppress(OSError):  # an unwritable folder only slows down the start
         folder.mkdir(parents=True, exist_ok=True)
         options["CACHE_DIR"] = str(folder)
     try:

@@ -1,4 +1,4 @@
-"""OpenVINO's packages, without the reports that they send to their maker when they are imported."""
+"""Opt-out of the telemetry that OpenVINO's packages send when they are imported."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def silence_openvino() -> None:
-    """Keep openvino and nncf from reporting their use over the network; call it before the first import of either.
+    """Disable the telemetry of openvino and nncf; call it before the first import of either.
 
-    Both report through the package openvino_telemetry and go without where it is not installed. This makes it look so
-    to them. Whoever has imported it already has decided for themselves.
+    Both use the package openvino_telemetry if it is installed. This marks it as not installed, unless the program has
+    imported it already.
     """
     modules: dict[str, Any] = sys.modules
     modules.setdefault("openvino_telemetry", None)

@@ -1,6 +1,6 @@
-"""The ONNX export in NVIDIA's TensorRT, through ONNX Runtime's provider for it.
+"""TensorRT: runs the ONNX export through ONNX Runtime's TensorRT provider.
 
-TensorRT builds an engine for a graph and a range of sizes, which takes minutes; engines are kept in the cache folder.
+TensorRT builds an engine for a graph and a range of sizes, which takes minutes; engines are cached on disk.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _PROVIDER = "TensorrtExecutionProvider"
 class TensorRtRuntime(OnnxRuntime):
     """See OnnxRuntime. Runs in float16 unless `dtype` is float32.
 
-    Raises RuntimeMissingError where a GPU, ONNX Runtime or its TensorRT provider is missing, WeightsError where there
-    is no ONNX export, or one that is not of these weights.
+    Raises RuntimeMissingError if a GPU, ONNX Runtime or its TensorRT provider is missing, WeightsError if the ONNX
+    export is missing or of other weights.
     """
 
     def __init__(self, model_dir: Path, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -48,11 +48,11 @@ class TensorRtRuntime(OnnxRuntime):
 
 
 def _cache_options(export: Export) -> dict[str, Any]:
-    """Where engines are kept: a folder for each model's weights, of which the names of the files tell nothing."""
+    """Engine cache options: one folder per model's weights, since the file names do not identify them."""
     folder = cache_folder() / "tensorrt" / export.record.weights_sha256[:16]
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no more than the last folder of a path
-    except OSError:  # a folder that cannot be written costs a slower start and nothing else
+        folder.mkdir(parents=True, exist_ok=True)  # ONNX Runtime creates only the last folder of a path
+    except OSError:  # an unwritable folder only slows down the start
         return {}
     return {
         "trt_engine_cache_enable": True,

@@ -1,4 +1,4 @@
-"""Which runtime is the fastest here: a short trial, and a file that remembers what it found on this machine.
+"""Trials that find the fastest runtime on this machine, and the cache of their results.
 
 Legend: N images in a batch, H, W image height and width.
 """
@@ -27,30 +27,30 @@ from pspnet.system.cpu import available_cores, processor_name
 
 try:
     import fcntl
-except ImportError:  # Windows: processes that start together run their trials together
+except ImportError:  # Windows: processes that start together run concurrent trials
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = "pspnet-runtimes-1"
 REFERENCE = "eager"
-"""What the others are compared with, in time and in masks."""
+"""The runtime that the others are compared with, in time and in masks."""
 MIN_AGREEMENT = 0.99
-"""Share of pixels in which a runtime's mask must be the reference's: roundings decide a few, another model many."""
+"""Minimum fraction of pixels equal to the reference's mask: rounding changes a few, a wrong model many."""
 MIN_GAIN = 0.05
-"""Share of the reference's time that another runtime must save to be chosen: less is the trial's own noise."""
+"""Minimum fraction of the reference's time that another runtime must save: less is noise of the trial."""
 
-_ROUNDS = range(5, 16)  # so many at least, and at most; each runtime runs twice in each
-_SECONDS = 3.0  # after so long, passes that are not timed included, no further round begins
+_ROUNDS = range(5, 16)  # minimum and maximum number of rounds; each runs every runtime twice
+_SECONDS = 3.0  # after this time, untimed passes included, no more rounds start
 _PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a trial found for one size of images.
+    """Result of a trial for one image size.
 
-    runtime: the name of the one to use.
-    milliseconds: the median of each runtime's passes.
-    agreement: share of the pixels in which each runtime's mask is that of eager.
-    failed: why others took no part, by name.
+    runtime: name of the fastest one.
+    milliseconds: median time of each runtime.
+    agreement: fraction of pixels in which each runtime's mask equals eager's.
+    failed: reasons of the excluded runtimes, by name.
     """
 
     runtime: str
@@ -65,12 +65,12 @@ def run_trial(
     failed: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Time prepared runtimes on the same images in alternation; the fastest whose masks are eager's is the choice.
+    """Time prepared runtimes, interleaved, on the same images; choose the fastest whose masks agree with eager's.
 
     Args:
-        runtimes: by name; REFERENCE must be among them.
+        runtimes: by name, including REFERENCE.
         images: (N, H, W, 3) uint8.
-        failed: what to note of runtimes that could not take part.
+        failed: reasons of runtimes that were excluded before.
     """
     failed = dict(failed or {})
     expected = runtimes[REFERENCE].masks(images)
@@ -79,23 +79,23 @@ def run_trial(
         if name != REFERENCE:
             try:
                 agreement[name] = float((runtime.masks(images) == expected).mean())
-            except Exception as error:  # whatever it is, a runtime that fails here is none to rely on
-                failed[name] = in_words(error)
-    sound = {name: runtimes[name] for name, share in agreement.items() if share >= MIN_AGREEMENT}
-    seconds = _time_in_turns(sound, images, failed, clock)
+            except Exception as error:  # any failure here excludes the runtime
+                failed[name] = error_text(error)
+    agreeing = {name: runtimes[name] for name, fraction in agreement.items() if fraction >= MIN_AGREEMENT}
+    seconds = _time_interleaved(agreeing, images, failed, clock)
     fastest = min(seconds, key=lambda name: seconds[name])
     if seconds[fastest] > (1 - MIN_GAIN) * seconds[REFERENCE]:
         fastest = REFERENCE
     milliseconds = {name: round(1000 * value, 3) for name, value in seconds.items()}
-    return Choice(fastest, milliseconds, {name: round(share, 6) for name, share in agreement.items()}, failed)
+    return Choice(fastest, milliseconds, {name: round(fraction, 6) for name, fraction in agreement.items()}, failed)
 
 
-def _time_in_turns(
+def _time_interleaved(
     runtimes: Mapping[str, Runtime], images: np.ndarray, failed: dict[str, str], clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Median seconds of a pass. Every round runs all of them twice, starting with another one each time.
+    """Median seconds of a forward pass. Every round runs each runtime twice, starting with a different one.
 
-    One that raises is noted in `failed` and left out of further rounds and of the result; the reference may not.
+    One that raises is recorded in `failed` and excluded from then on; an error of the reference is raised.
     """
     names = list(runtimes)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -104,28 +104,28 @@ def _time_in_turns(
         enough = round_number >= (_ROUNDS.start if len(names) > 1 else 1)
         if enough and (len(names) == 1 or clock() - started > _SECONDS):
             break
-        turn = round_number % len(names)
-        for name in names[turn:] + names[:turn]:
+        first = round_number % len(names)
+        for name in names[first:] + names[:first]:
             try:
-                runtimes[name].masks(images)  # so that the caches hold its own weights, as in a stream of images
+                runtimes[name].masks(images)  # fills the caches with its own weights, as in a stream of images
                 before = clock()
                 runtimes[name].masks(images)
                 seconds[name].append(clock() - before)
             except Exception as error:
                 if name == REFERENCE:
                     raise
-                failed[name] = in_words(error)
+                failed[name] = error_text(error)
                 names.remove(name)
     return {name: statistics.median(seconds[name]) for name in names}
 
 
-def in_words(error: Exception) -> str:
-    """Why a runtime takes no part, as a choice notes it."""
+def error_text(error: Exception) -> str:
+    """The reason of an excluded runtime, as stored in a Choice."""
     return f"{type(error).__name__}: {error}"[:300]
 
 
 def trial_images(height: int, width: int, batch: int) -> np.ndarray:
-    """(N, H, W, 3) uint8: smooth patches of colour with a little noise, the same ones every time."""
+    """(N, H, W, 3) uint8: smooth patches of colour with a little noise, deterministic."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (batch, height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
     smooth = [Image.fromarray(patch).resize((width, height), Image.Resampling.BICUBIC) for patch in coarse]
@@ -135,7 +135,7 @@ def trial_images(height: int, width: int, batch: int) -> np.ndarray:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """All that a choice depends on besides the network and the size of images."""
+    """Everything that a choice depends on besides the network and the image size."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -151,15 +151,15 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def digest(*parts: object) -> str:
-    """16 hexadecimal digits that stand for some values' JSON text."""
+    """16 hexadecimal digits of the SHA-256 of some values' JSON text."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ChoiceCache:
-    """The choices that were made on a machine, in one JSON file. A file that is damaged or foreign counts as none.
+    """Persistent choices of a machine in one JSON file. A damaged or foreign file counts as empty.
 
     Args:
-        folder: gets the file; need not exist. Where it cannot be written, nothing is remembered.
+        folder: of the file; may be missing. If it is not writable, nothing is stored.
         machine: see describe_machine.
     """
 
@@ -171,10 +171,10 @@ class ChoiceCache:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other threads and processes of this machine from the file's lock; may be nested.
+        """Hold the file's lock against other threads and processes of this machine; reentrant.
 
-        A process that is killed lets go of it. Where no lock can be had, as in a folder that cannot be written, the
-        block runs without.
+        The lock is released when a process is killed. If it cannot be acquired, as in a read-only folder, the block
+        runs without it.
         """
         with self._lock, contextlib.ExitStack() as stack:
             if not self._is_alone:
@@ -188,20 +188,20 @@ class ChoiceCache:
             yield
 
     def find(self, model: str, size: Sequence[int]) -> Choice | None:
-        """The choice for a kind of model and a size (H, W, N)."""
+        """The choice for an architecture and a size (H, W, N), if any."""
         content = self._read()["choices"].get(_key(model, size))
         return _choice(content)
 
     def keep(self, model: str, size: Sequence[int], choice: Choice) -> None:
-        """Remember a choice."""
+        """Store a choice."""
         self._change(lambda content: content["choices"].update({_key(model, size): asdict(choice)}))
 
     def has_compiled(self, model: str) -> bool:
-        """Whether a kind of model was compiled on this machine before."""
+        """Whether an architecture was compiled on this machine before."""
         return model in self._read()["compiled"]
 
     def keep_compiled(self, model: str) -> None:
-        """Remember that a kind of model was compiled."""
+        """Store that an architecture was compiled."""
         self._change(lambda content: content["compiled"].update({model: True}))
 
     def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
@@ -228,7 +228,7 @@ def _key(model: str, size: Sequence[int]) -> str:
 
 
 def _choice(content: Any) -> Choice | None:
-    """The choice that a file's entry describes, or None where it describes none."""
+    """The choice in an entry of the file; None if the entry is invalid."""
     if not isinstance(content, dict) or not isinstance(content.get("runtime"), str):
         return None
     rest = {name: content.get(name) for name in ("milliseconds", "agreement", "failed")}

@@ -1,4 +1,4 @@
-"""Model directories, small enough to be exported and compiled in a test."""
+"""Model directories small enough for tests that export and compile."""
 
 from __future__ import annotations
 

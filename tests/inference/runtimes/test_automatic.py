@@ -1,4 +1,4 @@
-"""The choice for each size: by a trial when it is prepared, by the cache otherwise, and never at a frame's cost."""
+"""Runtime selection per size: by a trial in prepare, otherwise by the cache, never while a frame waits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Fake:
 
 
 class Bench:
-    """An automatic runtime over fakes; `opened` tells which were opened, in order."""
+    """An automatic runtime over fakes; `opened` lists those opened, in order."""
 
     def __init__(
         self, cache: ChoiceCache | None = None, missing: str = "", error: type[Exception] = WeightsError
@@ -58,17 +58,17 @@ class Bench:
         return open_it
 
     def answers(self, images: np.ndarray = IMAGES) -> str:
-        """Which one answers these images."""
+        """The runtime that runs these images."""
         value = int(self.auto.masks(images)[0, 0, 0])
         name = next(name for name, fake in self.fakes.items() if fake.value == value)
-        # What `compile` prepares is masks: eager gives logits at once.
+        # `compile` prepares masks only: eager gives logits immediately.
         assert (self.auto.logits(images) == (1 if name == "compile" else value)).all()
         return name
 
 
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The runtimes of each trial; the last of them is chosen."""
+    """The runtimes of each trial; the last one is chosen."""
     seen: list[tuple[str, ...]] = []
 
     def trial(runtimes: dict[str, Fake], images: np.ndarray, failed: dict[str, str]) -> Choice:
@@ -84,14 +84,14 @@ def cache(folder: Path) -> ChoiceCache:
     return ChoiceCache(folder, {"processor": "a"})
 
 
-def test_without_preparation_eager_answers_and_nothing_is_opened(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_without_preparation_eager_runs_and_nothing_is_opened(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
     bench = Bench(cache(tmp_path))
     assert bench.answers() == "eager"
     assert bench.opened == []
     assert trials == []
 
 
-def test_preparation_tries_all_and_keeps_the_choice(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_preparation_runs_a_trial_and_caches_the_choice(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
     bench = Bench(cache(tmp_path))
     bench.auto.prepare(40, 56)
     assert trials == [("eager", "openvino", "compile")]
@@ -104,7 +104,7 @@ def test_preparation_tries_all_and_keeps_the_choice(trials: list[tuple[str, ...]
     assert len(trials) == 1
 
 
-def test_an_earlier_trial_of_this_machine_counts(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_an_earlier_trial_of_this_machine_is_reused(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
     cache(tmp_path).keep("model", (40, 56, 1), Choice("openvino"))
     bench = Bench(cache(tmp_path))
     assert bench.answers() == "openvino"
@@ -127,7 +127,7 @@ def test_a_slow_choice_waits_for_preparation(trials: list[tuple[str, ...]], tmp_
     assert trials == []
 
 
-def test_one_that_cannot_be_opened_is_noted_and_asked_once(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_a_runtime_that_cannot_be_opened_is_tried_once(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
     bench = Bench(cache(tmp_path), missing="compile")
     bench.auto.prepare(40, 56)
     bench.auto.prepare(48, 64)
@@ -136,7 +136,7 @@ def test_one_that_cannot_be_opened_is_noted_and_asked_once(trials: list[tuple[st
     assert bench.auto.choices[40, 56, 1].failed == {"compile": "WeightsError: was exported from other weights"}
 
 
-def test_a_remembered_choice_that_is_gone_is_tried_anew(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_a_cached_choice_that_is_unavailable_starts_a_new_trial(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
     for gone in ("openvino", "no runtime at all"):
         cache(tmp_path).keep("model", (40, 56, 1), Choice(gone))
         bench = Bench(cache(tmp_path), missing="openvino")
@@ -146,14 +146,14 @@ def test_a_remembered_choice_that_is_gone_is_tried_anew(trials: list[tuple[str, 
     assert trials == [("eager", "compile")] * 2
 
 
-def test_losers_are_let_go(trials: list[tuple[str, ...]]) -> None:
+def test_losers_are_closed(trials: list[tuple[str, ...]]) -> None:
     bench = Bench()
     bench.auto.prepare(40, 56)
     assert set(bench.auto._open) == {"eager", "compile"}
     assert bench.opened == ["openvino", "compile"]
 
 
-def test_one_that_cannot_be_prepared_takes_no_part(
+def test_a_runtime_that_cannot_be_prepared_is_excluded(
     trials: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench()
@@ -179,7 +179,7 @@ def test_one_that_cannot_be_prepared_takes_no_part(
         (MemoryError, False),
     ],
 )
-def test_a_failure_that_may_pass_does_not_decide_for_ever(
+def test_a_temporary_failure_is_not_cached(
     trials: list[tuple[str, ...]], tmp_path: Path, error: type[Exception], kept: bool
 ) -> None:
     bench = Bench(cache(tmp_path), missing="openvino", error=error)
@@ -192,7 +192,7 @@ def test_a_failure_that_may_pass_does_not_decide_for_ever(
     assert len(trials) == (1 if kept else 2)
 
 
-def test_a_remembered_choice_that_cannot_be_prepared_leaves_eager(
+def test_a_cached_choice_that_cannot_be_prepared_falls_back_to_eager(
     trials: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache(tmp_path).keep("model", (40, 56, 1), Choice("openvino"))
@@ -210,7 +210,7 @@ def test_a_remembered_choice_that_cannot_be_prepared_leaves_eager(
     assert trials == []
 
 
-def test_a_trial_in_which_eager_fails_beside_others_leaves_eager_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_alone_is_kept_if_it_fails_next_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     monkeypatch.setattr(bench.fakes["eager"], "masks", lambda images: 1 / 0)
     bench.auto.prepare(40, 56)
@@ -220,7 +220,7 @@ def test_a_trial_in_which_eager_fails_beside_others_leaves_eager_alone(monkeypat
     assert bench.auto.runtime_for(40, 56) is bench.fakes["eager"]
 
 
-def test_one_that_fails_in_the_trial_is_let_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_runtime_that_fails_in_the_trial_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bench = Bench(cache(tmp_path))
     for fake in bench.fakes.values():
         fake.value = 1
@@ -232,7 +232,7 @@ def test_one_that_fails_in_the_trial_is_let_go(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_processes_that_start_together_run_one_trial(trials: list[tuple[str, ...]], tmp_path: Path) -> None:
-    benches = [Bench(cache(tmp_path)) for _ in range(2)]  # each with a lock file of its own, as processes have
+    benches = [Bench(cache(tmp_path)) for _ in range(2)]  # each with its own lock file, like processes
     first, second = (threading.Thread(target=bench.auto.prepare, args=(40, 56)) for bench in benches)
     entered, go = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""PyTorch's compiler: the plain network's answers at odd sizes, and one sentence where it cannot work."""
+"""The compile runtime: the plain network's results at odd sizes, and its error messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def small_network() -> PSPNet:
-    """One block a layer: compiling ResNet-50 takes minutes."""
+    """One block per layer: compiling ResNet-50 takes minutes."""
     backbone = ResNet((1, 1, 1, 1), 8, "conv7", 4)
     return PSPNet(backbone, PSPHead(backbone.out_channels, 3)).eval()
 
@@ -60,7 +60,7 @@ class Tiny(nn.Module):
         return logits
 
 
-def test_logits_and_the_look_at_them_need_no_second_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_and_their_check_need_no_second_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "check_compiler", lambda device: None)
     monkeypatch.setattr(eager, "fastest_dtype", lambda device: torch.float16)
     monkeypatch.setattr(compiled, "build_inference_model", lambda network, dtype: network)
@@ -78,13 +78,13 @@ def test_logits_and_the_look_at_them_need_no_second_compilation(monkeypatch: pyt
     np.testing.assert_array_equal(runtime.logits(images).numpy(), images.transpose(0, 3, 1, 2).astype(np.float32))
     assert len(asked) == 1
     monkeypatch.setattr(network, "forward", lambda images: images.float() + float("inf"))
-    with pytest.warns(UserWarning, match="leave float16's range"):
+    with pytest.warns(UserWarning, match="overflow float16"):
         runtime.masks(images)
     assert (len(asked), runtime.dtype) == (2, torch.float32)
 
 
 @needs_compiler
-def test_any_size_and_what_auto_learns_from_it(tmp_path: Path) -> None:
+def test_any_size_and_its_effect_on_auto(tmp_path: Path) -> None:
     network = Tiny().eval()
     runtime = open_runtime("compile", Source(lambda: network, CPU))
     assert runtime.name == "compile"
@@ -97,7 +97,7 @@ def test_any_size_and_what_auto_learns_from_it(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))
     torch.testing.assert_close(runtime.logits(images), expected, atol=1e-3, rtol=1e-4)
-    # From now on `auto` knows that compiling such a network is worth a try here.
+    # From now on compile is a candidate of `auto` for this architecture.
     auto: Any = open_runtime("auto", Source(lambda: network, CPU))
     assert auto.name == "auto"
     auto.prepare(40, 56)
@@ -105,7 +105,7 @@ def test_any_size_and_what_auto_learns_from_it(tmp_path: Path) -> None:
     assert open_runtime("auto", Source(lambda: nn.Conv2d(3, 3, 1), CPU)).name == "eager"
 
 
-def test_a_machine_without_a_compiler_gets_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_gives_an_error_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
     name = r"clang\+\+" if sys.platform == "darwin" else r"g\+\+"
@@ -118,7 +118,7 @@ def test_a_machine_without_a_compiler_gets_one_sentence(monkeypatch: pytest.Monk
         check_compiler(torch.device("cuda"))
 
 
-def test_what_pytorch_cannot_compile_is_one_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compilation_gives_an_error_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "check_compiler", lambda device: None)
 
     def refuse(*_: object, **__: object) -> None:

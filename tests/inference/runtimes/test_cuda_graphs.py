@@ -1,4 +1,4 @@
-"""Graphs by size: when one is captured, which one makes room, and what it holds. Capturing itself needs a GPU."""
+"""The cache of CUDA graphs: capture, eviction and held tensors. The capture itself needs a GPU."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def numbered(limit: int = 2, sightings: int = 3) -> tuple[GraphCache[str], list[
     return GraphCache(capture, limit, sightings), captured
 
 
-def test_a_size_is_captured_when_it_returns() -> None:
+def test_a_recurring_size_is_captured() -> None:
     graphs, captured = numbered()
     assert [graphs.find((1, 40, 40)) for _ in range(4)] == [None, None, "graph 1", "graph 1"]
     assert graphs.find((2, 40, 40)) is None
     assert captured == [(1, 40, 40)]
 
 
-def test_a_prepared_size_is_captured_at_once() -> None:
+def test_a_prepared_size_is_captured_immediately() -> None:
     graphs, captured = numbered()
     assert graphs.prepare((1, 40, 40)) == "graph 1"
     assert graphs.find((1, 40, 40)) == "graph 1"
@@ -42,7 +42,7 @@ def test_a_prepared_size_is_captured_at_once() -> None:
     assert len(captured) == 1
 
 
-def test_the_one_unused_for_longest_makes_room() -> None:
+def test_the_least_recently_used_graph_is_evicted() -> None:
     graphs, captured = numbered()
     a, b, c = (1, 32, 32), (1, 40, 40), (1, 48, 48)
     graphs.prepare(a)
@@ -64,7 +64,7 @@ def test_a_size_that_does_not_fit_is_not_captured_again() -> None:
         if size[0] > 1:
             try:
                 raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            finally:  # as the end of a capture that was broken off
+            finally:  # like the end of an aborted capture
                 raise RuntimeError("operation failed due to a previous error during capture")
         if size[1] > 100:
             raise RuntimeError("no kernel image")
@@ -73,7 +73,7 @@ def test_a_size_that_does_not_fit_is_not_captured_again() -> None:
     graphs: GraphCache[str] = GraphCache(capture, sightings=2)
     assert graphs.prepare((1, 40, 40)) == "graph"
     assert graphs.prepare((8, 40, 40)) is None
-    assert len(graphs) == 0  # their memory is worth more than their speed now
+    assert len(graphs) == 0  # released for their memory
     assert [graphs.find((8, 40, 40)) for _ in range(4)] == [None] * 4
     assert [graphs.find((4, 40, 40)) for _ in range(4)] == [None] * 4
     assert captured == [(1, 40, 40), (8, 40, 40), (4, 40, 40)]
@@ -90,7 +90,7 @@ def test_many_sizes_cost_no_memory() -> None:
     assert len(graphs._seen) == 1024
 
 
-def test_a_graph_holds_weights_and_what_is_kept_for_a_size() -> None:
+def test_a_graph_holds_weights_and_tensors_cached_for_a_size() -> None:
     runtime = EagerRuntime(build_model(3, width=4).eval(), torch.device("cpu"))
     with torch.no_grad():
         held = lasting_tensors(runtime._classes, torch.zeros((1, 40, 56, 3), dtype=torch.uint8))
@@ -99,7 +99,7 @@ def test_a_graph_holds_weights_and_what_is_kept_for_a_size() -> None:
     assert {weight.data_ptr() for name, weight in runtime.model.named_buffers() if name.endswith("weight")} <= pointers
     shapes = {tuple(tensor.shape) for tensor in held}
     assert (5, 18) in shapes  # the spread matrix of 6 cells over the 5 rows of the map
-    assert (1, 3, 40, 56) not in shapes  # what passes through is not held
+    assert (1, 3, 40, 56) not in shapes  # activations are not held
 
 
 class FakeGraph:
@@ -112,7 +112,7 @@ class FakeGraph:
         return np.full(images.shape[:3], 7, np.uint8), self.finite
 
 
-def test_eager_answers_from_a_graph_where_there_is_one() -> None:
+def test_eager_uses_a_captured_graph() -> None:
     runtime = EagerRuntime(Brightest(), torch.device("cpu"))
     graph = FakeGraph()
     runtime._graphs = GraphCache(lambda _: graph)  # type: ignore[assignment,arg-type,return-value]
@@ -126,7 +126,7 @@ def test_eager_answers_from_a_graph_where_there_is_one() -> None:
     assert graph.sizes == [(1, 40, 56, 3), (2, 48, 64, 3)]
 
 
-def test_logits_that_are_not_finite_are_noticed_behind_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_logits_of_a_graph_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "fastest_dtype", lambda device: torch.float16)
     monkeypatch.setattr(eager, "build_inference_model", lambda network, dtype: network)
     runtime = EagerRuntime(Brightest(), torch.device("cpu"))
@@ -134,13 +134,13 @@ def test_logits_that_are_not_finite_are_noticed_behind_a_graph(monkeypatch: pyte
     runtime.prepare(40, 56)
     assert len(graphs) == 1
     images = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
-    with pytest.warns(UserWarning, match="leave float16's range"):
+    with pytest.warns(UserWarning, match="overflow float16"):
         np.testing.assert_array_equal(runtime.masks(images), images.argmax(axis=3))
     assert runtime.dtype == torch.float32
     assert len(graphs) == 0
 
 
-def test_a_pass_that_finds_no_memory_gets_that_of_the_graphs() -> None:
+def test_graphs_are_released_when_a_pass_runs_out_of_memory() -> None:
     runtime = EagerRuntime(Brightest(), torch.device("cpu"))
     graphs = runtime._graphs = GraphCache(lambda _: FakeGraph())  # type: ignore[assignment,arg-type,return-value]
 
@@ -161,7 +161,7 @@ def test_a_pass_that_finds_no_memory_gets_that_of_the_graphs() -> None:
         runtime.prepare(48, 64)
         runtime.model = Full()
         found = act()
-        assert len(graphs) == (1 if found is None else 0)  # prepare captures anew
+        assert len(graphs) == (1 if found is None else 0)  # prepare captures again
         if found is not None:
             np.testing.assert_array_equal(found, images.argmax(axis=3))
     with pytest.raises(RuntimeError, match="out of memory"):

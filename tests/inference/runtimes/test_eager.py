@@ -1,4 +1,4 @@
-"""The network's inference form, for images of any layout, and a number format that suffices."""
+"""The eager runtime: images of any layout, and a dtype that does not overflow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_masks_and_logits_are_those_of_the_plain_network(shape: tuple[int, int, 
     np.testing.assert_array_equal(runtime.masks(images), masks)
 
 
-def test_images_of_any_layout_are_left_as_they_were() -> None:
+def test_images_of_any_layout_are_unchanged() -> None:
     runtime = EagerRuntime(Brightest(), CPU)
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     frozen = image.copy()
@@ -49,7 +49,7 @@ def test_images_of_any_layout_are_left_as_they_were() -> None:
     ("capability", "expected"),
     [((3, 7), torch.float32), ((6, 1), torch.float32), ((7, 0), torch.float16), ((9, 0), torch.float16)],
 )
-def test_the_number_format_follows_the_gpus_units(
+def test_the_dtype_depends_on_the_gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -58,7 +58,7 @@ def test_the_number_format_follows_the_gpus_units(
 
 
 class Narrow(nn.Module):
-    """Gives infinite logits while its format is float16."""
+    """Returns infinite logits while its dtype is float16."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class Narrow(nn.Module):
         return images.float() * (float("inf") if self.dtype == torch.float16 else 1.0)
 
 
-def test_a_network_that_leaves_the_range_of_float16_goes_on_in_a_wider_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_overflows_float16_continues_in_a_wider_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "fastest_dtype", lambda device: torch.float16)
     monkeypatch.setattr(eager, "build_inference_model", lambda network, dtype: Narrow(dtype))
     runtime = EagerRuntime(Brightest(), CPU)
     images = np.random.default_rng(0).integers(1, 256, (1, 40, 56, 3), dtype=np.uint8)
-    with pytest.warns(UserWarning, match="leave float16's range; it runs in torch.float32 from here"):
+    with pytest.warns(UserWarning, match="overflow float16; it now runs in torch.float32"):
         masks = runtime.masks(images)
     np.testing.assert_array_equal(masks, images.argmax(axis=3))
     assert runtime.dtype == torch.float32
@@ -82,7 +82,7 @@ def test_a_network_that_leaves_the_range_of_float16_goes_on_in_a_wider_one(monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_all_finite_is_no_question_of_the_sum(dtype: torch.dtype) -> None:
+def test_all_finite_with_large_sums(dtype: torch.dtype) -> None:
     logits = torch.full((1, 5, 40, 56), 65_000.0, dtype=dtype)
     assert bool(all_finite(logits))
     for bad in ([float("inf")], [float("nan")], [float("inf"), float("-inf")]):

@@ -1,4 +1,4 @@
-"""ONNX Runtime, OpenVINO and TensorRT: their answers, and their words where they cannot run."""
+"""ONNX Runtime, OpenVINO and TensorRT: results and error messages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_masks_and_logits_are_the_graphs(model_dir: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_threads_share_a_runtime(model_dir: Path, name: str) -> None:
+def test_runtimes_are_thread_safe(model_dir: Path, name: str) -> None:
     written(name, model_dir)
     runtime = opened(name, model_dir)
     images = [np.full((1, 40, 56, 3), 0, np.uint8) for _ in range(12)]
@@ -82,9 +82,7 @@ def test_openvino_compiles_into_the_cache_once(model_dir: Path, tmp_path: Path) 
     assert sorted((tmp_path / "cache" / "openvino").rglob("*.blob")) == kept
 
 
-def test_a_cache_that_cannot_be_written_does_not_matter(
-    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_cache_is_accepted(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written("openvino", model_dir)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PSPNET_CACHE", str(tmp_path / "file"))
@@ -92,7 +90,7 @@ def test_a_cache_that_cannot_be_written_does_not_matter(
     np.testing.assert_array_equal(opened("openvino", model_dir).masks(images), images.argmax(axis=3))
 
 
-def test_logits_are_enlarged_as_the_network_does_it() -> None:
+def test_logits_are_enlarged_as_in_the_network() -> None:
     small = np.random.default_rng(0).normal(size=(1, 3, 5, 7)).astype(np.float32)
     small.flags.writeable = False
     for align_corners in (False, True):
@@ -102,7 +100,7 @@ def test_logits_are_enlarged_as_the_network_does_it() -> None:
         torch.testing.assert_close(enlarge_logits(small, 40, 56, align_corners), expected)
 
 
-# --- what is missing --------------------------------------------------------------------------------------------------
+# --- missing requirements --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_logits_are_enlarged_as_the_network_does_it() -> None:
         ("openvino:int8", r"--format openvino --int8 --calibration DATA`"),
     ],
 )
-def test_a_missing_export_is_answered_with_the_command_that_makes_it(model_dir: Path, name: str, command: str) -> None:
+def test_a_missing_export_is_reported_with_its_command(model_dir: Path, name: str, command: str) -> None:
     pytest.importorskip(name.partition(":")[0])
     with pytest.raises(WeightsError, match=rf"Create it with `pspnet export {model_dir} {command}"):
         opened(name, model_dir)
@@ -126,7 +124,7 @@ def test_an_export_of_other_weights_is_refused(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "file"), [("onnxruntime", "model.onnx"), ("openvino", "model.xml")])
-def test_a_damaged_graph_is_named(model_dir: Path, name: str, file: str) -> None:
+def test_a_damaged_graph_is_reported(model_dir: Path, name: str, file: str) -> None:
     folder = written(name, model_dir)
     (folder / file).write_bytes(b"<no graph")
     with pytest.raises(RuntimeMissingError, match=rf"{file}: .* cannot run this graph.*export it again, or use the"):
@@ -134,7 +132,7 @@ def test_a_damaged_graph_is_named(model_dir: Path, name: str, file: str) -> None
 
 
 @pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
-def test_a_missing_package_is_answered_with_how_to_install_it(
+def test_a_missing_package_is_reported_with_its_install_command(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str
 ) -> None:
     real = importlib.import_module
@@ -154,7 +152,7 @@ def test_openvino_is_for_cpus(model_dir: Path) -> None:
         opened("openvino", model_dir, GPU)
 
 
-def test_an_onnx_runtime_without_cuda_says_so(model_dir: Path) -> None:
+def test_an_onnx_runtime_without_cuda_is_reported(model_dir: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
@@ -180,7 +178,7 @@ def session_of(providers: list[str]) -> Callable[..., Any]:
     return Session
 
 
-def test_tensorrt_is_asked_for_float16_and_keeps_its_engines(
+def test_tensorrt_runs_float16_and_caches_its_engines(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written("onnxruntime", model_dir)
@@ -193,7 +191,7 @@ def test_tensorrt_is_asked_for_float16_and_keeps_its_engines(
     assert (runtime.name, name, cuda[0], cpu) == ("tensorrt", *there)
     assert options["trt_fp16_enable"] is True
     assert options["device_id"] == 1
-    kept = tmp_path / "cache" / "tensorrt" / hash_weights(model_dir)[:16]  # another model's engines lie elsewhere
+    kept = tmp_path / "cache" / "tensorrt" / hash_weights(model_dir)[:16]  # one folder per model
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(kept)
     assert kept.is_dir()
     exact: Any = opened("tensorrt", model_dir, GPU, torch.float32)
@@ -210,20 +208,22 @@ def test_tensorrt_is_asked_for_float16_and_keeps_its_engines(
 def test_names() -> None:
     for name in NAMES:
         assert check_name(name) == name
-    with pytest.raises(ConfigError, match="runtime = 'onnx' is none; use auto, eager, compile,"):
+    with pytest.raises(ConfigError, match="runtime: found 'onnx'; use auto, eager, compile,"):
         open_runtime("onnx", Source(lambda: torch.nn.Identity(), CPU))
 
 
-def test_an_export_has_its_own_number_format_and_a_directory(model_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="runtime openvino runs an export as it is; bfloat16 needs the runtime eager"):
+def test_an_export_has_its_own_dtype_and_a_directory(model_dir: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="runtime openvino runs an export unchanged; bfloat16 needs the runtime eager"
+    ):
         opened("openvino", model_dir, dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match="runtime tensorrt runs in float16 or float32; bfloat16 needs the runtime"):
         opened("tensorrt", model_dir, GPU, torch.bfloat16)
-    with pytest.raises(ConfigError, match="runs an export of a model directory; load the model from one"):
+    with pytest.raises(ConfigError, match="needs an export in a model directory; load the model from one"):
         open_runtime("openvino", Source(lambda: torch.nn.Identity(), CPU))
 
 
-def test_a_foreign_record_is_named(model_dir: Path) -> None:
+def test_a_foreign_record_is_reported(model_dir: Path) -> None:
     folder = written("openvino", model_dir)
     content = json.loads((folder / "export.json").read_text())
     (folder / "export.json").write_text(json.dumps({**content, "file": "../model.xml"}))

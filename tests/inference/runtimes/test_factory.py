@@ -1,4 +1,4 @@
-"""What `auto` may choose from: never 8 bits, never what is not there, and nothing at all costs nothing."""
+"""Candidates of `auto`: never 8 bits, never what is missing, and plain eager without any."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_int8_and_missing_packages_are_no_candidates(model_dir: Path, monkeypatc
     assert type(open_runtime("auto", source(model_dir))) is EagerRuntime
 
 
-def test_what_cannot_run_here_at_all_is_no_candidate(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_runtimes_are_no_candidates(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     write_openvino(model_dir)
     gpu = Source(Brightest, torch.device("cuda"), None, model_dir)
@@ -60,7 +60,7 @@ def test_what_cannot_run_here_at_all_is_no_candidate(model_dir: Path, monkeypatc
     assert not opening._has_compiler(torch.device("cuda"))
 
 
-def test_auto_tries_the_exports_that_are_there(model_dir: Path) -> None:
+def test_auto_tries_the_existing_exports(model_dir: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -82,7 +82,7 @@ def test_auto_tries_the_exports_that_are_there(model_dir: Path) -> None:
     assert again.runtime_for(48, 64).name == "eager"
 
 
-def test_an_export_of_other_weights_is_passed_over(model_dir: Path) -> None:
+def test_an_export_of_other_weights_is_skipped(model_dir: Path) -> None:
     pytest.importorskip("openvino")
     write_openvino(model_dir, weights_sha256="0" * 64)
     runtime: Any = open_runtime("auto", source(model_dir))
@@ -91,7 +91,7 @@ def test_an_export_of_other_weights_is_passed_over(model_dir: Path) -> None:
     assert "exported from other weights" in runtime.choices[40, 56, 1].failed["openvino"]
 
 
-def test_an_export_with_other_masks_is_passed_over(model_dir: Path) -> None:
+def test_an_export_with_other_masks_is_skipped(model_dir: Path) -> None:
     pytest.importorskip("openvino")
     write_openvino(model_dir)
 

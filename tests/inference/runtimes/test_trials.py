@@ -1,4 +1,4 @@
-"""The trial among runtimes, with a clock of its own, and the file that remembers its choices."""
+"""Trials of runtimes with a fake clock, and the cache of their choices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MACHINE = {"processor": "a", "cores": 2, "threads": 2}
 
 
 class Clock:
-    """A clock that only fakes set."""
+    """A clock that only the fakes advance."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -32,7 +32,7 @@ class Clock:
 
 
 class Fake:
-    """Gives the brightest channel; a share of its pixels is wrong, and each pass takes a while by the clock.
+    """Returns the brightest channel, with a fraction of wrong pixels; each pass advances the clock.
 
     `error` is raised `after` so many passes.
     """
@@ -76,9 +76,9 @@ def test_the_fastest_is_chosen() -> None:
     assert {fake.passes for fake in fakes.values()} == {1 + 2 * 16}  # one to compare, 16 rounds: 2.88 s
 
 
-def test_no_round_begins_after_three_seconds() -> None:
+def test_no_round_starts_after_three_seconds() -> None:
     _, fakes = trial(eager={"seconds": 0.14}, openvino={"seconds": 0.12})
-    assert {fake.passes for fake in fakes.values()} == {1 + 2 * 6}  # 0.52 s a round; the sixth begins at 2.6 s
+    assert {fake.passes for fake in fakes.values()} == {1 + 2 * 6}  # 0.52 s per round; the sixth starts at 2.6 s
 
 
 def test_a_slow_trial_ends_after_five_rounds() -> None:
@@ -86,7 +86,7 @@ def test_a_slow_trial_ends_after_five_rounds() -> None:
     assert fakes["openvino"].passes == 1 + 2 * 5
 
 
-def test_a_small_gain_does_not_count() -> None:
+def test_a_small_gain_is_ignored() -> None:
     assert trial(eager={"seconds": 0.1}, openvino={"seconds": 0.097})[0].runtime == "eager"
     assert trial(eager={"seconds": 0.1}, openvino={"seconds": 0.094})[0].runtime == "openvino"
 
@@ -99,13 +99,13 @@ def test_other_masks_are_not_chosen_however_fast() -> None:
     assert trial(eager={"seconds": 0.1}, openvino={"seconds": 0.01, "wrong": 0.005})[0].runtime == "openvino"
 
 
-def test_one_that_fails_takes_no_part() -> None:
+def test_a_failing_runtime_is_excluded() -> None:
     choice, _ = trial(eager={"seconds": 0.1}, openvino={"seconds": 0.01, "error": RuntimeError("no memory")})
     assert choice.runtime == "eager"
     assert choice.failed == {"openvino": "RuntimeError: no memory"}
 
 
-def test_one_that_fails_while_it_is_timed_is_dropped() -> None:
+def test_a_runtime_that_fails_while_timed_is_excluded() -> None:
     failing = {"seconds": 0.01, "error": RuntimeError("no memory"), "after": 4}
     choice, fakes = trial(eager={"seconds": 0.1}, openvino=failing, onnxruntime={"seconds": 0.05})
     assert choice.runtime == "onnxruntime"
@@ -116,11 +116,11 @@ def test_one_that_fails_while_it_is_timed_is_dropped() -> None:
         trial(eager={**failing, "seconds": 0.1}, openvino={"seconds": 0.05})
 
 
-def test_eager_alone_is_not_timed_at_length() -> None:
+def test_eager_alone_is_timed_once() -> None:
     assert trial(eager={"seconds": 0.1})[1]["eager"].passes <= 3
 
 
-def test_trial_images_are_the_same_every_time() -> None:
+def test_trial_images_are_deterministic() -> None:
     assert IMAGES.shape == (2, 40, 56, 3)
     assert IMAGES.dtype == np.uint8
     np.testing.assert_array_equal(IMAGES, trial_images(40, 56, 2))
@@ -150,7 +150,7 @@ def test_another_machine_has_another_file(tmp_path: Path) -> None:
     assert ChoiceCache(tmp_path, {**MACHINE, "threads": 1}).find("m", (32, 32, 1)) is None
 
 
-def test_what_was_compiled_is_remembered_beside_the_choices(tmp_path: Path) -> None:
+def test_compiled_architectures_are_stored_with_the_choices(tmp_path: Path) -> None:
     cache = ChoiceCache(tmp_path, MACHINE)
     cache.keep("m", (32, 32, 1), Choice("eager"))
     assert not cache.has_compiled("m")
@@ -169,7 +169,7 @@ def test_what_was_compiled_is_remembered_beside_the_choices(tmp_path: Path) -> N
         '{"format": "pspnet-runtimes-1", "choices": {"m 32x32 batch 1": []}}', "[" * 100_000,
     ],
 )  # fmt: skip
-def test_a_damaged_file_counts_as_none_and_is_replaced(tmp_path: Path, text: str) -> None:
+def test_a_damaged_file_counts_as_empty_and_is_replaced(tmp_path: Path, text: str) -> None:
     cache = ChoiceCache(tmp_path, MACHINE)
     cache.path.parent.mkdir()
     cache.path.write_text(text)
@@ -180,7 +180,7 @@ def test_a_damaged_file_counts_as_none_and_is_replaced(tmp_path: Path, text: str
     assert json.loads(cache.path.read_text())["machine"] == MACHINE
 
 
-def test_odd_details_of_an_entry_are_left_out(tmp_path: Path) -> None:
+def test_invalid_details_of_an_entry_are_ignored(tmp_path: Path) -> None:
     cache = ChoiceCache(tmp_path, MACHINE)
     cache.keep("m", (32, 32, 1), Choice("openvino", {"eager": 1.0}))
     content = json.loads(cache.path.read_text())
@@ -189,14 +189,14 @@ def test_odd_details_of_an_entry_are_left_out(tmp_path: Path) -> None:
     assert cache.find("m", (32, 32, 1)) == Choice("openvino")
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_memory(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = ChoiceCache(tmp_path / "file", MACHINE)
     cache.keep("m", (32, 32, 1), Choice("openvino"))
     assert cache.find("m", (32, 32, 1)) is None
 
 
-def test_the_machine_is_described_by_what_decides() -> None:
+def test_the_machine_description() -> None:
     machine = describe_machine(torch.device("cpu"))
     assert set(machine) == {"processor", "cores", "threads", "device", "cuda", "versions"}
     assert machine["cuda"] == torch.version.cuda
@@ -205,7 +205,7 @@ def test_the_machine_is_described_by_what_decides() -> None:
     assert machine["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in machine["versions"]["torch"]
 
 
-def test_onnx_runtime_for_gpus_is_a_package_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnxruntime_gpu_is_a_separate_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda package: f"{package} 1.0")
     versions = describe_machine(torch.device("cpu"))["versions"]
     assert versions["onnxruntime-gpu"] == "onnxruntime-gpu 1.0"
@@ -224,7 +224,7 @@ for side in range(100):
 """
 
 
-def test_processes_that_remember_together_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_writes_lose_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _ADD, str(tmp_path)]
     processes = [
         subprocess.Popen([*command, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for model in "ab"
@@ -238,7 +238,7 @@ def test_processes_that_remember_together_lose_nothing(tmp_path: Path) -> None:
     assert all(cache.find(model, (side, 32, 1)) is not None for model in "ab" for side in range(100))
 
 
-def test_who_is_alone_may_still_remember(tmp_path: Path) -> None:
+def test_the_lock_holder_can_store(tmp_path: Path) -> None:
     cache = ChoiceCache(tmp_path, MACHINE)
     with cache.alone():
         cache.keep("m", (32, 32, 1), Choice("eager"))

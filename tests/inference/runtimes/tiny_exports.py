@@ -1,4 +1,4 @@
-"""Small graphs with the inputs and outputs of an export, in the place of an export, made in a moment."""
+"""Small graphs with the interface of an export, which are fast to build."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Brightest(torch.nn.Module):
 
 
 def write_onnx(model_dir: Path, **changes: Any) -> Path:
-    """`Brightest` as the ONNX export of a model directory; its folder. `changes` are fields of the record."""
+    """Write `Brightest` as the ONNX export of a model directory. `changes`: fields of the record."""
     import onnx
     from onnx import TensorProto, helper
 
