@@ -23,15 +23,15 @@ from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving.engine import Engine
+from pspnet.serving.json_log import JsonLog
 from pspnet.serving.loading import load_predictor
 from pspnet.serving.openapi import PATHS
-from pspnet.serving.processes.json_log import JsonLog
-from pspnet.serving.processes.server_metrics import CONTENT_TYPE, STAGES, Table
 from pspnet.serving.protocol.accept import choose_answer
 from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
 from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.queued_request import BUSY, QueuedRequest, RequestCancelledError
 from pspnet.serving.serve_settings import ServeSettings, read_settings
+from pspnet.serving.server_metrics import CONTENT_TYPE, STAGES, Table
 
 CLIENT_GONE = 499
 INVOCATIONS = "/invocations"

@@ -23,12 +23,12 @@ from PIL import Image
 from pspnet.inference.limits import Limits
 from pspnet.inference.prediction import Prediction
 from pspnet.inference.predictor import Predictor
-from pspnet.serving.processes.server_metrics import READY, Row
-from pspnet.serving.processes.server_metrics import STOPPING as ROW_STOPPING
 from pspnet.serving.protocol.accept import choose_answer
 from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.queued_request import BUSY, STOPPING, QueuedRequest, RequestCancelledError, predict_batch
 from pspnet.serving.serve_settings import AUTO, GPU_BATCH
+from pspnet.serving.server_metrics import READY, Row
+from pspnet.serving.server_metrics import STOPPING as ROW_STOPPING
 
 
 class Engine:

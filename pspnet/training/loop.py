@@ -22,8 +22,8 @@ from pspnet.evaluation.protocols.whole import evaluate_whole
 from pspnet.models.weights import load_state_strict
 from pspnet.system.device import tuned_convolutions
 from pspnet.system.signals import StopRequest
+from pspnet.training.memory import explain_out_of_memory
 from pspnet.training.optimization.ema import ExponentialMovingAverage
-from pspnet.training.performance.memory import explain_out_of_memory
 from pspnet.training.performance.prefetch import prefetch_to_device
 from pspnet.training.results import write_results
 from pspnet.training.run_log import RunLog

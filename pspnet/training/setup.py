@@ -30,6 +30,7 @@ from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.system import device as devices
 from pspnet.system.distributed import Processes, join_processes
 from pspnet.system.precision import Precision, choose_precision
+from pspnet.training.memory import choose_micro_batch, fits_in_memory
 from pspnet.training.network import BuildNetwork, build_network
 from pspnet.training.optimization.early_stopping import EarlyStopping
 from pspnet.training.optimization.ema import ExponentialMovingAverage
@@ -38,7 +39,6 @@ from pspnet.training.optimization.optimizer import build_optimizer, parameter_gr
 from pspnet.training.optimization.schedule import LearningRateSchedule
 from pspnet.training.performance.activation_checkpointing import check_precision_supported, checkpoint_activations
 from pspnet.training.performance.compilation import CompiledModel, should_compile
-from pspnet.training.performance.memory import choose_micro_batch, fits_in_memory
 from pspnet.training.performance.prefetch import images_of_rank, most_common_part
 from pspnet.training.run_log import RunLog
 from pspnet.training.step import TrainingStep

@@ -26,7 +26,7 @@ from pspnet.inference.limits import Limits
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving import app as app_module
 from pspnet.serving.app import Service, create_app
-from pspnet.serving.processes.json_log import JsonLog
+from pspnet.serving.json_log import JsonLog
 from pspnet.serving.serve_settings import read_settings
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn

@@ -16,10 +16,10 @@ from PIL import Image
 from pspnet.errors import WeightsError
 from pspnet.inference.limits import Limits
 from pspnet.serving.engine import Engine
-from pspnet.serving.processes.server_metrics import READY, Table
 from pspnet.serving.protocol.accept import choose_answer
 from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.queued_request import QueuedRequest, RequestCancelledError
+from pspnet.serving.server_metrics import READY, Table
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn
 

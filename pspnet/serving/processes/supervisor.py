@@ -23,10 +23,10 @@ from types import FrameType
 from typing import cast
 
 from pspnet.errors import ConfigError
-from pspnet.serving.processes.json_log import JsonLog
-from pspnet.serving.processes.server_metrics import READY, Table
+from pspnet.serving.json_log import JsonLog
 from pspnet.serving.processes.worker_arguments import StartFailure, WorkerArguments
 from pspnet.serving.serve_settings import ServeSettings
+from pspnet.serving.server_metrics import READY, Table
 
 # A worker that ends before its model was ready counts as a failed start. After this many in a row, serving ends.
 MAX_FAILED_STARTS = 5

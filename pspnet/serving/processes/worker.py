@@ -17,9 +17,9 @@ import uvicorn
 from pspnet.errors import ConfigError, PspnetError
 from pspnet.inference.limits import Limits
 from pspnet.serving.app import Service, create_app
-from pspnet.serving.processes.json_log import JsonLog, LogHandler
-from pspnet.serving.processes.server_metrics import Table
+from pspnet.serving.json_log import JsonLog, LogHandler
 from pspnet.serving.processes.worker_arguments import StartFailure, WorkerArguments
+from pspnet.serving.server_metrics import Table
 
 STUCK_EXIT = 70
 # Keep idle connections open for longer than a driver pauses between frames; a new one costs a round trip.

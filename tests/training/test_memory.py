@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from pspnet.errors import DeviceMemoryError
 from pspnet.system.distributed import Processes
 from pspnet.system.precision import Precision
-from pspnet.training.optimization.losses import build_loss
-from pspnet.training.performance.memory import (
+from pspnet.training.memory import (
     choose_micro_batch,
     explain_out_of_memory,
     fits_in_memory,
     largest_that_fits,
 )
+from pspnet.training.optimization.losses import build_loss
 from pspnet.training.step import TrainingStep
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pspnet.serving.processes.server_metrics import READY, STARTING, STOPPING, Table
+from pspnet.serving.server_metrics import READY, STARTING, STOPPING, Table
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from pspnet.serving.processes import json_log as logs
-from pspnet.serving.processes.json_log import JsonLog, LogHandler
+from pspnet.serving import json_log as logs
+from pspnet.serving.json_log import JsonLog, LogHandler
 
 
 def test_lines_are_json_objects_in_order() -> None:
