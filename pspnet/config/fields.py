@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
-
 from pspnet.classes import NAMED_CLASS_SETS
-from pspnet.config.folders import FOLDERS, SHAPES, derived_folders
-from pspnet.config.values import describe_allowed, parse_str, parse_value, split_list, within
+from pspnet.config.folders import SHAPES, derived_folders
+from pspnet.config.settings import Settings, setting
 
 IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """torchvision's names of its ImageNet weights."""
@@ -21,35 +19,67 @@ WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 """How the names of files with weights end."""
 
 
-def setting(group: str, default: Any, description: str, *, allowed: str | None = None, **bounds: float) -> Any:
-    """A field of Config. `bounds` are gt, ge, lt, le; `allowed` replaces the words made from them and the type."""
-    extra: dict[str, Any] = {"group": group, "allowed": allowed, "bounds": dict(bounds)}
-    return Field(default, description=description, json_schema_extra=extra)
+def _expanded(value: Any) -> Any:
+    """Paths with `~` replaced by the home folder."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-_built_in = partial(setting, "Hyperparameters of the built-in algorithm")
-_channel = partial(setting, "Data channels")
-_network = partial(setting, "Network")
-_output = partial(setting, "Outputs")
-_training = partial(setting, "Training")
-_augment = partial(setting, "Augmentation")
-_control = partial(setting, "Run control")
+def _multiple_of_8(value: int) -> int:
+    return -(-value // 8) * 8
 
 
-class Fields(BaseModel):
+def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
+    if list(value) != sorted(set(value)):
+        raise ValueError("not ascending")
+    return value
+
+
+def _weights(value: str) -> str:
+    if value not in IMAGENET_WEIGHTS and not value.endswith(WEIGHT_SUFFIXES):
+        raise ValueError("neither a known name nor a file of weights")
+    return os.path.expanduser(value)
+
+
+def _folder_name(value: str) -> str:
+    # The name becomes a folder under runs/, so it must not lead anywhere else.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("not a plain name")
+    return value
+
+
+def _class_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    names = NAMED_CLASS_SETS.get(value[0], value) if len(value) == 1 else value
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError("empty or repeated names")
+    return names
+
+
+_built_in = partial(setting, group="Hyperparameters of the built-in algorithm")
+_channel = partial(setting, group="Data channels", check=_expanded)
+_network = partial(setting, group="Network")
+_output = partial(setting, group="Outputs", check=_expanded)
+_training = partial(setting, group="Training")
+_augment = partial(setting, group="Augmentation")
+_control = partial(setting, group="Run control")
+
+
+@dataclass(frozen=True, init=False)
+class Fields(Settings):
     """Every setting by itself; `Config` adds the rules between settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     backbone: Literal["resnet-50", "resnet-101"] = _built_in("resnet-50", "Network that extracts the features.")
     algorithm: Literal["psp", "fcn", "deeplab"] = _built_in(
         "psp", "Network: PSPNet, or torchvision's FCN or DeepLabV3."
     )
     use_pretrained_model: bool = _built_in(True, "Start the backbone from ImageNet weights.")
-    num_classes: int = _built_in(..., "Number of classes, background included, ignored pixels not.", ge=2, le=254)
+    num_classes: int = _built_in(
+        ..., "Number of classes, background included, ignored pixels not.", placeholder=2, ge=2, le=254
+    )
     num_training_samples: int | None = _built_in(None, "Images an epoch; counted from the channel if not given.", ge=1)
     base_size: int = _built_in(520, "Long side of a training image in pixels, before the random scale.", gt=16)
-    crop_size: int = _built_in(240, "Side of the training crop in pixels; rounded up to a multiple of 8.", gt=16)
+    crop_size: int = _built_in(
+        240, "Side of the training crop in pixels; rounded up to a multiple of 8.", check=_multiple_of_8, gt=16
+    )
     epochs: int = _built_in(10, "Passes over the training images.", ge=1)
     mini_batch_size: int = _built_in(16, "Images a training step, over all devices.", ge=1)
     validation_mini_batch_size: int = _built_in(16, "Images a validation step.", ge=1)
@@ -65,6 +95,7 @@ class Fields(BaseModel):
         None,
         "Epochs after which the step schedule drops.",
         allowed='ascending whole numbers of at least 1 with commas between, such as "10, 20"',
+        check=_ascending,
         ge=1,
     )
     early_stopping: bool = _built_in(False, "Stop when the validation mIoU no longer rises.")
@@ -89,6 +120,7 @@ class Fields(BaseModel):
         None,
         "Names of the classes in the order of their ids.",
         allowed=f"different names with commas between, or a known set: {', '.join(NAMED_CLASS_SETS)}",
+        check=_class_names,
     )
 
     stem: Literal["conv7", "deep", "deep-narrow"] = _network(
@@ -104,10 +136,13 @@ class Fields(BaseModel):
         "IMAGENET1K_V1",
         "Weights that use_pretrained_model gives the backbone: torchvision's, or a file's.",
         allowed=f"{', '.join(IMAGENET_WEIGHTS)} or a file that ends in {', '.join(WEIGHT_SUFFIXES)}",
+        check=_weights,
     )
     dropout: float = _network(0.1, "Share of channels dropped before the last layer of each head.", ge=0, lt=1)
 
-    name: str = _output("run", "Name of the run; from the config file's name.", allowed="letters, digits and . _ -")
+    name: str = _output(
+        "run", "Name of the run; from the config file's name.", allowed="letters, digits and . _ -", check=_folder_name
+    )
     model_dir: str = _output(
         "", "Where the finished model goes (runs/<name>/model, or SM_MODEL_DIR).", allowed="a folder"
     )
@@ -190,45 +225,6 @@ class Fields(BaseModel):
     progress: Literal["auto", "bar", "lines"] = _control("auto", "Progress bar or plain lines; auto by terminal.")
     sample_images: int = _control(4, "Validation images shown as image, truth and prediction.", ge=0)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _parse(cls, value: object, info: ValidationInfo) -> Any:
-        key = str(info.field_name)
-        field = cls.model_fields[key]
-        if key == "class_names":
-            return _parse_class_names(value)
-        parsed = parse_value(value, field.annotation)
-        if not within(parsed, extra(field)["bounds"]):
-            raise ValueError("out of bounds")
-        return os.path.expanduser(parsed) if key in (*FOLDERS, "pretrained_weights") else parsed
-
-    @field_validator("crop_size")
-    @classmethod
-    def _round_up(cls, value: int) -> int:
-        return -(-value // 8) * 8
-
-    @field_validator("lr_scheduler_step")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value and list(value) != sorted(set(value)):
-            raise ValueError("not ascending")
-        return value
-
-    @field_validator("pretrained_weights")
-    @classmethod
-    def _known_or_file(cls, value: str) -> str:
-        if value not in IMAGENET_WEIGHTS and not value.endswith(WEIGHT_SUFFIXES):
-            raise ValueError("neither a known name nor a file of weights")
-        return value
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        # The name becomes a folder under runs/, so it must not lead anywhere else.
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError("not a plain name")
-        return value
-
     @property
     def synthetic(self) -> bool:
         """Whether the run uses the built-in synthetic set, which the program writes itself."""
@@ -236,30 +232,6 @@ class Fields(BaseModel):
 
     def derived(self) -> dict[str, str]:
         """The folders among the settings that merely follow from `data` and `name`."""
-        values = self.model_dump()
+        values = self.to_dict()
         follows = derived_folders({key: values[key] for key in ("data", "name") if values[key] is not None})
         return {key: folder for key, folder in follows.items() if values[key] == folder}
-
-
-def allowed(key: str) -> str:
-    """What a setting allows, in words."""
-    field = Fields.model_fields[key]
-    return str(extra(field)["allowed"] or describe_allowed(field.annotation, extra(field)["bounds"]))
-
-
-def group(key: str) -> str:
-    """The heading that a setting stands under in the help text and in the documentation."""
-    return str(extra(Fields.model_fields[key])["group"])
-
-
-def extra(field: FieldInfo) -> dict[str, Any]:
-    assert isinstance(field.json_schema_extra, dict)
-    return field.json_schema_extra
-
-
-def _parse_class_names(value: object) -> tuple[str, ...]:
-    names = tuple(parse_str(item) for item in split_list(value))
-    names = NAMED_CLASS_SETS.get(names[0], names) if len(names) == 1 else names
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError("empty or repeated names")
-    return names

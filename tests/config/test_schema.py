@@ -65,7 +65,7 @@ GIVEN = {"num_classes": 3, "data": "x", "train": "x/train", "train_annotation": 
 
 
 def test_defaults_are_the_built_in_algorithms_and_ours() -> None:
-    assert make().model_dump() == {**BUILT_IN_DEFAULTS, **OWN_DEFAULTS, **GIVEN}
+    assert make().to_dict() == {**BUILT_IN_DEFAULTS, **OWN_DEFAULTS, **GIVEN}
 
 
 # Each bound from both sides: key, the least and greatest values allowed, and values just outside.
@@ -256,8 +256,8 @@ def test_json_and_copies_are_equal(tmp_path: Path) -> None:
     config = make(
         class_weights="1, 2.5, 1e-3", lr_scheduler="step", lr_scheduler_step="3, 5", workers=2, model=tmp_path
     )
-    assert Config(**json.loads(json.dumps(config.model_dump(mode="json")))) == config
-    assert Config(**config.model_dump()) == config
+    assert Config(**json.loads(json.dumps(config.to_json()))) == config
+    assert Config(**config.to_dict()) == config
     assert copy.deepcopy(config) == config
     assert pickle.loads(pickle.dumps(config)) == config
     assert config != make()
