@@ -43,7 +43,7 @@ class Arguments:
 def parse_arguments(
     argv: Sequence[str], env: Mapping[str, str] | None = None, default_file: str | os.PathLike[str] | None = None
 ) -> Arguments:
-    """RawSettings from `--key value` flags over a `--config` file over the environment over defaults.
+    """Settings from `--key value` flags over a `--config` file over the environment over defaults.
 
     `argv` has no program name. `env` stands for os.environ, which is read if it is None. `default_file` is read where
     the command line gives no setting and no file, and the environment has no channel. Raises ConfigError that lists
@@ -68,7 +68,7 @@ def load_config(
     overrides: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Config:
-    """RawSettings from a YAML file with `overrides` over it; raises ConfigError. The environment counts only if given."""
+    """Settings from a YAML file with `overrides` over it; raises ConfigError. The environment counts only if given."""
     flags = RawSettings()
     for key, value in (overrides or {}).items():
         flags.set(plain_key(key), value, "override")
