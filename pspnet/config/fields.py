@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
-
 from pspnet.classes import MAX_CLASSES, NAMED_CLASS_SETS
-from pspnet.config.folders import FOLDERS, SHAPES, derived_folders
-from pspnet.config.values import describe_allowed, parse_str, parse_value, split_list, within
+from pspnet.config.folders import SHAPES, derived_folders
+from pspnet.config.settings import Settings, setting
 
 IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """torchvision's names of its ImageNet weights."""
@@ -21,25 +19,53 @@ WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 """File name suffixes of weights."""
 
 
-def setting(group: str, default: Any, description: str, *, allowed: str | None = None, **bounds: float) -> Any:
-    """A field of Config. `bounds` are gt, ge, lt, le; `allowed` replaces the text generated from them and the type."""
-    extra: dict[str, Any] = {"group": group, "allowed": allowed, "bounds": dict(bounds)}
-    return Field(default, description=description, json_schema_extra=extra)
+def _expanded(value: Any) -> Any:
+    """Paths with `~` replaced by the home folder."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-_built_in = partial(setting, "Hyperparameters of the built-in algorithm")
-_channel = partial(setting, "Data channels")
-_network = partial(setting, "Network")
-_output = partial(setting, "Outputs")
-_training = partial(setting, "Training")
-_augment = partial(setting, "Augmentation")
-_control = partial(setting, "Run control")
+def _multiple_of_8(value: int) -> int:
+    return -(-value // 8) * 8
 
 
-class Fields(BaseModel):
+def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
+    if list(value) != sorted(set(value)):
+        raise ValueError("not ascending")
+    return value
+
+
+def _weights(value: str) -> str:
+    if value not in IMAGENET_WEIGHTS and not value.endswith(WEIGHT_SUFFIXES):
+        raise ValueError("neither a known name nor a file of weights")
+    return os.path.expanduser(value)
+
+
+def _folder_name(value: str) -> str:
+    # The name becomes a folder under runs/, so it must not lead anywhere else.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("not a plain name")
+    return value
+
+
+def _class_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    names = NAMED_CLASS_SETS.get(value[0], value) if len(value) == 1 else value
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError("empty or repeated names")
+    return names
+
+
+_built_in = partial(setting, group="Hyperparameters of the built-in algorithm")
+_channel = partial(setting, group="Data channels", check=_expanded)
+_network = partial(setting, group="Network")
+_output = partial(setting, group="Outputs", check=_expanded)
+_training = partial(setting, group="Training")
+_augment = partial(setting, group="Augmentation")
+_control = partial(setting, group="Run control")
+
+
+@dataclass(frozen=True, init=False)
+class Fields(Settings):
     """Every setting by itself; `Config` adds the rules between settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     backbone: Literal["resnet-50", "resnet-101"] = _built_in("resnet-50", "Network that extracts the features.")
     algorithm: Literal["psp", "fcn", "deeplab"] = _built_in(
@@ -47,11 +73,17 @@ class Fields(BaseModel):
     )
     use_pretrained_model: bool = _built_in(True, "Start the backbone from ImageNet weights.")
     num_classes: int = _built_in(
-        ..., "Number of classes, including the background, excluding ignored pixels.", ge=2, le=MAX_CLASSES
+        ...,
+        "Number of classes, including the background, excluding ignored pixels.",
+        placeholder=2,
+        ge=2,
+        le=MAX_CLASSES,
     )
     num_training_samples: int | None = _built_in(None, "Images per epoch; counted from the channel if not given.", ge=1)
     base_size: int = _built_in(520, "Long side of a training image in pixels, before the random scale.", gt=16)
-    crop_size: int = _built_in(240, "Side of the training crop in pixels; rounded up to a multiple of 8.", gt=16)
+    crop_size: int = _built_in(
+        240, "Side of the training crop in pixels; rounded up to a multiple of 8.", check=_multiple_of_8, gt=16
+    )
     epochs: int = _built_in(10, "Passes over the training images.", ge=1)
     mini_batch_size: int = _built_in(16, "Images per training step, over all devices.", ge=1)
     validation_mini_batch_size: int = _built_in(16, "Images per validation step.", ge=1)
@@ -69,6 +101,7 @@ class Fields(BaseModel):
         None,
         "Epochs after which the step schedule drops the learning rate.",
         allowed='ascending whole numbers of at least 1, separated by commas, such as "10, 20"',
+        check=_ascending,
         ge=1,
     )
     early_stopping: bool = _built_in(False, "Stop when the validation mIoU no longer improves.")
@@ -93,6 +126,7 @@ class Fields(BaseModel):
         None,
         "Class names in the order of their ids.",
         allowed=f"unique names separated by commas, or a known set: {', '.join(NAMED_CLASS_SETS)}",
+        check=_class_names,
     )
 
     stem: Literal["conv7", "deep", "deep-narrow"] = _network(
@@ -109,11 +143,15 @@ class Fields(BaseModel):
         "IMAGENET1K_V1",
         "Weights for use_pretrained_model: torchvision's, or a file.",
         allowed=f"{', '.join(IMAGENET_WEIGHTS)} or a file ending in {', '.join(WEIGHT_SUFFIXES)}",
+        check=_weights,
     )
     dropout: float = _network(0.1, "Dropout probability before the last layer of each head.", ge=0, lt=1)
 
     name: str = _output(
-        "run", "Name of the run; defaults to the config file's name.", allowed="letters, digits and . _ -"
+        "run",
+        "Name of the run; defaults to the config file's name.",
+        allowed="letters, digits and . _ -",
+        check=_folder_name,
     )
     model_dir: str = _output(
         "", "Folder of the trained model (runs/<name>/model, or SM_MODEL_DIR).", allowed="a folder"
@@ -207,45 +245,6 @@ class Fields(BaseModel):
     )
     sample_images: int = _control(4, "Validation images drawn with ground truth and prediction.", ge=0)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _parse(cls, value: object, info: ValidationInfo) -> Any:
-        key = str(info.field_name)
-        field = cls.model_fields[key]
-        if key == "class_names":
-            return _parse_class_names(value)
-        parsed = parse_value(value, field.annotation)
-        if not within(parsed, extra(field)["bounds"]):
-            raise ValueError("out of bounds")
-        return os.path.expanduser(parsed) if key in (*FOLDERS, "pretrained_weights") else parsed
-
-    @field_validator("crop_size")
-    @classmethod
-    def _round_up(cls, value: int) -> int:
-        return -(-value // 8) * 8
-
-    @field_validator("lr_scheduler_step")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value and list(value) != sorted(set(value)):
-            raise ValueError("not ascending")
-        return value
-
-    @field_validator("pretrained_weights")
-    @classmethod
-    def _known_or_file(cls, value: str) -> str:
-        if value not in IMAGENET_WEIGHTS and not value.endswith(WEIGHT_SUFFIXES):
-            raise ValueError("not a known name or a file of weights")
-        return value
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        # The name becomes a folder under runs/, so it must not contain a path.
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError("not a plain name")
-        return value
-
     @property
     def synthetic(self) -> bool:
         """True if the run uses the built-in synthetic set, which the program writes itself."""
@@ -253,30 +252,6 @@ class Fields(BaseModel):
 
     def derived(self) -> dict[str, str]:
         """The folder settings that are derived from `data` and `name`."""
-        values = self.model_dump()
+        values = self.to_dict()
         derived = derived_folders({key: values[key] for key in ("data", "name") if values[key] is not None})
         return {key: folder for key, folder in derived.items() if values[key] == folder}
-
-
-def allowed(key: str) -> str:
-    """Description of the values that a setting allows."""
-    field = Fields.model_fields[key]
-    return str(extra(field)["allowed"] or describe_allowed(field.annotation, extra(field)["bounds"]))
-
-
-def group(key: str) -> str:
-    """Heading of a setting in the help text and in the documentation."""
-    return str(extra(Fields.model_fields[key])["group"])
-
-
-def extra(field: FieldInfo) -> dict[str, Any]:
-    assert isinstance(field.json_schema_extra, dict)
-    return field.json_schema_extra
-
-
-def _parse_class_names(value: object) -> tuple[str, ...]:
-    names = tuple(parse_str(item) for item in split_list(value))
-    names = NAMED_CLASS_SETS.get(names[0], names) if len(names) == 1 else names
-    if not all(names) or len(set(names)) < len(names):
-        raise ValueError("empty or repeated names")
-    return names

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
-
 import yaml
 
-from pspnet.config.fields import allowed, group
-from pspnet.config.folders import CHANNELS, OUTPUT_FOLDERS
+from pspnet.config.command_help import default_text, groups, settings_help
+from pspnet.config.folders import CHANNELS
 from pspnet.config.schema import Config
+from pspnet.config.settings import settings_of
 from pspnet.config.values import show
 
 
@@ -17,7 +15,7 @@ def dump_yaml(config: Config) -> str:
     """The settings as YAML that loads to an equal Config; derived folders are written as comments."""
     lines: list[str] = []
     derived = config.derived()
-    for heading, keys in _groups():
+    for heading, keys in groups(Config):
         lines += ["", f"# {heading}"] if lines else [f"# {heading}"]
         for key in keys:
             value = getattr(config, key)
@@ -35,51 +33,31 @@ def _yaml(value: object, flow: bool) -> str:
     return text.strip()
 
 
+_TRAIN_HELP = """\
+usage: train.py [--config FILE] [--key value ...] [--print_config] [--help]
+
+Precedence: defaults < config file < flags. A key in the file is also a flag and a
+SageMaker hyperparameter; hyphens and underscores both work. A boolean flag without a
+value means True.
+
+  --config FILE    read settings from a YAML file
+  --print_config   print the resulting settings as YAML and exit
+  --help           print this text and exit
+"""
+
+
 def help_text() -> str:
-    """Every setting with its default, allowed values and description, by group; at most 100 columns."""
-    lines = [
-        "usage: train.py [--config FILE] [--key value ...] [--print_config] [--help]",
-        "",
-        "Precedence: defaults < config file < flags. A key in the file is also a flag and a",
-        "SageMaker hyperparameter; hyphens and underscores both work. A boolean flag without a",
-        "value means True.",
-        "",
-        "  --config FILE    read settings from a YAML file",
-        "  --print_config   print the resulting settings as YAML and exit",
-        "  --help           print this text and exit",
-    ]
-    for heading, keys in _groups():
-        lines += ["", f"{heading}:"]
-        for key in keys:
-            default = default_text(key)
-            head = f"--{key}: {default if default == 'required' else f'default {default}'}; {allowed(key)}"
-            lines += textwrap.wrap(head, 100, initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
-            lines += textwrap.wrap(str(Config.model_fields[key].description), 100, initial_indent=" " * 6)
-    return "\n".join(lines) + "\n"
+    """The help of training: every setting with its default, allowed values and description, by group."""
+    return _TRAIN_HELP + settings_help(Config)
 
 
 def markdown_table() -> str:
     """The content of help_text as Markdown tables for docs/configuration.md."""
     lines: list[str] = []
-    for heading, keys in _groups():
+    for heading, keys in groups(Config):
         lines += ["", f"### {heading}", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
         for key in keys:
-            cells = (f"`{key}`", default_text(key), allowed(key), str(Config.model_fields[key].description))
+            item = settings_of(Config)[key]
+            cells = (f"`{key}`", default_text(item), item.allowed, item.description)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines[1:]) + "\n"
-
-
-def default_text(key: str) -> str:
-    """The default as text: `required` if the setting has none, `none` if it may be left out."""
-    known = Config.model_fields[key]
-    if known.is_required():
-        return "required"
-    if key in OUTPUT_FOLDERS:
-        return "/".join(part for part in ("runs/<name>", OUTPUT_FOLDERS[key]) if part)
-    return "none" if known.default is None else str(known.default)
-
-
-def _groups() -> Iterator[tuple[str, list[str]]]:
-    headings = dict.fromkeys(group(key) for key in Config.model_fields)
-    for heading in headings:
-        yield heading, [key for key in Config.model_fields if group(key) == heading]

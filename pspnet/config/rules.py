@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pspnet.config.fields import Fields
 from pspnet.config.folders import CHANNELS, REQUIRED_CHANNELS, SHAPES
 from pspnet.config.problems import InvalidConfigError, Problem
+from pspnet.config.settings import settings_of
 from pspnet.config.values import show
 
 
@@ -95,7 +96,7 @@ def _network_problems(config: Fields) -> Iterator[Problem]:
 
 def _torchvision_problems(config: Fields) -> Iterator[Problem]:
     """Settings that torchvision's networks do not support."""
-    fields = type(config).model_fields
+    fields = settings_of(type(config))
     for key in ("stem", "output_stride", "align_corners", "contract_dilation", "width", "dropout"):
         value = getattr(config, key)
         if value != fields[key].default:
@@ -167,7 +168,7 @@ def _unused_warnings(config: Fields) -> Iterator[str]:
     for switch, keys in readers.items():
         chosen = getattr(config, switch)
         for key, used_by in keys.items():
-            if chosen not in used_by and getattr(config, key) != type(config).model_fields[key].default:
+            if chosen not in used_by and getattr(config, key) != settings_of(type(config))[key].default:
                 yield f"{key} is not used with {switch} {chosen}; it is read with {' and '.join(map(str, used_by))}."
 
 
