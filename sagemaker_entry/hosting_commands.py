@@ -41,7 +41,7 @@ def _runner(name: str, packages: tuple[str, ...]) -> Callable[[argparse.Namespac
 
     def run(arguments: argparse.Namespace) -> int:
         require_packages(*packages)
-        command = getattr(import_module(f"sagemaker_entry.{name}"), f"{name}_command")
+        command = getattr(import_module(f"sagemaker_entry.hosting.{name}"), f"{name}_command")
         code: int = command(arguments)
         return code
 
