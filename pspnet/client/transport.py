@@ -1,4 +1,4 @@
-"""The two ways to an endpoint: HTTP on kept-alive connections, and SageMaker's InvokeEndpoint by its name."""
+"""Transport protocol of an endpoint client, and its HTTP implementation on keep-alive connections."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import json
 import socket
 import threading
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
 from pspnet.errors import PspnetError
 
 # Longer than the 60 seconds that SageMaker gives a model, so that the endpoint's own answer comes first.
 TIMEOUT = 70.0
-
-_REFUSED_BY_STATUS = {"ModelNotReadyException": 429, "ServiceUnavailable": 503, "InternalFailure": 500}
-_THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown")
 
 
 class EndpointError(PspnetError):
@@ -153,63 +150,6 @@ def _refusal(url: str, answer: http.client.HTTPResponse, content: bytes) -> Endp
     wait = answer.getheader("Retry-After", "")
     retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
     return EndpointError(f"{url} answered {answer.status}: {said}", answer.status, retry_after)
-
-
-class RuntimeTransport:
-    """A SageMaker endpoint by its name, through boto3."""
-
-    def __init__(self, name: str, session: Any, largest: int | None, timeout: float = TIMEOUT, pool: int = 16) -> None:
-        from botocore.config import Config
-
-        from sagemaker_entry.aws.session import aws_errors
-
-        self.name = name
-        self.largest = largest
-        # Tries are counted by the caller: botocore's own would multiply with them.
-        options = Config(read_timeout=timeout, max_pool_connections=pool, retries={"total_max_attempts": 1})
-        with aws_errors(f"endpoint {name}"):
-            self._client = session.client("sagemaker-runtime", config=options)
-
-    def send(self, body: bytes, content_type: str, accept: str) -> Reply:
-        from botocore.exceptions import ClientError
-
-        from sagemaker_entry.aws.session import aws_errors
-
-        with aws_errors(f"endpoint {self.name}"):
-            try:
-                answer = self._client.invoke_endpoint(
-                    EndpointName=self.name, Body=body, ContentType=content_type, Accept=accept
-                )
-                return Reply(answer["Body"].read(), answer.get("ContentType", ""))
-            except ClientError as error:
-                refusal = self._refusal(error.response)
-                if refusal is None:
-                    raise
-                raise refusal from error
-
-    def _refusal(self, response: dict[str, Any]) -> EndpointError | None:
-        """The endpoint's own sentence, or SageMaker's; None for what every AWS service may answer."""
-        details = response.get("Error", {})
-        code, message = str(details.get("Code", "")), " ".join(str(details.get("Message", "")).split())
-        if code == "ModelError":
-            status = int(response.get("OriginalStatusCode") or 500)
-            said = sentence_of(str(response.get("OriginalMessage") or message).encode())
-            return EndpointError(f"endpoint {self.name} answered {status}: {said}", status)
-        if code in _REFUSED_BY_STATUS or code in _THROTTLED:
-            status = _REFUSED_BY_STATUS.get(code, 429)
-            return EndpointError(f"endpoint {self.name} could not take the request ({code}): {message}", status)
-        if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
-            return EndpointError(
-                f"endpoint {self.name}: there is none of this name in this account and region; "
-                "`python -m sagemaker_entry status` lists those there are.",
-                404,
-            )
-        if response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 413:
-            return EndpointError(f"endpoint {self.name}: SageMaker refused the size of the request: {message}", 413)
-        return None
-
-    def close(self) -> None:
-        self._client.close()
 
 
 def sentence_of(content: bytes, longest: int = 500) -> str:

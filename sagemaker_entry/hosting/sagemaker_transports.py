@@ -1,4 +1,4 @@
-"""The way to an asynchronous endpoint: a request that SageMaker queues, and an answer that appears on S3."""
+"""SageMaker transports: InvokeEndpoint for real-time endpoints, InvokeEndpointAsync with S3 for asynchronous ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import Any
 
-from pspnet.client.transport import EndpointError, Reply, sentence_of
+from pspnet.client.transport import TIMEOUT, EndpointError, Reply, sentence_of
 from sagemaker_entry.aws.resources import describe_endpoint
 from sagemaker_entry.aws.session import AwsError, aws_errors
 from sagemaker_entry.hosting.hosting_requests import LARGEST_BYTES, LONG_SECONDS
@@ -16,6 +16,61 @@ INLINE_BYTES = 128_000
 """Largest body that InvokeEndpointAsync takes itself; a larger one goes to S3 first."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_REFUSED_BY_STATUS = {"ModelNotReadyException": 429, "ServiceUnavailable": 503, "InternalFailure": 500}
+_THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown")
+
+
+class RuntimeTransport:
+    """A SageMaker endpoint by its name, through boto3."""
+
+    def __init__(self, name: str, session: Any, largest: int | None, timeout: float = TIMEOUT, pool: int = 16) -> None:
+        from botocore.config import Config
+
+        self.name = name
+        self.largest = largest
+        # Tries are counted by the caller: botocore's own would multiply with them.
+        options = Config(read_timeout=timeout, max_pool_connections=pool, retries={"total_max_attempts": 1})
+        with aws_errors(f"endpoint {name}"):
+            self._client = session.client("sagemaker-runtime", config=options)
+
+    def send(self, body: bytes, content_type: str, accept: str) -> Reply:
+        from botocore.exceptions import ClientError
+
+        with aws_errors(f"endpoint {self.name}"):
+            try:
+                answer = self._client.invoke_endpoint(
+                    EndpointName=self.name, Body=body, ContentType=content_type, Accept=accept
+                )
+                return Reply(answer["Body"].read(), answer.get("ContentType", ""))
+            except ClientError as error:
+                refusal = self._refusal(error.response)
+                if refusal is None:
+                    raise
+                raise refusal from error
+
+    def _refusal(self, response: dict[str, Any]) -> EndpointError | None:
+        """The endpoint's own sentence, or SageMaker's; None for what every AWS service may answer."""
+        details = response.get("Error", {})
+        code, message = str(details.get("Code", "")), " ".join(str(details.get("Message", "")).split())
+        if code == "ModelError":
+            status = int(response.get("OriginalStatusCode") or 500)
+            said = sentence_of(str(response.get("OriginalMessage") or message).encode())
+            return EndpointError(f"endpoint {self.name} answered {status}: {said}", status)
+        if code in _REFUSED_BY_STATUS or code in _THROTTLED:
+            status = _REFUSED_BY_STATUS.get(code, 429)
+            return EndpointError(f"endpoint {self.name} could not take the request ({code}): {message}", status)
+        if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
+            return EndpointError(
+                f"endpoint {self.name}: there is none of this name in this account and region; "
+                "`python -m sagemaker_entry status` lists those there are.",
+                404,
+            )
+        if response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 413:
+            return EndpointError(f"endpoint {self.name}: SageMaker refused the size of the request: {message}", 413)
+        return None
+
+    def close(self) -> None:
+        self._client.close()
 
 
 def answers_of(session: Any, name: str) -> str | None:

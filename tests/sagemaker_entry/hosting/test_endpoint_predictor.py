@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspnet.client import endpoint_client
 from pspnet.client.transport import EndpointError
 from pspnet.errors import DataError, PspnetError
 from sagemaker_entry import EndpointPredictor
-from sagemaker_entry.hosting import endpoint_predictor as endpoint
 from tests.client.test_probability_record import record
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -131,7 +131,7 @@ def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names(
     server: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    monkeypatch.setattr(endpoint_client.time, "sleep", pauses.append)
     replies = iter([(503, {"Retry-After": "3"}, b"busy"), (429, {}, b"slow down"), (503, {}, b"busy")])
     server.answer = lambda body, headers: next(replies, (200, {}, png(MASK)))
     np.testing.assert_array_equal(EndpointPredictor(server.url)(jpeg), MASK)
@@ -272,7 +272,7 @@ def test_the_containers_own_status_and_sentence(runtime: Server, jpeg: Path) -> 
 def test_throttling_and_a_busy_container_are_tried_again(
     runtime: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(endpoint_client.time, "sleep", lambda seconds: None)
     replies = [
         refused(400, "ThrottlingException", message="Rate exceeded"),
         refused(424, "ModelError", Message="m", OriginalStatusCode=503, OriginalMessage="busy"),

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from pspnet.classes import CAMVID_CLASSES, palette_for
+from pspnet.client.endpoint_client import EndpointClient
+from pspnet.client.transport import HttpTransport
 from pspnet.errors import DataError, PspnetError
 from pspnet.masks.png import encode_mask
+from pspnet.stream.endpoint_model import EndpointModel
 from pspnet.stream.model import ModelUnavailable
-from sagemaker_entry.hosting.stream_model import EndpointModel
 
 
 class Server(ThreadingHTTPServer):
@@ -57,7 +59,8 @@ def server() -> Iterator[Server]:
 
 
 def model_of(server: Server) -> EndpointModel:
-    return EndpointModel(f"http://127.0.0.1:{server.server_address[1]}", CAMVID_CLASSES, quality=70)
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    return EndpointModel(EndpointClient(HttpTransport(url), url, retries=0), CAMVID_CLASSES, quality=70)
 
 
 def test_a_frame_leaves_as_jpeg_and_comes_back_as_a_mask(server: Server) -> None:
@@ -91,7 +94,7 @@ def test_a_frame_that_is_refused_is_a_fault_of_the_frame(server: Server, status:
 
 def test_a_mask_of_another_size_is_a_fault_of_the_frame(server: Server) -> None:
     server.step = 2
-    with pytest.raises(DataError, match=r"a mask of 10x6 to a frame of 20x12; expected the same size\."):
+    with pytest.raises(DataError, match=r"a mask of 10x6 for a frame of 20x12; expected the same size\."):
         model_of(server).mask(np.zeros((12, 20, 3), dtype=np.uint8))
 
 
