@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sagemaker_entry import hosting_commands as cli_hosting
+from sagemaker_entry.aws.account_settings import add_account_arguments, add_flag
 from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.pipeline import lambda_package
 from sagemaker_entry.training import rehearse
-from sagemaker_entry.training.job_settings import add_account_arguments, add_flag, add_job_arguments
+from sagemaker_entry.training.job_settings import add_job_arguments
 
 _TRAIN_TEXT = """Train as a SageMaker job. Besides the arguments below, every setting of train.py is one here:
 --config FILE, --epochs 20, --data s3://bucket/prefix, --train s3://bucket/images, --label_map, --model ...

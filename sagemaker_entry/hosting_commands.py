@@ -8,12 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sagemaker_entry.aws.account_settings import DEFAULT_PREFIX, add_flag
 from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.hosting.endpoint_settings import add_deploy_arguments, add_model_arguments
-from sagemaker_entry.training.job_settings import DEFAULT_PREFIX, add_flag
-
-NEWEST_JOBS = 10
-"""How many jobs of each kind `status` shows."""
+from sagemaker_entry.hosting.status import NEWEST_JOBS
 
 _DEPLOY_TEXT = """Host a model. MODEL is a model directory or model.tar.gz on this disk, s3://.../model.tar.gz, or the
 name of a training job that completed. It is looked into first; one without code/ is completed and uploaded. An

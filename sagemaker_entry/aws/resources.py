@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sagemaker_entry.aws.session import AwsError, aws_errors
-from sagemaker_entry.hosting.endpoint_settings import PROJECT_TAG
-from sagemaker_entry.hosting.hosting_requests import scalable_target
-from sagemaker_entry.training.job_settings import LONGEST_BASE_NAME
+from sagemaker_entry.aws.account_settings import LONGEST_BASE_NAME
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+
+PROJECT_TAG = "pspnet"
+"""Key of the tag on all that these commands create; its value is the endpoint's name, or the transform's."""
+VARIANT = "AllTraffic"
+"""Name of an endpoint's only variant, as the SageMaker SDK calls it."""
 
 _GONE_SECONDS = 300.0
+_SCALABLE = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _UNKNOWN = ("could not find", "does not exist", "not found", "cannot find")
 
 
@@ -60,6 +64,13 @@ def describe_endpoint(client: Any, name: str) -> dict[str, Any] | None:
             raise
 
 
+def job_status(client: Any, name: str) -> dict[str, Any]:
+    """SageMaker's description of a training job; raises AwsError."""
+    with aws_errors(f"asking about the job {name}"):
+        description: dict[str, Any] = client.describe_training_job(TrainingJobName=name)
+    return description
+
+
 def owner_of(client: Any, arn: str) -> str | None:
     """The value of the project's tag; None where these commands did not make the resource."""
     tags = client.list_tags(ResourceArn=arn)["Tags"]
@@ -97,6 +108,11 @@ def find_groups(client: Any, name: str | None = None) -> dict[str, Group]:
 def _pages(client: Any, operation: str, key: str, options: dict[str, str]) -> Iterator[dict[str, Any]]:
     for page in client.get_paginator(operation).paginate(**options):
         yield from page[key]
+
+
+def scalable_target(endpoint: str) -> dict[str, str]:
+    """How Application Auto Scaling calls the endpoint's variant."""
+    return {**_SCALABLE, "ResourceId": f"endpoint/{endpoint}/variant/{VARIANT}"}
 
 
 def remove_scaling(session: Any, endpoint: str) -> bool:

@@ -6,8 +6,8 @@ import sys
 import time
 from typing import Any
 
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import describe_endpoint
-from sagemaker_entry.aws.session import AwsError, aws_errors
 
 _BUSY = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 _LOG_LINES = 30

@@ -7,16 +7,17 @@ import sys
 from typing import Any
 
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import Group, describe_endpoint, find_groups, owner_of, remove
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session
-from sagemaker_entry.training.job_settings import JobSettings
+from sagemaker_entry.aws.session import boto_session
 
 
 def delete_command(arguments: argparse.Namespace) -> int:
     """List what will be removed, ask, remove it. What these commands did not make is never touched."""
     if bool(arguments.endpoint) == arguments.all:
         raise ConfigError("delete: give either the name of an endpoint, or --all.")
-    session = boto_session(JobSettings(region=arguments.region, profile=arguments.profile))
+    session = boto_session(AccountSettings(region=arguments.region, profile=arguments.profile))
     client = session.client("sagemaker")
     groups = list(find_groups(client, arguments.endpoint).values())
     if arguments.endpoint and not any(group.endpoint for group in groups):

@@ -10,16 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sagemaker_entry.aws.account_settings import LONGEST_BASE_NAME, unique_name
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import Group, describe_endpoint, find_groups, owner_of, remove, remove_scaling
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session, find_bucket, find_role, local_region
+from sagemaker_entry.aws.s3_objects import default_bucket_name
+from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.aws.waiting import follow_endpoint, print_log_end
 from sagemaker_entry.hosting import hosting_requests as requests
 from sagemaker_entry.hosting.endpoint_settings import HostSettings, read_host_settings
 from sagemaker_entry.hosting.hosting_images import check_host, check_host_image, choose_host_image
 from sagemaker_entry.hosting.hosting_requests import HostPlace
 from sagemaker_entry.hosting.model_source import bring_to_s3, kind_of, look_locally, target_uri
-from sagemaker_entry.training.job_request import default_bucket_name, unique_name
-from sagemaker_entry.training.job_settings import LONGEST_BASE_NAME
 
 UNKNOWN_ACCOUNT, UNKNOWN_ROLE, UNKNOWN_REGION = "ACCOUNT_ID", "ROLE", "us-east-1"
 
@@ -43,7 +44,7 @@ def deploy_command(arguments: argparse.Namespace) -> int:
     stamp = datetime.now().strftime("%Y%m%d%H%M%S")
     if settings.dry_run:
         return dry_run(arguments.model, kind, settings, stamp)
-    session = boto_session(settings.account)
+    session = boto_session(settings)
     client = session.client("sagemaker")
     endpoint, name = names(settings, stamp)
     existing = check_name(client, settings, endpoint)
@@ -100,8 +101,8 @@ def dry_run(model: str, kind: str, settings: HostSettings, stamp: str) -> int:
     """Print the requests as JSON, without credentials or network; what only AWS can tell is named on standard error."""
     if kind == "local":
         look_locally(Path(model))
-    region = local_region(settings.account)
-    account = settings.account.role_account or UNKNOWN_ACCOUNT
+    region = local_region(settings)
+    account = settings.role_account or UNKNOWN_ACCOUNT
     role = settings.role or UNKNOWN_ROLE
     role_arn = role if role.startswith("arn:") else f"arn:aws:iam::{account}:role/{role}"
     bucket = settings.bucket or default_bucket_name(region or UNKNOWN_REGION, account)
@@ -154,11 +155,11 @@ def check_name(client: Any, settings: HostSettings, endpoint: str) -> dict[str, 
 def prepare(session: Any, model: str, settings: HostSettings, endpoint: str, name: str) -> HostPlace:
     """All that the requests need: image, role, bucket where one is used, and the model's archive on S3."""
     image = image_of(settings, session.region_name)
-    role_arn = find_role(session, settings.account)
+    role_arn = find_role(session, settings)
 
     @cache
     def bucket() -> str:
-        return find_bucket(session, settings.account)
+        return find_bucket(session, settings)
 
     model_uri = bring_to_s3(session, model, settings, bucket, name)
     keeps = (settings.asynchronous and settings.output_path is None) or settings.data_capture > 0
@@ -170,13 +171,13 @@ def create(session: Any, settings: HostSettings, place: HostPlace) -> None:
     client, sent = session.client("sagemaker"), requests_of(settings, place)
     made = Group(place.endpoint)
     try:
-        with aws_errors("creating the model", settings.account):
+        with aws_errors("creating the model", settings):
             client.create_model(**sent["CreateModel"])
         made.models.append(place.name)
-        with aws_errors("creating the endpoint configuration", settings.account):
+        with aws_errors("creating the endpoint configuration", settings):
             client.create_endpoint_config(**sent["CreateEndpointConfig"])
         made.configs.append(place.name)
-        with aws_errors(f"{'updating' if settings.update else 'creating'} the endpoint", settings.account):
+        with aws_errors(f"{'updating' if settings.update else 'creating'} the endpoint", settings):
             if settings.update:
                 # AWS refuses an update that changes the machine while autoscaling watches it.
                 if remove_scaling(session, place.endpoint) and not settings.scales:
@@ -225,7 +226,7 @@ def finish(session: Any, settings: HostSettings, place: HostPlace, existing: dic
 def set_scaling(session: Any, settings: HostSettings, place: HostPlace) -> None:
     """Let the number of machines follow the load. Raises AwsError; the endpoint then runs without it."""
     client, sent = session.client("application-autoscaling"), requests_of(settings, place)
-    with aws_errors(f"the endpoint {place.endpoint} is in service, but setting its autoscaling", settings.account):
+    with aws_errors(f"the endpoint {place.endpoint} is in service, but setting its autoscaling", settings):
         client.register_scalable_target(**sent["RegisterScalableTarget"])
         client.put_scaling_policy(**sent["PutScalingPolicy"])
     limits = sent["RegisterScalableTarget"]

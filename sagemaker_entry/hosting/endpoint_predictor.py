@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pspnet.client.endpoint_client import EndpointClient
 from pspnet.client.transport import TIMEOUT, HttpTransport, Transport
+from sagemaker_entry.aws.account_settings import AccountSettings
 from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
 
 
@@ -53,9 +54,8 @@ def _sagemaker_transport(
     require_packages("boto3")
     from sagemaker_entry.aws.session import boto_session
     from sagemaker_entry.hosting.sagemaker_transports import AsyncTransport, RuntimeTransport, answers_of
-    from sagemaker_entry.training.job_settings import JobSettings
 
-    session = boto_session(JobSettings(region=region, profile=profile))
+    session = boto_session(AccountSettings(region=region, profile=profile))
     answers = answers_of(session, name) if asynchronous else None
     if answers is not None:
         return AsyncTransport(name, session, answers)

@@ -8,28 +8,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pspnet.config.rules import InvalidConfigError, Problem
-from sagemaker_entry.training.job_settings import (
+from sagemaker_entry.aws.account_settings import (
     DEFAULT_PREFIX,
     LONGEST_BASE_NAME,
     MOST_TAGS,
-    JobSettings,
+    AccountSettings,
     add_account_arguments,
     add_flag,
     read_pairs,
 )
+from sagemaker_entry.aws.resources import PROJECT_TAG
 
 SERVERLESS_MEMORY = range(1024, 6144 + 1, 1024)
 """Memory sizes in MB that AWS offers for a serverless endpoint."""
 MOST_SERVERLESS, MOST_CONCURRENT = 200, 1000
-PROJECT_TAG = "pspnet"
-"""Key of the tag on all that these commands create; its value is the endpoint's name, or the transform's."""
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _S3 = re.compile(r"s3://[^/]+(/.*)?")
 
 
 @dataclass(frozen=True)
-class HostSettings:
+class HostSettings(AccountSettings):
     """How a model is hosted; the machine of the first users' endpoint is the default."""
 
     endpoint_name: str | None = None
@@ -52,25 +51,13 @@ class HostSettings:
     env: tuple[tuple[str, str], ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
     image_uri: str | None = None
-    role: str | None = None
-    bucket: str | None = None
-    prefix: str = DEFAULT_PREFIX
-    region: str | None = None
-    profile: str | None = None
     wait: bool = True
     dry_run: bool = False
 
     @property
-    def account(self) -> JobSettings:
-        """Role, bucket and session as `train` has them."""
-        return JobSettings(
-            instance_type="a serverless endpoint" if self.serverless else self.instance_type,
-            role=self.role,
-            bucket=self.bucket,
-            prefix=self.prefix,
-            region=self.region,
-            profile=self.profile,
-        )
+    def machine(self) -> str:
+        """The instance type, or that the endpoint is serverless."""
+        return "a serverless endpoint" if self.serverless else self.instance_type
 
     @property
     def scales(self) -> bool:
@@ -152,7 +139,7 @@ def _problems(settings: HostSettings) -> Iterator[Problem]:
         yield Problem("base_name", f"found {settings.base_name!r}", fix)
     if not settings.prefix:
         yield Problem("prefix", "is empty", "give a folder name of the bucket")
-    if settings.role is not None and settings.role.startswith("arn:") and settings.account.role_account is None:
+    if settings.role is not None and settings.role.startswith("arn:") and settings.role_account is None:
         yield Problem("role", f"found {settings.role!r}", "give arn:aws:iam::<12 digits>:role/NAME, or the role's name")
     if len(settings.tags) >= MOST_TAGS:
         yield Problem(

@@ -7,7 +7,7 @@ import re
 from pspnet.config.values import nearest
 from pspnet.errors import ConfigError
 from sagemaker_entry.aws.aws_packages import require_packages
-from sagemaker_entry.training.training_images import has_gpu, parse_instance_type, retrieve_image, version_numbers
+from sagemaker_entry.aws.container_images import has_gpu, parse_instance_type, retrieve_image, version_numbers
 
 NEWEST_TOOLKIT = (2, 6, 0)
 """AWS's last PyTorch image with the inference toolkit and TorchServe."""

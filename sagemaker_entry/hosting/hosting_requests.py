@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sagemaker_entry.hosting.endpoint_settings import PROJECT_TAG, HostSettings
+from sagemaker_entry.aws.resources import PROJECT_TAG, VARIANT, scalable_target
+from sagemaker_entry.hosting.endpoint_settings import HostSettings
 
-VARIANT = "AllTraffic"
-"""Name of an endpoint's only variant, as the SageMaker SDK calls it."""
 CODE_FOLDER = "/opt/ml/model/code"
 
 REALTIME_BYTES = 6_291_456
@@ -24,7 +23,6 @@ LONG_SECONDS = 900
 
 _STARTUP_SECONDS = 600
 _FRAME_BYTES = 1_000_000  # what TorchServe's own framing may add to a body
-_SCALABLE = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 
 
 @dataclass(frozen=True)
@@ -147,11 +145,6 @@ def endpoint_request(settings: HostSettings, place: HostPlace) -> dict[str, Any]
 def update_request(place: HostPlace) -> dict[str, Any]:
     """UpdateEndpoint: AWS starts the new machines beside the old ones and turns over when they answer."""
     return {"EndpointName": place.endpoint, "EndpointConfigName": place.name}
-
-
-def scalable_target(endpoint: str) -> dict[str, str]:
-    """How Application Auto Scaling calls the endpoint's variant."""
-    return {**_SCALABLE, "ResourceId": f"endpoint/{endpoint}/variant/{VARIANT}"}
 
 
 def target_request(settings: HostSettings, endpoint: str) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pspnet.errors import WeightsError
-from sagemaker_entry.aws.session import AwsError, aws_errors
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.resources import job_status
+from sagemaker_entry.aws.s3_objects import is_s3, parse_uri
 from sagemaker_entry.hosting.endpoint_settings import HostSettings
 from sagemaker_entry.hosting.model_check import (
     ARCHIVE_NAME,
@@ -26,8 +28,6 @@ from sagemaker_entry.hosting.model_check import (
     look_into_directory,
     pack_model,
 )
-from sagemaker_entry.training.job_log import job_status
-from sagemaker_entry.training.job_request import is_s3, parse_uri
 
 _JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
@@ -84,7 +84,7 @@ def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callab
     uri = artifact_of_job(session, model) if kind == "job" else model
     source_bucket, key = parse_uri(uri)
     s3 = session.client("s3")
-    with aws_errors(f"reading {uri}", settings.account):
+    with aws_errors(f"reading {uri}", settings):
         body = _open_object(s3, source_bucket, key, uri)
         found = look_into_archive(body, uri)
         body.close()
@@ -94,7 +94,7 @@ def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callab
         return uri
     with tempfile.TemporaryDirectory(prefix="pspnet-model-") as folder:
         archive = Path(folder) / ARCHIVE_NAME
-        with aws_errors(f"reading {uri}", settings.account):
+        with aws_errors(f"reading {uri}", settings):
             s3.download_file(source_bucket, key, str(archive))
         with local_archive(archive, refresh_code=settings.refresh_code) as complete:
             return _upload(s3, complete, target_uri(settings, bucket(), name), settings)
@@ -166,7 +166,7 @@ def _upload(s3: Any, archive: Path, uri: str, settings: HostSettings) -> str:
     bucket, key = parse_uri(uri)
     size = archive.stat().st_size
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=ARCHIVE_NAME, leave=False, disable=None)
-    with bar, aws_errors(f"uploading {uri}", settings.account):
+    with bar, aws_errors(f"uploading {uri}", settings):
         s3.upload_file(str(archive), bucket, key, Callback=bar.update, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
     print(f"Model: {uri} ({size:,} bytes sent)", flush=True)
     return uri

@@ -18,7 +18,7 @@ from pspnet.client.transport import EndpointError
 from pspnet.data.inputs import find_images
 from pspnet.data.io.images import read_image, write_image, write_palette_png
 from pspnet.errors import DataError, PspnetError
-from sagemaker_entry.aws.session import AwsError
+from sagemaker_entry.aws.aws_errors import AwsError
 from sagemaker_entry.hosting.endpoint_predictor import EndpointPredictor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -7,10 +7,10 @@ import uuid
 from typing import Any
 
 from pspnet.client.transport import TIMEOUT, EndpointError, Reply, sentence_of
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import describe_endpoint
-from sagemaker_entry.aws.session import AwsError, aws_errors
+from sagemaker_entry.aws.s3_objects import parse_uri
 from sagemaker_entry.hosting.hosting_requests import LARGEST_BYTES, LONG_SECONDS
-from sagemaker_entry.training.job_request import parse_uri
 
 INLINE_BYTES = 128_000
 """Largest body that InvokeEndpointAsync takes itself; a larger one goes to S3 first."""

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from sagemaker_entry.aws.resources import describe_endpoint, is_unknown, owner_of
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session
-from sagemaker_entry.hosting_commands import NEWEST_JOBS
-from sagemaker_entry.training.job_log import job_status
-from sagemaker_entry.training.job_settings import JobSettings
+from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.resources import describe_endpoint, is_unknown, job_status, owner_of
+from sagemaker_entry.aws.session import boto_session
+
+NEWEST_JOBS = 10
+"""Jobs of each kind that `status` shows."""
 
 
 def status_command(arguments: argparse.Namespace) -> int:
     """Print a line for everything, and what is billed."""
-    session = boto_session(JobSettings(region=arguments.region, profile=arguments.profile))
+    session = boto_session(AccountSettings(region=arguments.region, profile=arguments.profile))
     client, now = session.client("sagemaker"), datetime.now(timezone.utc)
     if arguments.name is not None:
         for line in describe_one(client, arguments.name, now):

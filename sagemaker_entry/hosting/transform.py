@@ -13,8 +13,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pspnet.errors import ConfigError, DataError
+from sagemaker_entry.aws.account_settings import unique_name
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import Group, is_unknown, remove
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session, find_bucket, find_role, local_region
+from sagemaker_entry.aws.s3_objects import default_bucket_name, is_s3, parse_uri, s3_folder
+from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.aws.waiting import follow_transform, print_log_end
 from sagemaker_entry.hosting import hosting_requests as requests
 from sagemaker_entry.hosting.deploy import UNKNOWN_REGION, image_of
@@ -23,7 +26,6 @@ from sagemaker_entry.hosting.hosting_images import check_host, check_host_image
 from sagemaker_entry.hosting.hosting_requests import HostPlace
 from sagemaker_entry.hosting.model_source import bring_to_s3, kind_of, target_uri
 from sagemaker_entry.hosting.transform_files import fetch_masks, list_images
-from sagemaker_entry.training.job_request import default_bucket_name, is_s3, parse_uri, s3_folder, unique_name
 
 MEGABYTE = 1024 * 1024
 MOST_MEGABYTES = 100
@@ -81,7 +83,7 @@ def transform_command(arguments: argparse.Namespace) -> int:
     images_uri, output = s3_folder(arguments.images), s3_folder(arguments.output)
     if settings.dry_run:
         return dry_run(arguments, settings, name, images_uri, output)
-    session = boto_session(settings.account)
+    session = boto_session(settings)
     s3, client = session.client("s3"), session.client("sagemaker")
     found = list_images(s3, images_uri, CONTENT_TYPES, MOST_MEGABYTES * MEGABYTE)
     suffix = PurePosixPath(found[0].name).suffix.lower()
@@ -90,7 +92,7 @@ def transform_command(arguments: argparse.Namespace) -> int:
     request = transform_request(settings, images, output, arguments.accept, arguments.concurrent, model, name)
     made = Group(name, models=[name] if model == name else [])
     try:
-        with aws_errors("submitting the batch transform", settings.account):
+        with aws_errors("submitting the batch transform", settings):
             client.create_transform_job(**request)
     except AwsError:
         remove(session, made, say=lambda line: print(f"{line} again.", file=sys.stderr))
@@ -120,8 +122,8 @@ def check_arguments(arguments: argparse.Namespace, settings: HostSettings) -> No
 
 def dry_run(arguments: argparse.Namespace, settings: HostSettings, name: str, images: str, output: str) -> int:
     """Print the requests as JSON, without credentials or network."""
-    region = local_region(settings.account) or UNKNOWN_REGION
-    bucket = settings.bucket or default_bucket_name(region, settings.account.role_account or "ACCOUNT_ID")
+    region = local_region(settings) or UNKNOWN_REGION
+    bucket = settings.bucket or default_bucket_name(region, settings.role_account or "ACCOUNT_ID")
     sent: dict[str, Any] = {}
     model = arguments.model
     if is_s3(model) or kind_of(model) == "local":
@@ -150,18 +152,18 @@ def find_or_make_model(session: Any, model: str, settings: HostSettings, name: s
 
     client = session.client("sagemaker")
     if kind_of(model) == "job":
-        with aws_errors(f"asking about the model {model}", settings.account):
+        with aws_errors(f"asking about the model {model}", settings):
             try:
                 client.describe_model(ModelName=model)
                 return model
             except ClientError as error:
                 if not is_unknown(error):
                     raise
-    image, role_arn = image_of(settings, session.region_name), find_role(session, settings.account)
+    image, role_arn = image_of(settings, session.region_name), find_role(session, settings)
 
     @cache
     def bucket() -> str:
-        return find_bucket(session, settings.account)
+        return find_bucket(session, settings)
 
     try:
         uri = bring_to_s3(session, model, settings, bucket, name)
@@ -169,7 +171,7 @@ def find_or_make_model(session: Any, model: str, settings: HostSettings, name: s
         if kind_of(model) == "job" and error.__cause__ is not None and is_unknown(error.__cause__):
             raise AwsError(f"{model}: SageMaker has neither a model nor a training job of this name.") from error
         raise
-    with aws_errors("creating the model", settings.account):
+    with aws_errors("creating the model", settings):
         client.create_model(**_model_request(settings, name, image, role_arn, uri))
     return name
 

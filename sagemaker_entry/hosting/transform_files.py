@@ -10,9 +10,8 @@ from typing import Any
 
 from pspnet.errors import DataError
 from pspnet.system.atomic_files import atomic_write
-from sagemaker_entry.aws.session import AwsError, aws_errors
-from sagemaker_entry.training.job_request import parse_uri
-from sagemaker_entry.training.upload import list_objects
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.s3_objects import list_objects, parse_uri
 
 _SHOWN = 3
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pspnet.errors import PspnetError
 from pspnet.system.atomic_files import atomic_write
-from sagemaker_entry.training.job_settings import add_flag
+from sagemaker_entry.aws.account_settings import add_flag
 
 CODE = (
     "pspnet/__init__.py",

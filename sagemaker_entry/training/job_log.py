@@ -5,17 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sagemaker_entry.aws.session import AwsError, aws_errors
+from sagemaker_entry.aws.aws_errors import AwsError
+from sagemaker_entry.aws.resources import job_status
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _ENDED = ("Completed", "Failed", "Stopped")
-
-
-def job_status(client: Any, name: str) -> dict[str, Any]:
-    """SageMaker's description of a training job; raises AwsError."""
-    with aws_errors(f"asking about the job {name}"):
-        description: dict[str, Any] = client.describe_training_job(TrainingJobName=name)
-    return description
 
 
 def follow_job(session: Any, name: str, poll: float = 10.0) -> int:

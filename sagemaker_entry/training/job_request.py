@@ -13,6 +13,8 @@ from pspnet.classes import NAMED_CLASS_SETS
 from pspnet.config.parsing import Arguments
 from pspnet.config.rules import CHANNELS, OUTPUT_FOLDERS, InvalidConfigError, Problem
 from pspnet.config.schema import Config
+from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.s3_objects import is_s3, s3_folder
 from sagemaker_entry.training.job_settings import MOST_METRICS, JobSettings
 from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS
 
@@ -105,18 +107,7 @@ def local_channels(config: Config) -> dict[str, Path]:
     return folders
 
 
-def is_s3(address: str) -> bool:
-    """Whether an address is one of S3."""
-    return address.startswith("s3://")
-
-
-def s3_folder(uri: str) -> str:
-    """The address as a folder's. SageMaker takes every key that begins with it: without the slash, `train` would
-    bring in `train_annotation`. An archive is a single object and stays as it is."""
-    return uri if uri.endswith(("/", ".tar.gz")) else f"{uri}/"
-
-
-def upload_uri(settings: JobSettings, bucket: str, channel: str) -> str:
+def upload_uri(settings: AccountSettings, bucket: str, channel: str) -> str:
     """Where `upload` puts a channel."""
     return f"s3://{bucket}/{settings.prefix}/{channel}/"
 
@@ -180,22 +171,6 @@ def _channel(name: str, uri: str, input_mode: str, distribution: str) -> dict[st
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": input_mode}
 
 
-def unique_name(base: str, stamp: str) -> str:
-    """A job name from the base name and a date such as 20260131235959, as the SDK forms it."""
-    return f"{base.replace('_', '-')}-{stamp}"[:63]
-
-
-def parse_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of an s3:// address."""
-    bucket, _, key = uri[len("s3://") :].partition("/")
-    return bucket, key
-
-
-def default_bucket_name(region: str, account: str) -> str:
-    """The bucket that SageMaker's tools use where none is named."""
-    return f"sagemaker-{region}-{account}"
-
-
-def data_environment(settings: JobSettings, bucket: str) -> dict[str, str]:
+def data_environment(settings: AccountSettings, bucket: str) -> dict[str, str]:
     """What stands for the channels that were not given: the folder that `upload` writes."""
     return {"SM_CHANNEL_DATA": f"s3://{os.path.join(bucket, settings.prefix)}"}

@@ -6,21 +6,25 @@ import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pspnet.config.rules import InvalidConfigError, Problem
+from sagemaker_entry.aws.account_settings import (
+    DEFAULT_PREFIX,
+    LONGEST_BASE_NAME,
+    MOST_TAGS,
+    AccountSettings,
+    add_account_arguments,
+    add_flag,
+    read_pairs,
+)
 
-DEFAULT_PREFIX = "xporter-segmentation"
-LONGEST_BASE_NAME = 48
-"""A job name has at most 63 characters, of which the SDK's date takes 15."""
-MOST_METRICS, MOST_TAGS = 40, 50
+MOST_METRICS = 40
 
 _BASE_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
-_ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::(\d{12}):role/[\w+=,.@/-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
-class JobSettings:
+class JobSettings(AccountSettings):
     """How a job is run on SageMaker; the built-in algorithm's job of the first users is the default."""
 
     instance_type: str = "ml.p2.xlarge"
@@ -38,38 +42,19 @@ class JobSettings:
     metrics: tuple[tuple[str, str], ...] = ()
     image_uri: str | None = None
     pytorch_version: str | None = None
-    role: str | None = None
-    bucket: str | None = None
-    prefix: str = DEFAULT_PREFIX
-    region: str | None = None
-    profile: str | None = None
     skip_check: bool = False
     wait: bool = True
     dry_run: bool = False
 
     @property
-    def role_account(self) -> str | None:
-        """The account number in the role's ARN, where an ARN was given."""
-        match = _ROLE_ARN.fullmatch(self.role or "")
-        return match.group(1) if match else None
+    def machine(self) -> str:
+        """The instance type."""
+        return self.instance_type
 
     @property
     def wait_limit(self) -> int | None:
         """Seconds that a spot job may take with all its waiting; max_run where nothing was said. None without spot."""
         return (self.max_wait or self.max_run) if self.spot else None
-
-
-def add_flag(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, name: str, **options: Any) -> None:
-    """A flag that is accepted with underscores and with hyphens."""
-    parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), **options)
-
-
-def add_account_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where in AWS: bucket, prefix, region, profile."""
-    add_flag(parser, "bucket", metavar="NAME", help="S3 bucket (SageMaker's default bucket of the account and region)")
-    add_flag(parser, "prefix", default=DEFAULT_PREFIX, metavar="PREFIX", help="folder in the bucket (%(default)s)")
-    add_flag(parser, "region", metavar="REGION", help="AWS region (from the environment or the AWS configuration)")
-    add_flag(parser, "profile", metavar="NAME", help="profile of the AWS configuration")
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,17 +106,6 @@ def read_settings(arguments: argparse.Namespace) -> JobSettings:
     if problems:
         raise InvalidConfigError(problems)
     return settings
-
-
-def read_pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -> tuple[tuple[str, str], ...]:
-    """NAME=VALUE texts as pairs; a problem is added for every other text."""
-    pairs = [tuple(text.partition("=")[::2]) for text in texts]
-    problems += [
-        Problem(key, f"found {text!r}", f"give {form}")
-        for text, (name, value) in zip(texts, pairs)
-        if not name or not value
-    ]
-    return tuple((name, value) for name, value in pairs)
 
 
 def _problems(settings: JobSettings) -> Iterator[Problem]:

@@ -14,9 +14,10 @@ from pspnet.data.channels import Channel, find_label_map, list_files
 from pspnet.data.doctor.examine import examine, format_report
 from pspnet.data.io.images import IMAGE_SUFFIXES
 from pspnet.errors import DataError
-from sagemaker_entry.training.job_request import is_s3
+from sagemaker_entry.aws.container_images import parse_instance_type
+from sagemaker_entry.aws.s3_objects import is_s3
 from sagemaker_entry.training.job_settings import JobSettings
-from sagemaker_entry.training.training_images import P2_NOTE, check_image, check_known, check_pair, parse_instance_type
+from sagemaker_entry.training.training_images import P2_NOTE, check_image, check_known, check_pair
 
 
 def check_machine(settings: JobSettings) -> None:

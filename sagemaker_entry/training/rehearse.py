@@ -17,11 +17,14 @@ from typing import Any
 from pspnet.config.parsing import dump_yaml, help_text, parse_arguments
 from pspnet.config.rules import CHANNELS, InvalidConfigError, Problem
 from pspnet.errors import ConfigError, PspnetError
+from sagemaker_entry.aws.account_settings import add_flag
+from sagemaker_entry.aws.container_images import parse_instance_type
+from sagemaker_entry.aws.s3_objects import is_s3
 from sagemaker_entry.training.container import Container
-from sagemaker_entry.training.job_request import hyperparameters, is_s3, local_channels
-from sagemaker_entry.training.job_settings import add_flag, add_job_arguments, read_settings
+from sagemaker_entry.training.job_request import hyperparameters, local_channels
+from sagemaker_entry.training.job_settings import add_job_arguments, read_settings
 from sagemaker_entry.training.preflight import check_machine, count_local, print_warnings, require_fit_data
-from sagemaker_entry.training.training_images import P2_VERSION, parse_instance_type
+from sagemaker_entry.training.training_images import P2_VERSION
 
 GRACE_SECONDS = 120.0
 """How long SageMaker lets a job end after SIGTERM."""

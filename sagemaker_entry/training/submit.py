@@ -16,7 +16,10 @@ from typing import Any
 from pspnet.config.parsing import Arguments, dump_yaml, help_text, parse_arguments
 from pspnet.config.rules import CHANNELS
 from pspnet.config.schema import Config
-from sagemaker_entry.aws.session import aws_errors, boto_session, find_bucket, find_role, local_region
+from sagemaker_entry.aws.account_settings import unique_name
+from sagemaker_entry.aws.aws_errors import aws_errors
+from sagemaker_entry.aws.s3_objects import default_bucket_name, is_s3, parse_uri, s3_folder
+from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.training.job_log import follow_job
 from sagemaker_entry.training.job_request import (
     CHECKPOINT_FOLDER,
@@ -27,13 +30,8 @@ from sagemaker_entry.training.job_request import (
     build_request,
     channel_uris,
     data_environment,
-    default_bucket_name,
     hyperparameters,
-    is_s3,
     local_channels,
-    parse_uri,
-    s3_folder,
-    unique_name,
 )
 from sagemaker_entry.training.job_settings import JobSettings, read_settings
 from sagemaker_entry.training.preflight import check_machine, count_local, print_warnings, require_fit_data

@@ -6,6 +6,7 @@ import re
 
 from pspnet.config.values import nearest
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.container_images import has_gpu, parse_instance_type, retrieve_image, version_numbers
 
 P2_VERSION = "1.12.1"
 """The newest PyTorch image that SageMaker allows on the K80 machines; it has Python 3.8."""
@@ -27,19 +28,6 @@ _NEWEST = {"p2": ("K80", (1, 12, 1)), "p3": ("V100", (2, 8, 0))}
 _IMAGE = re.compile(
     r"(?P<repository>[\w./-]*?pytorch-[\w-]+):(?P<version>\d+(?:\.\d+)+)-(?P<processor>cpu|gpu)-?(?P<python>py\d+)?"
 )
-
-
-def parse_instance_type(instance_type: str) -> tuple[str, str]:
-    """("g4dn", "xlarge") of ml.g4dn.xlarge; raises ConfigError for anything that is no instance type."""
-    match = re.fullmatch(r"ml\.([a-z][a-z0-9-]*)\.([a-z0-9]+)", instance_type)
-    if match is None:
-        raise ConfigError(f"instance_type: found {instance_type!r}; expected ml.FAMILY.SIZE, such as ml.g4dn.xlarge.")
-    return match.group(1), match.group(2)
-
-
-def has_gpu(instance_type: str) -> bool:
-    """Whether the machine has NVIDIA GPUs: the families g and p."""
-    return parse_instance_type(instance_type)[0][0] in "gp"
 
 
 def check_known(instance_type: str) -> None:
@@ -78,32 +66,6 @@ def choose_image(instance_type: str, region: str, version: str | None = None) ->
         offered = ", ".join(name for name in versions if version_numbers(name) >= OLDEST_VERSION)
         raise ConfigError(f"pytorch_version: found {version}; AWS's training images have {offered}.")
     return retrieve_image("training", version, instance_type, region)
-
-
-def retrieve_image(scope: str, version: str, instance_type: str, region: str) -> str:
-    """The URI of AWS's PyTorch image for `training` or `inference`, as the SageMaker SDK knows it.
-
-    Raises ConfigError for a region or a machine that has none.
-    """
-    from sagemaker.core import image_uris
-
-    versions = image_uris.config_for_framework("pytorch")[scope]["versions"]
-    try:
-        uri: str = image_uris.retrieve(
-            "pytorch",
-            region,
-            version=version,
-            py_version=versions[version]["py_versions"][-1],
-            instance_type=instance_type,
-            image_scope=scope,
-        )
-    except ValueError as error:
-        if "region" in str(error).lower():
-            raise ConfigError(
-                f"region: {region} has no PyTorch {scope} image that this SageMaker SDK knows."
-            ) from error
-        raise ConfigError(f"instance_type {instance_type} with PyTorch {version}: {error}") from error
-    return uri
 
 
 def check_image(instance_type: str, uri: str) -> None:
@@ -165,8 +127,3 @@ def _newest(family: str) -> tuple[str, tuple[int, ...] | None]:
 def image_python38(uri: str) -> bool:
     """Whether the image has Python 3.8, which needs other requirements."""
     return "-py38" in uri.rpartition(":")[2]
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """1.12.1 -> (1, 12, 1), which compare as versions do."""
-    return tuple(int(part) for part in version.split("."))

@@ -18,9 +18,11 @@ from pspnet.config.rules import REQUIRED_CHANNELS
 from pspnet.data.channels import list_files
 from pspnet.data.io.images import ANNOTATION_SUFFIXES, IMAGE_SUFFIXES
 from pspnet.errors import DataError
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session, find_bucket
-from sagemaker_entry.training.job_request import parse_uri, upload_uri
-from sagemaker_entry.training.job_settings import JobSettings
+from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.s3_objects import list_objects, parse_uri
+from sagemaker_entry.aws.session import boto_session, find_bucket
+from sagemaker_entry.training.job_request import upload_uri
 from sagemaker_entry.training.preflight import check_data
 
 _SHOWN = 3
@@ -38,7 +40,7 @@ class Upload:
 
 def upload_command(arguments: argparse.Namespace) -> int:
     """`upload DATA_DIR`: the doctor's check, then the upload; 1 where training on the data would be wrong."""
-    settings = JobSettings(
+    settings = AccountSettings(
         bucket=arguments.bucket,
         prefix=arguments.prefix.strip("/"),
         region=arguments.region,
@@ -83,7 +85,7 @@ def channel_files(name: str, folder: Path) -> list[Path]:
 
 
 def upload_channels(
-    session: Any, folders: Mapping[str, Path], settings: JobSettings, bucket: str, workers: int = 8
+    session: Any, folders: Mapping[str, Path], settings: AccountSettings, bucket: str, workers: int = 8
 ) -> dict[str, Upload]:
     """Upload every channel and print a line about each; raises AwsError. What is there already is not sent again."""
     client = _client(session, workers)
@@ -137,16 +139,6 @@ def upload_folder(client: Any, folder: Path, files: Sequence[Path], uri: str, wo
     return Upload(len(sent), len(files) - len(sent), sum(sent), tuple(key[len(prefix) :] for key in foreign))
 
 
-def list_objects(client: Any, bucket: str, prefix: str) -> dict[str, tuple[int, str]]:
-    """Size and entity tag of every object under a prefix, by key."""
-    found: dict[str, tuple[int, str]] = {}
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for item in page.get("Contents", ()):
-            if not item["Key"].endswith("/"):  # the empty objects that the console makes for folders
-                found[item["Key"]] = (item["Size"], item["ETag"].strip('"'))
-    return found
-
-
 def _upload_file(client: Any, path: Path, bucket: str, key: str, there: tuple[int, str] | None) -> bool:
     """Send one file unless the object is the same; whether it was sent. S3 checks the SHA-256 on arrival."""
     content = path.read_bytes()
@@ -171,7 +163,7 @@ def _is_image(name: str) -> bool:
     return "/" not in name and not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def check_objects(client: Any, channels: Mapping[str, str], settings: JobSettings) -> None:
+def check_objects(client: Any, channels: Mapping[str, str], settings: AccountSettings) -> None:
     """Raise AwsError that names the channels under which S3 holds nothing."""
     empty: Iterable[str] = [
         f"{name} ({uri})" for name, uri in channels.items() if not _holds_anything(client, uri, settings)
@@ -183,7 +175,7 @@ def check_objects(client: Any, channels: Mapping[str, str], settings: JobSetting
         )
 
 
-def _holds_anything(client: Any, uri: str, settings: JobSettings) -> bool:
+def _holds_anything(client: Any, uri: str, settings: AccountSettings) -> bool:
     bucket, prefix = parse_uri(uri)
     with aws_errors(f"looking into {uri}", settings):
         return bool(client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"))

@@ -12,6 +12,7 @@ import pytest
 
 from pspnet.config.parsing import load_config, parse_arguments
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.account_settings import unique_name
 from sagemaker_entry.training.job_request import (
     Place,
     build_request,
@@ -20,7 +21,6 @@ from sagemaker_entry.training.job_request import (
     hyperparameters,
     local_channels,
     metric_definitions,
-    unique_name,
 )
 from sagemaker_entry.training.job_settings import JobSettings, add_job_arguments, read_settings
 from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS

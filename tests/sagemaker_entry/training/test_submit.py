@@ -14,9 +14,11 @@ pytest.importorskip("sagemaker.train", reason="sagemaker is not installed: pip i
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ProfileNotFound
 
 from pspnet.system.exit_codes import run_guarded
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session, find_role
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.resources import job_status
+from sagemaker_entry.aws.session import boto_session, find_role
 from sagemaker_entry.commands import dispatch
-from sagemaker_entry.training.job_log import LOG_GROUP, follow_job, job_status
+from sagemaker_entry.training.job_log import LOG_GROUP, follow_job
 from sagemaker_entry.training.job_request import Place, build_request
 from sagemaker_entry.training.job_settings import JobSettings
 from sagemaker_entry.training.submit import quiet_sdk_config

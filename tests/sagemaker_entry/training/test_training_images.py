@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.container_images import has_gpu
 from sagemaker_entry.training.training_images import (
     P2_NOTE,
     check_image,
     check_known,
     check_pair,
     choose_image,
-    has_gpu,
     image_python38,
 )
 

@@ -10,10 +10,12 @@ import pytest
 
 from pspnet.errors import DataError
 from pspnet.system.exit_codes import run_guarded
-from sagemaker_entry.aws.session import AwsError, find_bucket
+from sagemaker_entry.aws.aws_errors import AwsError
+from sagemaker_entry.aws.s3_objects import list_objects
+from sagemaker_entry.aws.session import find_bucket
 from sagemaker_entry.commands import dispatch
 from sagemaker_entry.training.job_settings import JobSettings
-from sagemaker_entry.training.upload import channel_files, count_images, find_channels, list_objects, upload_channels
+from sagemaker_entry.training.upload import channel_files, count_images, find_channels, upload_channels
 from tests.sagemaker_entry.conftest import ACCOUNT, REGION, Aws
 
 BUCKET = f"sagemaker-{REGION}-{ACCOUNT}"
