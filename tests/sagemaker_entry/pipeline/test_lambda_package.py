@@ -35,12 +35,13 @@ def test_the_template_is_written_beside_it(tmp_path: Path) -> None:
 
 
 def test_the_function_starts_from_the_package_alone(tmp_path: Path) -> None:
-    """In another folder, without torch: an event of a test goes through, and a mask is summarised."""
+    """In another folder, without torch: handle a test event, summarise a mask, and import every file of the package."""
     write_package(tmp_path / "lambda.zip", tmp_path / "none")
     code = (
         "import sys, json\n"
         f"sys.path.insert(0, {str(tmp_path / 'lambda.zip')!r})\n"
-        "import sagemaker_entry.pipeline.handler as it\n"
+        "import sagemaker_entry.lambda_handler, sagemaker_entry.pipeline.handler as it\n"
+        "assert sagemaker_entry.lambda_handler.handler is it.handler\n"
         f"assert it.__file__.startswith({str(tmp_path)!r}), it.__file__\n"
         "import pspnet; assert pspnet.__file__.startswith(sys.path[0])\n"
         "assert it.handler({'Event': 's3:TestEvent'}, None) == {'batchItemFailures': []}\n"
@@ -48,6 +49,8 @@ def test_the_function_starts_from_the_package_alone(tmp_path: Path) -> None:
         "picture = io.BytesIO(); Image.new('L', (4, 2), 3).save(picture, 'PNG')\n"
         "lines = list(it._lines(picture.getvalue(), 'masks/a.png', it._settings()))\n"
         "assert json.loads(lines[0])['classes'] == {'3': 1.0}, lines\n"
+        "own = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('pspnet', 'sagemaker_entry')]\n"
+        f"assert sorted(path[len(sys.path[0]) + 1:] for path in own) == {sorted(CODE)!r}, own\n"
         "heavy = {'torch', 'torchvision', 'cv2', 'av', 'pydantic', 'albumentations', 'boto3'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
