@@ -29,8 +29,8 @@ MASK = "image/png"
 PROBABILITIES = "application/x-recordio-protobuf"
 SUMMARY = "application/json"
 
-_AGAIN = (429, 503)
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0  # seconds; doubled for every further try
+_RETRIED = (429, 503)
+_FIRST_DELAY, _MAX_DELAY = 0.2, 8.0  # seconds; doubled for every retry
 _MAGIC = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -62,7 +62,7 @@ class EndpointClient:
         self._retries = retries
 
     def __call__(self, image: ImageLike) -> np.ndarray:
-        """Class ids of every pixel.
+        """Segment one image.
 
         Args:
             image: path of an image file, its bytes, a Pillow image, or an (H, W, 3) uint8 RGB array.
@@ -71,17 +71,17 @@ class EndpointClient:
             (H, W) uint8 mask on the image's stored pixel grid (EXIF orientation is not applied).
 
         Raises:
-            DataError: the image cannot be read, or is too large to be sent.
-            EndpointError: the endpoint refused it or cannot be reached; its own sentence is in the text.
-            AwsError: what AWS refused, such as missing credentials or permissions.
+            DataError: the image cannot be read, or is larger than a request may be.
+            EndpointError: the endpoint refused it or cannot be reached; the text includes its message.
+            AwsError: AWS refused the request, for example for missing credentials or permissions.
         """
         return decode_mask(self.ask(image, MASK).body)
 
     def probabilities(self, image: ImageLike, dtype: str = "float32") -> np.ndarray:
-        """(C, H, W) float32 class probabilities.
+        """Return the (C, H, W) float32 class probabilities.
 
-        They are large, and an endpoint refuses what the way back cannot carry. `dtype` is what they travel as: float32
-        in the built-in algorithm's format, float16 or uint8 (steps of 1/255) compressed, which only our endpoints do.
+        An endpoint refuses answers above its size limit. `dtype` is the precision on the wire: float32 in the built-in
+        algorithm's format; float16 or uint8 (steps of 1/255) compressed, which only pspnet endpoints support.
         """
         if dtype == "float32":
             from pspnet.client.probability_record import decode_probabilities
@@ -94,41 +94,41 @@ class EndpointClient:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 values = np.asarray(arrays["probabilities"], dtype=np.float32)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.endpoint}: the answer is not the NPZ file that was asked for.") from error
+            raise DataError(f"{self.endpoint}: the answer is not the requested NPZ file.") from error
         return values / 255 if dtype == "uint8" else values
 
     def summary(self, image: ImageLike) -> dict[str, Any]:
-        """Height and width, and for every class in the mask its id, name, pixels and share of all pixels."""
+        """Return height and width, and the id, name, pixel count and pixel fraction of every class in the mask."""
         content = self.ask(image, SUMMARY).body
         try:
             value = json.loads(content)
         except ValueError as error:
-            raise DataError(f"{self.endpoint}: the answer is not the JSON summary that was asked for.") from error
+            raise DataError(f"{self.endpoint}: the answer is not the requested JSON summary.") from error
         if not isinstance(value, dict):
-            raise DataError(f"{self.endpoint}: the answer is not the JSON summary that was asked for.")
+            raise DataError(f"{self.endpoint}: the answer is not the requested JSON summary.")
         return value
 
     def ask(self, image: ImageLike, accept: str) -> Reply:
-        """The endpoint's answer in the form that an Accept header names, as it came."""
+        """Return the endpoint's raw answer for an Accept header."""
         body, content_type = encode_image(image)
         largest = self._transport.largest
         if largest is not None and len(body) > largest:
             raise DataError(
-                f"the image has {len(body):,} bytes as {content_type}, and a request carries at most {largest:,}; send "
+                f"the image has {len(body):,} bytes as {content_type}, above the request limit of {largest:,}; send "
                 "it as JPEG or smaller, or use `transform`."
             )
         for attempt in range(self._retries + 1):
             try:
                 return self._transport.send(body, content_type, accept)
             except EndpointError as error:
-                if error.status not in _AGAIN or attempt == self._retries:
+                if error.status not in _RETRIED or attempt == self._retries:
                     raise
-                pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-                time.sleep(min(max(pause, error.retry_after or 0.0), 2 * _LONGEST_PAUSE))
-        raise AssertionError("the last try returns or raises")
+                delay = min(_FIRST_DELAY * 2**attempt, _MAX_DELAY) * random.uniform(0.5, 1.0)
+                time.sleep(min(max(delay, error.retry_after or 0.0), 2 * _MAX_DELAY))
+        raise AssertionError("the last attempt returns or raises")
 
     def close(self) -> None:
-        """Close the kept connections."""
+        """Close all connections."""
         self._transport.close()
 
     def __enter__(self: Client) -> Client:
@@ -141,9 +141,9 @@ class EndpointClient:
 
 
 def encode_image(image: ImageLike) -> tuple[bytes, str]:
-    """Bytes and content type to send for an image. Files and bytes go as they are; pixels become a PNG, losslessly.
+    """Return body and content type for an image. Files and bytes are sent unchanged, pixels as a lossless PNG.
 
-    Raises DataError for what is no image.
+    Raises DataError for anything else.
     """
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -165,7 +165,7 @@ def encode_image(image: ImageLike) -> tuple[bytes, str]:
         if body.startswith(magic) and (magic != b"RIFF" or body[8:12] == b"WEBP"):
             return body, content_type
     found = f"begins with {body[:8]!r}" if body else "is empty"
-    raise DataError(f"{where}: {found}, so it is no JPEG, PNG, WebP or NPY file.")
+    raise DataError(f"{where}: {found}; expected a JPEG, PNG, WebP or NPY file.")
 
 
 def _png(image: Image.Image) -> bytes:
@@ -175,12 +175,12 @@ def _png(image: Image.Image) -> bytes:
 
 
 def decode_mask(content: bytes) -> np.ndarray:
-    """(H, W) uint8 class ids of an endpoint's PNG, grey or palette. Raises DataError for anything else."""
+    """Return the (H, W) uint8 class ids of a greyscale or palette PNG. Raises DataError for anything else."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             if picture.format == "PNG" and picture.mode in ("L", "P"):
                 return np.array(picture)
             found = f"a {picture.format} image of mode {picture.mode}"
     except (OSError, SyntaxError, ValueError) as error:
-        found = f"no image ({error})"
+        found = f"not an image ({error})"
     raise DataError(f"the endpoint's answer is {found}; expected an 8-bit PNG of class ids.")

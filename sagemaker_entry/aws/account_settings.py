@@ -1,4 +1,4 @@
-"""Account settings that every AWS command shares: role, bucket, prefix, region, profile; flags and resource names."""
+"""Account settings shared by all AWS commands (role, bucket, prefix, region, profile), their flags, resource names."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class AccountSettings:
 
     @property
     def machine(self) -> str | None:
-        """The machine that is asked for, as error messages name it; None if the command needs none."""
+        """Requested instance type for error messages, None if the command requests none."""
         return None
 
     @property
     def role_account(self) -> str | None:
-        """The account number in the role's ARN, where an ARN was given."""
+        """Account number in the role's ARN, None without an ARN."""
         match = _ROLE_ARN.fullmatch(self.role or "")
         return match.group(1) if match else None
 
 
 def add_flag(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, name: str, **options: Any) -> None:
-    """A flag that is accepted with underscores and with hyphens."""
+    """Add a flag that is accepted with underscores and with hyphens."""
     parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), **options)
 
 
 def add_account_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where in AWS: bucket, prefix, region, profile."""
+    """Add bucket, prefix, region and profile."""
     add_flag(parser, "bucket", metavar="NAME", help="S3 bucket (SageMaker's default bucket of the account and region)")
     add_flag(parser, "prefix", default=DEFAULT_PREFIX, metavar="PREFIX", help="folder in the bucket (%(default)s)")
     add_flag(parser, "region", metavar="REGION", help="AWS region (from the environment or the AWS configuration)")
@@ -53,7 +53,7 @@ def add_account_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -> tuple[tuple[str, str], ...]:
-    """NAME=VALUE texts as pairs; a problem is added for every other text."""
+    """Parse NAME=VALUE texts into pairs; add a problem for every invalid text."""
     pairs = [tuple(text.partition("=")[::2]) for text in texts]
     problems += [
         Problem(key, f"found {text!r}", f"give {form}")
@@ -64,5 +64,5 @@ def read_pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -
 
 
 def unique_name(base: str, stamp: str) -> str:
-    """Return a job name of the base name and a date such as 20260131235959, as the SDK forms it."""
+    """Return a job name of the base name and a date such as 20260131235959, in the SDK's format."""
     return f"{base.replace('_', '-')}-{stamp}"[:63]

@@ -8,7 +8,7 @@ from pspnet.errors import ConfigError
 
 
 def parse_instance_type(instance_type: str) -> tuple[str, str]:
-    """("g4dn", "xlarge") of ml.g4dn.xlarge; raises ConfigError for anything that is no instance type."""
+    """Return ("g4dn", "xlarge") of ml.g4dn.xlarge. Raises ConfigError for an invalid instance type."""
     match = re.fullmatch(r"ml\.([a-z][a-z0-9-]*)\.([a-z0-9]+)", instance_type)
     if match is None:
         raise ConfigError(f"instance_type: found {instance_type!r}; expected ml.FAMILY.SIZE, such as ml.g4dn.xlarge.")
@@ -16,14 +16,14 @@ def parse_instance_type(instance_type: str) -> tuple[str, str]:
 
 
 def has_gpu(instance_type: str) -> bool:
-    """Whether the machine has NVIDIA GPUs: the families g and p."""
+    """Return True for the families with NVIDIA GPUs: g and p."""
     return parse_instance_type(instance_type)[0][0] in "gp"
 
 
 def retrieve_image(scope: str, version: str, instance_type: str, region: str) -> str:
-    """The URI of AWS's PyTorch image for `training` or `inference`, as the SageMaker SDK knows it.
+    """Return the URI of AWS's PyTorch image for the scope `training` or `inference` from the SageMaker SDK.
 
-    Raises ConfigError for a region or a machine that has none.
+    Raises ConfigError for a region or an instance type without one.
     """
     from sagemaker.core import image_uris
 
@@ -39,13 +39,11 @@ def retrieve_image(scope: str, version: str, instance_type: str, region: str) ->
         )
     except ValueError as error:
         if "region" in str(error).lower():
-            raise ConfigError(
-                f"region: {region} has no PyTorch {scope} image that this SageMaker SDK knows."
-            ) from error
+            raise ConfigError(f"region: this SageMaker SDK knows no PyTorch {scope} image in {region}.") from error
         raise ConfigError(f"instance_type {instance_type} with PyTorch {version}: {error}") from error
     return uri
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """1.12.1 -> (1, 12, 1), which compare as versions do."""
+    """Return a comparable tuple: 1.12.1 -> (1, 12, 1)."""
     return tuple(int(part) for part in version.split("."))

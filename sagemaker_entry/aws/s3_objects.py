@@ -6,32 +6,35 @@ from typing import Any
 
 
 def is_s3(address: str) -> bool:
+    """Return True for an s3:// address."""
     """Whether an address is one of S3."""
     return address.startswith("s3://")
 
 
 def s3_folder(uri: str) -> str:
-    """The address as a folder's. SageMaker takes every key that begins with it: without the slash, `train` would
-    bring in `train_annotation`. An archive is a single object and stays as it is."""
+    """Return the address with a trailing slash; an archive's stays unchanged.
+
+    SageMaker reads every key with this prefix: without the slash, `train` would include `train_annotation`.
+    """
     return uri if uri.endswith(("/", ".tar.gz")) else f"{uri}/"
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of an s3:// address."""
+    """Split an s3:// address into bucket and key."""
     bucket, _, key = uri[len("s3://") :].partition("/")
     return bucket, key
 
 
 def default_bucket_name(region: str, account: str) -> str:
-    """The bucket that SageMaker's tools use where none is named."""
+    """Return the name of SageMaker's default bucket."""
     return f"sagemaker-{region}-{account}"
 
 
 def list_objects(client: Any, bucket: str, prefix: str) -> dict[str, tuple[int, str]]:
-    """Size and entity tag of every object under a prefix, by key."""
+    """Return size and entity tag of every object under a prefix, by key."""
     found: dict[str, tuple[int, str]] = {}
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for item in page.get("Contents", ()):
-            if not item["Key"].endswith("/"):  # the empty objects that the console makes for folders
+            if not item["Key"].endswith("/"):  # empty objects that the console creates for folders
                 found[item["Key"]] = (item["Size"], item["ETag"].strip('"'))
     return found

@@ -10,7 +10,7 @@ from sagemaker_entry.aws.s3_objects import default_bucket_name
 
 
 def boto_session(settings: AccountSettings) -> Any:
-    """A boto3 session for the profile and region; raises AwsError where there is no region."""
+    """Return a boto3 session for the profile and region. Raises AwsError without a region."""
     import boto3
 
     with aws_errors("AWS session"):
@@ -23,7 +23,7 @@ def boto_session(settings: AccountSettings) -> Any:
 
 
 def local_region(settings: AccountSettings) -> str | None:
-    """The region that a session would have, without asking AWS."""
+    """Return the region that a session would have, without a request to AWS."""
     import boto3
 
     with aws_errors("AWS session"):
@@ -32,7 +32,7 @@ def local_region(settings: AccountSettings) -> str | None:
 
 
 def find_bucket(session: Any, settings: AccountSettings) -> str:
-    """The named bucket, which must exist, or SageMaker's default bucket, which is created where it is missing."""
+    """Return the named bucket, which must exist, or SageMaker's default bucket, which is created if missing."""
     from botocore.exceptions import ClientError
 
     s3 = session.client("s3")
@@ -40,12 +40,12 @@ def find_bucket(session: Any, settings: AccountSettings) -> str:
         with aws_errors(f"bucket {settings.bucket}", settings):
             s3.head_bucket(Bucket=settings.bucket)
         return settings.bucket
-    with aws_errors("asking AWS who you are"):
+    with aws_errors("looking up the caller's identity"):
         account = session.client("sts").get_caller_identity()["Account"]
     bucket = default_bucket_name(session.region_name, account)
     with aws_errors(f"bucket {bucket}", settings):
         try:
-            # The owner is named, so that a stranger's bucket of this name is never written to.
+            # With the owner, so that nothing is written to another account's bucket of this name.
             s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=account)
         except ClientError as error:
             if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
@@ -58,18 +58,18 @@ def find_bucket(session: Any, settings: AccountSettings) -> str:
 
 
 def find_role(session: Any, settings: AccountSettings) -> str:
-    """The ARN of the given role (a name is looked up), or of the caller's own role, as a notebook has one."""
+    """Return the ARN of the given role (a name is looked up), or of the caller's own role, as in a notebook."""
     if settings.role is not None and settings.role.startswith("arn:"):
         return settings.role
     iam = session.client("iam")
     name = settings.role
     if name is None:
-        with aws_errors("asking AWS who you are"):
+        with aws_errors("looking up the caller's identity"):
             caller = session.client("sts").get_caller_identity()["Arn"]
         if ":assumed-role/" not in caller:
             raise AwsError(
-                f"role: none was given, and the caller {caller} is no role that SageMaker could take on; give --role "
-                "with the ARN of one (docs/sagemaker.md shows how to make it)."
+                f"role: not given, and the caller {caller} is not a role that SageMaker can assume; give --role with "
+                "the ARN of one (docs/sagemaker.md shows how to create it)."
             )
         name = caller.split("/")[1]
     with aws_errors(f"role {name}", settings):

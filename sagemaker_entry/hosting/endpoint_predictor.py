@@ -9,7 +9,7 @@ from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
 
 
 class EndpointPredictor(EndpointClient):
-    """An endpoint that turns images into masks.
+    """Masks from an endpoint.
 
     >>> predictor = EndpointPredictor("xporter-segmentation-20261123")  # or "http://127.0.0.1:8080"
     >>> mask = predictor("frame.jpg")  # (H, W) uint8 class ids, the size of the frame
@@ -53,10 +53,10 @@ def _sagemaker_transport(
 
     require_packages("boto3")
     from sagemaker_entry.aws.session import boto_session
-    from sagemaker_entry.hosting.sagemaker_transports import AsyncTransport, RuntimeTransport, answers_of
+    from sagemaker_entry.hosting.sagemaker_transports import AsyncTransport, RuntimeTransport, async_output_path
 
     session = boto_session(AccountSettings(region=region, profile=profile))
-    answers = answers_of(session, name) if asynchronous else None
+    answers = async_output_path(session, name) if asynchronous else None
     if answers is not None:
         return AsyncTransport(name, session, answers)
     return RuntimeTransport(name, session, REALTIME_BYTES, timeout)

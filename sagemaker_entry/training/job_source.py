@@ -14,7 +14,7 @@ LARGEST_SOURCE = 2_000_000
 _SCRIPTS = ("train.py", "inference.py")
 
 _REQUIREMENTS = """\
-# What AWS's PyTorch images lack, or hold in an older version. torch, torchvision and numpy are the image's own.
+# Packages that AWS's PyTorch images lack or have too old. torch, torchvision and numpy are the image's own.
 albumentations>=1.4.18
 deflate>=0.7
 opencv-python-headless>=4.9
@@ -28,7 +28,7 @@ tqdm>=4.65
 """
 
 _REQUIREMENTS_PYTHON38 = """\
-# What AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2) lacks: the last versions that run there.
+# Packages that AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2) lacks: the last versions that run there.
 albumentations==1.4.18
 deflate>=0.7,<0.8
 eval-type-backport>=0.2

@@ -16,7 +16,7 @@ from pspnet.errors import ConfigError, PspnetError
 from pspnet.training import launch
 from pspnet.training.launch import (
     GRACE_SECONDS,
-    give_time_to_stop,
+    extend_grace_period,
     network_environment,
     torchrun_arguments,
     wait_for_host,
@@ -95,7 +95,7 @@ def test_a_stop_gets_the_time_that_sagemaker_gives(monkeypatch: pytest.MonkeyPat
 
     given: list[int] = []
     monkeypatch.setattr(PContext, "close", lambda self, death_sig=None, timeout=30: given.append(timeout))
-    give_time_to_stop()
+    extend_grace_period()
     context: Any = object()
     PContext.close(context)
     try:

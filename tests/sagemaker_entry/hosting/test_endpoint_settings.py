@@ -13,11 +13,11 @@ from sagemaker_entry.hosting import hosting_images
 from sagemaker_entry.hosting import hosting_requests as requests
 from sagemaker_entry.hosting.deploy import names, requests_of
 from sagemaker_entry.hosting.endpoint_settings import HostSettings
-from sagemaker_entry.hosting.hosting_requests import HostPlace
+from sagemaker_entry.hosting.hosting_requests import HostContext
 from sagemaker_entry.hosting.transform import Images, transform_request
 
 ROLE = "arn:aws:iam::123456789012:role/SageMakerRole"
-PLACE = HostPlace("cars", "cars-1", "repo/image:1", ROLE, "s3://b/model.tar.gz", "bucket")
+CONTEXT = HostContext("cars", "cars-1", "repo/image:1", ROLE, "s3://b/model.tar.gz", "bucket")
 SERVICES = {"RegisterScalableTarget": "application-autoscaling", "PutScalingPolicy": "application-autoscaling"}
 
 
@@ -66,12 +66,12 @@ def check_bounds(value: Any, shape: Any, where: str) -> None:
     ],
 )
 def test_requests_are_those_that_aws_describes(settings: HostSettings) -> None:
-    for operation, parameters in requests_of(settings, PLACE).items():
+    for operation, parameters in requests_of(settings, CONTEXT).items():
         check_against_aws(operation, parameters)
 
 
 def test_the_requests_of_the_first_users_endpoint() -> None:
-    sent = requests_of(HostSettings(), PLACE)
+    sent = requests_of(HostSettings(), CONTEXT)
     assert list(sent) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
     tags = [{"Key": "pspnet", "Value": "cars"}]
     environment = sent["CreateModel"]["PrimaryContainer"].pop("Environment")
@@ -98,7 +98,7 @@ def test_the_requests_of_the_first_users_endpoint() -> None:
 
 def test_limits_follow_the_kind_of_endpoint_and_the_users_variables_win() -> None:
     def environment(settings: HostSettings) -> dict[str, str]:
-        return requests_of(settings, PLACE)["CreateModel"]["PrimaryContainer"]["Environment"]
+        return requests_of(settings, CONTEXT)["CreateModel"]["PrimaryContainer"]["Environment"]
 
     assert environment(HostSettings(serverless=True))["PSPNET_ANSWER_BYTES"] == "4000000"
     slow = environment(HostSettings(asynchronous=True))

@@ -111,9 +111,9 @@ def test_failures_and_answers_that_never_come(endpoint: Aws, monkeypatch: pytest
 
 
 def test_a_caller_who_may_not_describe_endpoints_is_taken_to_a_real_time_one(endpoint: Aws) -> None:
-    from sagemaker_entry.hosting.sagemaker_transports import answers_of
+    from sagemaker_entry.hosting.sagemaker_transports import async_output_path
 
-    assert answers_of(endpoint.session, "slow") == f"s3://{BUCKET}/out"
-    assert answers_of(endpoint.session, "none") is None
+    assert async_output_path(endpoint.session, "slow") == f"s3://{BUCKET}/out"
+    assert async_output_path(endpoint.session, "none") is None
     endpoint.refuse("DescribeEndpoint", "AccessDeniedException", "not authorized")
-    assert answers_of(endpoint.session, "slow") is None
+    assert async_output_path(endpoint.session, "slow") is None

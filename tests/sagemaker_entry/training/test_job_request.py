@@ -14,7 +14,7 @@ from pspnet.config.parsing import load_config, parse_arguments
 from pspnet.errors import ConfigError
 from sagemaker_entry.aws.account_settings import unique_name
 from sagemaker_entry.training.job_request import (
-    Place,
+    JobContext,
     build_request,
     channel_uris,
     data_environment,
@@ -27,7 +27,7 @@ from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS
 
 ROOT = Path(__file__).resolve().parents[3]
 VOC = str(ROOT / "configs" / "voc2012.yaml")
-PLACE = Place("image:1", "arn:aws:iam::123456789012:role/R", "bucket", "xporter-segmentation-20260131235959")
+CONTEXT = JobContext("image:1", "arn:aws:iam::123456789012:role/R", "bucket", "xporter-segmentation-20260131235959")
 
 # The users' own job (the built-in algorithm's names and values), and the names of the classes.
 VOC_HYPERPARAMETERS = {
@@ -59,7 +59,7 @@ def request_of(*argv: str, rest: tuple[str, ...] = ("--config", VOC), samples: i
     settings = settings_of(*argv)
     parsed = parse_arguments(rest, data_environment(settings, "bucket"))
     channels = channel_uris(parsed.config, settings, "bucket")
-    return build_request(hyperparameters(parsed, samples), channels, settings, PLACE)
+    return build_request(hyperparameters(parsed, samples), channels, settings, CONTEXT)
 
 
 def channel(name: str, uri: str, mode: str = "File", distribution: str = "FullyReplicated") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sagemaker_entry.aws.resources import job_status
 from sagemaker_entry.aws.session import boto_session, find_role
 from sagemaker_entry.commands import dispatch
 from sagemaker_entry.training.job_log import LOG_GROUP, follow_job
-from sagemaker_entry.training.job_request import Place, build_request
+from sagemaker_entry.training.job_request import JobContext, build_request
 from sagemaker_entry.training.job_settings import JobSettings
 from sagemaker_entry.training.submit import quiet_sdk_config
 from tests.sagemaker_entry.conftest import ACCOUNT, REGION, ROLE, Aws
@@ -61,7 +61,7 @@ def test_the_request_that_is_sent_is_the_one_that_is_described(uploaded: Aws) ->
         {"num_classes": "7", "learning_rate": "0.0001", "early_stopping": "True", "num_training_samples": "4"},
         {name: f"s3://{BUCKET}/xporter-segmentation/{name}/" for name in names},
         settings,
-        Place(request["AlgorithmSpecification"]["TrainingImage"], ROLE, BUCKET, request["TrainingJobName"]),
+        JobContext(request["AlgorithmSpecification"]["TrainingImage"], ROLE, BUCKET, request["TrainingJobName"]),
     )
     assert request.keys() == expected.keys()
     for field, value in expected.items():
