@@ -191,16 +191,16 @@ def _forward(bucket: str, key: str, summary: str, body: bytes, lines: list[str],
             "last": json.loads(lines[-1]),
         }
     )
-    order = {}
+    fifo = {}
     if target.name.endswith(".fifo"):
-        # Files of one folder in their order; SQS and SNS drop the same id within five minutes themselves.
-        order = {"MessageGroupId": _group(key), "MessageDeduplicationId": identity}
+        # Keep the order of the files of a folder; SQS and SNS drop a repeated id within five minutes.
+        fifo = {"MessageGroupId": _group(key), "MessageDeduplicationId": identity}
     if target.service == "sns":
-        _client("sns", target.region).publish(TopicArn=target.arn, Message=message, **order)
+        _client("sns", target.region).publish(TopicArn=target.arn, Message=message, **fifo)
         return
     owner = target.account
     queue = _client("sqs", target.region).get_queue_url(QueueName=target.name, QueueOwnerAWSAccountId=owner)["QueueUrl"]
-    _client("sqs", target.region).send_message(QueueUrl=queue, MessageBody=message, **order)
+    _client("sqs", target.region).send_message(QueueUrl=queue, MessageBody=message, **fifo)
 
 
 def _group(key: str) -> str:

@@ -78,7 +78,7 @@ def test_the_stages_and_who_runs_them() -> None:
     assert stages["base"].of("EXPOSE") == ["8080"]
 
 
-def test_what_is_copied_exists_and_is_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     allowed = [
         line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().split("\n") if line.startswith("!")
     ]
@@ -93,12 +93,12 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_no_address_of_an_index_and_no_secret_is_in_the_files() -> None:
+def test_the_files_have_no_index_url_and_no_secret() -> None:
     for path in DOCKER.iterdir():
         assert not re.search(r"https?://(?!127\.0\.0\.1)|password|secret|token", path.read_text(), re.IGNORECASE), path
 
 
-def test_every_version_is_pinned_and_fits_the_packages_own_bounds() -> None:
+def test_every_version_is_pinned_within_the_packages_bounds() -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -184,7 +184,7 @@ def wait_for_ping(url: str, process: subprocess.Popen[str], seconds: float = 180
     pytest.fail("the container's command did not answer /ping")
 
 
-def test_the_containers_command_answers_with_nothing_but_the_pinned_packages(tmp_path: Path) -> None:
+def test_the_containers_command_answers_with_only_the_pinned_packages(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'pspnet[serve]'")
     model, app, port = save_tiny_model(tmp_path / "model"), tmp_path / "opt", free_port()
     app.mkdir()

@@ -63,7 +63,7 @@ def model_of(server: Server) -> EndpointModel:
     return EndpointModel(EndpointClient(HttpTransport(url), url, retries=0), CAMVID_CLASSES, quality=70)
 
 
-def test_a_frame_leaves_as_jpeg_and_comes_back_as_a_mask(server: Server) -> None:
+def test_a_frame_is_sent_as_jpeg_and_answered_with_a_mask(server: Server) -> None:
     model = model_of(server)
     image = np.full((12, 20, 3), (200, 60, 20), dtype=np.uint8)
     np.testing.assert_array_equal(model.mask(image), np.ones((12, 20), dtype=np.uint8))
@@ -77,7 +77,7 @@ def test_a_frame_leaves_as_jpeg_and_comes_back_as_a_mask(server: Server) -> None
 
 
 @pytest.mark.parametrize("status", [404, 429, 502, 503, 504])
-def test_an_endpoint_that_is_away_is_no_fault_of_the_frame(server: Server, status: int) -> None:
+def test_an_unreachable_endpoint_is_model_unavailable(server: Server, status: int) -> None:
     server.status = status
     with pytest.raises(ModelUnavailable, match=rf"answered {status}: It is so\."):
         model_of(server).mask(np.zeros((4, 4, 3), dtype=np.uint8))
@@ -85,22 +85,22 @@ def test_an_endpoint_that_is_away_is_no_fault_of_the_frame(server: Server, statu
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 500])
-def test_a_frame_that_is_refused_is_a_fault_of_the_frame(server: Server, status: int) -> None:
+def test_a_refused_frame_is_an_error_of_the_frame(server: Server, status: int) -> None:
     server.status = status
     with pytest.raises(PspnetError, match=rf"answered {status}: It is so\.") as caught:
         model_of(server).mask(np.zeros((4, 4, 3), dtype=np.uint8))
     assert not isinstance(caught.value, ModelUnavailable)
 
 
-def test_a_mask_of_another_size_is_a_fault_of_the_frame(server: Server) -> None:
+def test_a_mask_of_another_size_is_an_error_of_the_frame(server: Server) -> None:
     server.step = 2
     with pytest.raises(DataError, match=r"a mask of 10x6 for a frame of 20x12; expected the same size\."):
         model_of(server).mask(np.zeros((12, 20, 3), dtype=np.uint8))
 
 
-def test_nobody_listening_is_unavailable(server: Server) -> None:
+def test_a_refused_connection_is_model_unavailable(server: Server) -> None:
     model = model_of(server)
     server.shutdown()
     server.server_close()
-    with pytest.raises(ModelUnavailable, match="nothing listens there"):
+    with pytest.raises(ModelUnavailable, match="connection refused"):
         model.mask(np.zeros((4, 4, 3), dtype=np.uint8))

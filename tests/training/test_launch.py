@@ -31,7 +31,7 @@ def test_one_process_needs_no_torchrun(gpus: str) -> None:
     assert torchrun_arguments({"SM_HOSTS": '["algo-1"]', "SM_CURRENT_HOST": "algo-1", "SM_NUM_GPUS": gpus}) == []
 
 
-def test_one_process_a_gpu() -> None:
+def test_one_process_per_gpu() -> None:
     env = {"SM_HOSTS": '["algo-1"]', "SM_CURRENT_HOST": "algo-1", "SM_NUM_GPUS": "8"}
     assert torchrun_arguments(env) == [
         "--nnodes=1", "--node_rank=0", "--nproc_per_node=8", "--master_addr=127.0.0.1", "--master_port=7777",
@@ -39,7 +39,7 @@ def test_one_process_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(("host", "rank"), [("algo-1", 0), ("algo-10", 1), ("algo-2", 2)])
-def test_every_machine_knows_its_place(host: str, rank: int) -> None:
+def test_every_host_gets_its_rank(host: str, rank: int) -> None:
     env = {"SM_HOSTS": THREE, "SM_CURRENT_HOST": host, "SM_NUM_GPUS": "4"}
     assert torchrun_arguments(env) == [
         "--nnodes=3", f"--node_rank={rank}", "--nproc_per_node=4", "--master_addr=algo-1", "--master_port=7777",
@@ -48,13 +48,13 @@ def test_every_machine_knows_its_place(host: str, rank: int) -> None:
     assert "--nproc_per_node=1" in torchrun_arguments({**env, "SM_NUM_GPUS": "0"})
 
 
-def test_machines_talk_over_the_jobs_network_unless_the_user_says_otherwise() -> None:
+def test_network_variables_default_to_the_jobs_interface() -> None:
     env = {"SM_NETWORK_INTERFACE_NAME": "ethwe", "GLOO_SOCKET_IFNAME": "eth1"}
     assert network_environment(env, machines=1) == {"NCCL_SOCKET_IFNAME": "ethwe"}
     assert network_environment(env, machines=2) == {"NCCL_SOCKET_IFNAME": "ethwe", "NCCL_PROTO": "simple"}
 
 
-def test_outside_a_job_it_says_what_to_run() -> None:
+def test_outside_a_job_the_error_names_the_fix() -> None:
     with pytest.raises(ConfigError, match=r"SM_HOSTS is not set: .* inside a SageMaker job; elsewhere run train\.py"):
         torchrun_arguments({})
 
@@ -64,7 +64,7 @@ def test_flags_are_refused() -> None:
         launch.launch(["--epochs", "3"])
 
 
-def test_one_process_takes_the_launchers_place(tmp_path: Path) -> None:
+def test_a_single_process_replaces_the_launcher(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import os, sys; print(os.getpid(), sys.argv)")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "SM_HOSTS": '["algo-1"]', "SM_CURRENT_HOST": "algo-1"}
     command = [sys.executable, "-m", "pspnet.training.launch"]
@@ -72,7 +72,7 @@ def test_one_process_takes_the_launchers_place(tmp_path: Path) -> None:
         assert process.communicate(timeout=120)[0] == f"{process.pid} ['train.py']\n"
 
 
-def test_a_name_that_comes_up_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_for_a_host_name_that_resolves_late(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def resolve(name: str, port: int) -> list[Any]:
@@ -86,11 +86,11 @@ def test_a_name_that_comes_up_late_is_waited_for(monkeypatch: pytest.MonkeyPatch
     wait_for_host("algo-1")
     assert asked == ["algo-1"] * 3
     asked.clear()
-    with pytest.raises(PspnetError, match=r"algo-1: the job's first machine is still unknown after 0 s \(Name or"):
+    with pytest.raises(PspnetError, match=r"algo-1: the job's first host did not resolve within 0 s \(Name or"):
         wait_for_host("algo-1", seconds=0)
 
 
-def test_a_stop_gets_the_time_that_sagemaker_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_grants_sagemakers_grace_period(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 
     given: list[int] = []
@@ -108,15 +108,15 @@ def test_a_stop_gets_the_time_that_sagemaker_gives(monkeypatch: pytest.MonkeyPat
 
 # What both processes run: the exit code of the job, and the reason that it gives.
 SCRIPTS = {
-    "import os, sys\nsys.exit(3 if os.environ['RANK'] == '1' else 0)": (3, "rank 1 ended with exit code 3; the log"),
+    "import os, sys\nsys.exit(3 if os.environ['RANK'] == '1' else 0)": (3, "rank 1 failed with exit code 3; see"),
     "import os, signal, time\nos.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(1)": (
-        137, "rank 1 was ended by SIGKILL; the machine's memory may be full",
+        137, "rank 1 was killed by SIGKILL; it may be out of memory",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=["exit code", "killed"])
-def test_the_process_that_failed_is_named(script: str, tmp_path: Path) -> None:
+def test_the_failed_process_is_reported(script: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(script)
     code, text = SCRIPTS[script]
     with socket.socket() as free:

@@ -65,7 +65,7 @@ def check_bounds(value: Any, shape: Any, where: str) -> None:
         HostSettings(update=True, endpoint_name="cars"),
     ],
 )
-def test_requests_are_those_that_aws_describes(settings: HostSettings) -> None:
+def test_requests_match_the_api_description(settings: HostSettings) -> None:
     for operation, parameters in requests_of(settings, CONTEXT).items():
         check_against_aws(operation, parameters)
 
@@ -96,7 +96,7 @@ def test_the_requests_of_the_first_users_endpoint() -> None:
     assert sent["CreateEndpoint"] == {"EndpointName": "cars", "EndpointConfigName": "cars-1", "Tags": tags}
 
 
-def test_limits_follow_the_kind_of_endpoint_and_the_users_variables_win() -> None:
+def test_limits_follow_the_kind_of_endpoint_and_env_overrides_them() -> None:
     def environment(settings: HostSettings) -> dict[str, str]:
         return requests_of(settings, CONTEXT)["CreateModel"]["PrimaryContainer"]["Environment"]
 
@@ -107,7 +107,7 @@ def test_limits_follow_the_kind_of_endpoint_and_the_users_variables_win() -> Non
     assert (own["PSPNET_PIXELS"], own["TS_MAX_REQUEST_SIZE"]) == ("5", "7")
 
 
-def test_the_variables_are_those_that_the_server_reads() -> None:
+def test_the_server_reads_the_variables() -> None:
     from pspnet.inference.limits import Limits
 
     environment = requests.container_environment(HostSettings(), 5_000_000)
@@ -122,7 +122,7 @@ def test_names() -> None:
     assert name == "a" * 48 + "-20260101000000"
 
 
-def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
+def test_the_transform_payload_fits_the_largest_image() -> None:
     settings = HostSettings(instance_type="ml.m5.xlarge")
     small = transform_request(
         settings, Images("s3://b/i/", "image/jpeg", 90_000), "s3://b/o/", "image/png", 4, "m", "job-1"
@@ -137,7 +137,7 @@ def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         (["--instance_count", "0"], "instance_count: found 0"),
         (["--endpoint_name", "a_b"], "endpoint_name: found 'a_b'"),
@@ -145,7 +145,7 @@ def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
         (["--serverless", "--memory", "1000"], "memory: found 1000; AWS offers 1024, 2048"),
         (["--serverless", "--asynchronous"], "serverless: given with asynchronous"),
         (["--serverless", "--concurrency", "201"], "allowed: 1 to 200"),
-        (["--serverless", "--data_capture", "5"], "serverless endpoints do not have it"),
+        (["--serverless", "--data_capture", "5"], "serverless endpoints do not support it"),
         (["--serverless", "--max_instances", "3"], "max_instances: given with serverless"),
         (["--concurrency", "2"], "concurrency: given for a real-time endpoint"),
         (["--output_path", "s3://b/o"], "output_path: given without asynchronous"),
@@ -161,20 +161,22 @@ def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
         (["--tag", "team"], "tag: found 'team'"),
         (["--env", "=1"], "env: found '=1'"),
         (["--role", "arn:aws:iam::12:role/R"], "role: found"),
-        (["--instance_type", "ml.t2.huge"], "is no machine for hosting"),
+        (["--instance_type", "ml.t2.huge"], "does not list it for SageMaker hosting"),
         (["--instance_type", "ml.inf2.xlarge"], "AWS's own accelerators"),
         (["--instance_type", "ml.p2.xlarge"], "(K80) is retired"),
     ],
 )
-def test_wrong_settings_are_one_message(argv: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_all_wrong_settings_are_reported_in_one_message(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("botocore")
     assert run_guarded(cli.dispatch, ["deploy", "s3://b/model.tar.gz", "--dry_run", *argv]) == 2
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert expected in captured.err
     assert captured.out == ""
 
 
-def test_the_image_follows_the_machine() -> None:
+def test_the_image_follows_the_instance_type() -> None:
     pytest.importorskip("sagemaker.core", reason="sagemaker is not installed: pip install 'pspnet[sagemaker]'")
     choose = hosting_images.choose_host_image
     start = "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch-inference"
@@ -187,22 +189,22 @@ def test_the_image_follows_the_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "image", "said"),
+    ("machine", "image", "expected"),
     [
         ("ml.t2.xlarge", "pytorch-inference:2.6.0-gpu-py312", "is for GPUs, and ml.t2.xlarge has none"),
         (None, "pytorch-inference:2.6.0-gpu-py312", "a serverless endpoint has none"),
-        ("ml.t2.xlarge", "pytorch-training:2.6.0-cpu-py312", "is no image that serves this model"),
+        ("ml.t2.xlarge", "pytorch-training:2.6.0-cpu-py312", "cannot serve this model"),
         ("ml.t2.xlarge", "pytorch-inference:1.12.1-cpu-py38", "from 2.1.0 to 2.6.0"),
         ("ml.t2.xlarge", "pytorch-inference-arm64:2.6.0-cpu-py312", "use a pytorch-inference image"),
         ("ml.c7g.large", "pytorch-inference:2.6.0-cpu-py312", "use a pytorch-inference-arm64 image"),
     ],
 )
-def test_impossible_images_are_refused(machine: str | None, image: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_impossible_images_are_refused(machine: str | None, image: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         hosting_images.check_host_image(machine, f"763104351884.dkr.ecr.eu-west-1.amazonaws.com/{image}")
 
 
-def test_other_images_are_not_judged() -> None:
+def test_other_images_are_not_checked() -> None:
     hosting_images.check_host_image("ml.t2.xlarge", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/our-own:3")
     hosting_images.check_host_image(
         "ml.g5.xlarge", "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch-inference:2.6.0-gpu-py312"
@@ -224,7 +226,7 @@ def test_help_and_unknown_flags_of_every_command(command: str, capsys: pytest.Ca
     assert "unrecognized arguments: " in capsys.readouterr().err
 
 
-def test_flags_with_hyphens_are_the_same(capsys: pytest.CaptureFixture) -> None:
+def test_flags_accept_hyphens(capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("sagemaker.core", reason="sagemaker is not installed: pip install 'pspnet[sagemaker]'")
     pytest.importorskip("botocore")
     argv = [

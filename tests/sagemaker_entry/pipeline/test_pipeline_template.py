@@ -75,7 +75,7 @@ _BY_LAMBDA = {
 }  # fmt: skip
 
 
-def test_the_function_may_do_what_its_code_calls_and_no_more(template: dict[str, Any]) -> None:
+def test_the_function_has_exactly_the_permissions_of_its_calls(template: dict[str, Any]) -> None:
     code = Path(lambda_handler.__file__).read_text()
     calls = {
         "s3:GetObject": ".get_object(",
@@ -90,7 +90,7 @@ def test_the_function_may_do_what_its_code_calls_and_no_more(template: dict[str,
     assert actions(template["Resources"]["SummaryRole"]) == set(calls) | _BY_LAMBDA | {"s3:ListBucket"}
 
 
-def test_the_machine_of_the_stream_may_do_what_its_code_calls_and_no_more(template: dict[str, Any]) -> None:
+def test_the_stream_machine_has_exactly_the_permissions_of_its_calls(template: dict[str, Any]) -> None:
     calls = {
         "kinesisvideo:GetDataEndpoint": (kinesis_client, ".get_data_endpoint("),
         "kinesisvideo:GetMedia": (kinesis_client, ".get_media("),
@@ -119,7 +119,7 @@ def test_no_permission_is_for_all_resources_or_actions(template: dict[str, Any])
             )
 
 
-def test_summaries_start_nothing(template: dict[str, Any]) -> None:
+def test_summaries_trigger_nothing(template: dict[str, Any]) -> None:
     resources = template["Resources"]
     (notification,) = resources["MaskBucket"]["Properties"]["NotificationConfiguration"]["QueueConfigurations"]
     (rule,) = notification["Filter"]["S3Key"]["Rules"]
@@ -129,7 +129,7 @@ def test_summaries_start_nothing(template: dict[str, Any]) -> None:
     assert not lambda_handler.output_key("masks/a.png", settings).startswith(rule["Value"])
 
 
-def test_every_setting_of_the_template_is_one_that_the_function_reads(template: dict[str, Any]) -> None:
+def test_the_function_reads_every_setting_of_the_template(template: dict[str, Any]) -> None:
     variables = template["Resources"]["SummaryFunction"]["Properties"]["Environment"]["Variables"]
     source = (TEMPLATE.parent / "lambda_settings.py").read_text()
     for name in variables:
@@ -141,7 +141,7 @@ def test_every_setting_of_the_template_is_one_that_the_function_reads(template: 
     assert read_settings(defaults) == read_settings({})
 
 
-def test_the_queue_waits_six_times_the_functions_timeout_and_gives_up_to_another(template: dict[str, Any]) -> None:
+def test_the_queue_visibility_timeout_and_dead_letter_queue(template: dict[str, Any]) -> None:
     resources = template["Resources"]
     queue, function = resources["MaskQueue"]["Properties"], resources["SummaryFunction"]["Properties"]
     assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
@@ -150,14 +150,14 @@ def test_the_queue_waits_six_times_the_functions_timeout_and_gives_up_to_another
     assert resources["SummaryEvents"]["Properties"]["BatchSize"] == 1  # the whole timeout for each
 
 
-def test_masks_are_kept_from_the_public_and_encrypted(template: dict[str, Any]) -> None:
+def test_the_bucket_is_private_and_encrypted(template: dict[str, Any]) -> None:
     bucket = template["Resources"]["MaskBucket"]
     assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
     assert "BucketEncryption" in bucket["Properties"]
     assert bucket["DeletionPolicy"] == "Retain"
 
 
-def test_the_handler_is_the_one_that_is_packed(template: dict[str, Any]) -> None:
+def test_the_template_names_the_packed_handler(template: dict[str, Any]) -> None:
     from sagemaker_entry.pipeline.lambda_package import CODE
 
     module, _, function = template["Resources"]["SummaryFunction"]["Properties"]["Handler"].rpartition(".")

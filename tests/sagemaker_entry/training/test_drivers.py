@@ -167,7 +167,7 @@ def history(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if " validation:mIOU=" in line]
 
 
-def test_the_basic_driver_trains_and_leaves_a_model(job: Job) -> None:
+def test_the_basic_driver_trains_and_writes_a_model(job: Job) -> None:
     job.prepare(TINY)
     exit_code, printed = job.run()
     assert exit_code == 0, printed[-3000:]
@@ -180,7 +180,7 @@ def test_the_basic_driver_trains_and_leaves_a_model(job: Job) -> None:
     assert not job.container.failure.exists()
 
 
-def test_the_reason_in_the_failure_file_is_the_scripts(job: Job) -> None:
+def test_the_failure_file_has_the_scripts_reason(job: Job) -> None:
     job.prepare({**TINY, "epochs": "0"})
     exit_code, printed = job.run()
     assert exit_code == 2, printed[-3000:]
@@ -196,7 +196,7 @@ def test_torchrun_with_two_processes_trains_one_model(job: Job) -> None:
     assert load_artifact(job.container.model).architecture["num_classes"] == 7
 
 
-def test_torchrun_tells_the_first_reason(job: Job) -> None:
+def test_torchrun_reports_the_first_reason(job: Job) -> None:
     for path in (job.data / "train_annotation").iterdir():
         path.write_bytes(b"no image")
     job.prepare(TINY, processes=2)

@@ -36,7 +36,7 @@ def test_the_source_is_the_package_the_scripts_and_the_configs(tmp_path: Path) -
     assert sum((tmp_path / name).stat().st_size for name in names) < LARGEST_SOURCE
 
 
-def test_the_staged_script_reads_its_settings_far_from_the_checkout(tmp_path: Path) -> None:
+def test_the_staged_script_runs_outside_the_checkout(tmp_path: Path) -> None:
     stage_source(tmp_path / "code")
     command = [sys.executable, "-I", "train.py", "--config", "configs/voc2012.yaml", "--data=x", "--print_config"]
     # -I leaves out the folder of the script as well, so the package is found only through PYTHONPATH's replacement.
@@ -67,7 +67,7 @@ def test_a_wheel_holds_scripts_and_configs_inside_the_package(tmp_path: Path, mo
     assert (tmp_path / "job" / "train.py").read_text() == "# scripts/train.py"
 
 
-def test_an_incomplete_installation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_installation_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "PACKAGE", tmp_path / "pspnet")
     with pytest.raises(PspnetError, match=r"train\.py is missing next to the package.*Install the package again"):
         stage_source(tmp_path / "job")
