@@ -1,4 +1,4 @@
-"""Probabilities in the built-in algorithm's format, against bytes written by hand and against the project's encoder."""
+"""Probability decoder against hand-written bytes and against the project's encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pspnet.errors import DataError
 
 
 def record(shape: tuple[int, ...], values: np.ndarray) -> bytes:
-    """A Record in a RecordIO frame, written by hand from the format's description."""
+    """Return a Record in a RecordIO frame, written by hand from the format's description."""
 
     def varint(number: int) -> bytes:
         head = b""

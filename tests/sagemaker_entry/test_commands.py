@@ -1,4 +1,4 @@
-"""The command line: both ways to call it, from any folder, the dry run without credentials, missing packages."""
+"""SageMaker command line: both entry points, any working directory, dry run without credentials, missing packages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dry_run(capsys: pytest.CaptureFixture, *argv: str) -> tuple[dict[str, Any], 
 
 def test_the_dry_run_of_the_users_job_without_credentials(sdk: None, tmp_path: Path) -> None:
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    # A proxy that does not exist: whatever wanted the network would fail.
+    # A proxy that does not exist: any network access would fail.
     variables.update(
         HTTPS_PROXY="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9", AWS_EC2_METADATA_DISABLED="true"
     )

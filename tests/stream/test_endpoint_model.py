@@ -1,4 +1,4 @@
-"""An endpoint as a stream's model: which of its errors are about one frame, and which about any."""
+"""Endpoint as stream model: errors of one frame, and errors that make the model unavailable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pspnet.stream.model import ModelUnavailable
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with `status`; with 200, a mask of ones in the image's size unless `step` is more than 1."""
+    """Fake endpoint that answers with `status`; with 200, a mask of ones of the image's size divided by `step`."""
 
     status = 200
     received: list[tuple[str, bytes]]
@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.headers["Content-Type"], body))
-        content = b"It is so."
+        content = b"The reason."
         if self.server.status == 200:
             with Image.open(io.BytesIO(body)) as picture:
                 mask = np.ones(picture.size[::-1], dtype=np.uint8)
@@ -79,15 +79,15 @@ def test_a_frame_is_sent_as_jpeg_and_answered_with_a_mask(server: Server) -> Non
 @pytest.mark.parametrize("status", [404, 429, 502, 503, 504])
 def test_an_unreachable_endpoint_is_model_unavailable(server: Server, status: int) -> None:
     server.status = status
-    with pytest.raises(ModelUnavailable, match=rf"answered {status}: It is so\."):
+    with pytest.raises(ModelUnavailable, match=rf"answered {status}: The reason\."):
         model_of(server).mask(np.zeros((4, 4, 3), dtype=np.uint8))
-    assert len(server.received) == 1  # the stream tries again itself, with a newer frame
+    assert len(server.received) == 1  # the stream itself retries, with a newer frame
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 500])
 def test_a_refused_frame_is_an_error_of_the_frame(server: Server, status: int) -> None:
     server.status = status
-    with pytest.raises(PspnetError, match=rf"answered {status}: It is so\.") as caught:
+    with pytest.raises(PspnetError, match=rf"answered {status}: The reason\.") as caught:
         model_of(server).mask(np.zeros((4, 4, 3), dtype=np.uint8))
     assert not isinstance(caught.value, ModelUnavailable)
 

@@ -1,4 +1,4 @@
-"""The start of a SageMaker job: how many processes, what torchrun is told, and what a failure or a stop ends in."""
+"""Launcher of a SageMaker job: number of processes, torchrun's arguments, failures and stops."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_host_gets_its_rank(host: str, rank: int) -> None:
     assert torchrun_arguments(env) == [
         "--nnodes=3", f"--node_rank={rank}", "--nproc_per_node=4", "--master_addr=algo-1", "--master_port=7777",
     ]  # fmt: skip
-    # Machines without a GPU run one process each.
+    # Hosts without a GPU run one process each.
     assert "--nproc_per_node=1" in torchrun_arguments({**env, "SM_NUM_GPUS": "0"})
 
 
@@ -106,7 +106,7 @@ def test_sigterm_grants_sagemakers_grace_period(monkeypatch: pytest.MonkeyPatch)
     assert 30 < GRACE_SECONDS < 120
 
 
-# What both processes run: the exit code of the job, and the reason that it gives.
+# Script of both processes -> exit code of the job, and its failure reason.
 SCRIPTS = {
     "import os, sys\nsys.exit(3 if os.environ['RANK'] == '1' else 0)": (3, "rank 1 failed with exit code 3; see"),
     "import os, signal, time\nos.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(1)": (

@@ -1,4 +1,4 @@
-"""Listing and removing: only what carries the project's tag, in the right order, after asking."""
+"""`delete` and `status`: only resources with the project's tag, in the right order, after confirmation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(aws: Aws, name: str, owner: str | None, **variant: Any) -> None:
-    """Model, configuration and endpoint of one name, with the project's tag unless the owner is None."""
+    """Create model, configuration and endpoint of one name, with the project's tag unless the owner is None."""
     client, tags = aws.session.client("sagemaker"), [] if owner is None else [{"Key": "pspnet", "Value": owner}]
     client.create_model(ModelName=name, ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "x"}, Tags=tags)
     variant = variant or {"InitialInstanceCount": 2, "InstanceType": "ml.t2.xlarge"}

@@ -1,4 +1,4 @@
-"""Deploying against moto: from every kind of model to an endpoint; updates; and every failure leaves nothing behind."""
+"""`deploy` against moto: every kind of model, updates, and no leftovers after a failure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_an_existing_name_is_refused_without_update(aws: Aws, stored: str, capsy
 
 
 class Updating:
-    """UpdateEndpoint, which moto does not have: the endpoint then names the new configuration, or goes back."""
+    """Fake UpdateEndpoint, which moto lacks: the endpoint gets the new configuration, or rolls back."""
 
     def __init__(self, aws: Aws, works: bool = True) -> None:
         self.aws, self.works, self.config = aws, works, None

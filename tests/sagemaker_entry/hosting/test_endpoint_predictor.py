@@ -1,4 +1,4 @@
-"""EndpointPredictor over HTTP and over InvokeEndpoint, against small servers that answer as they are told."""
+"""EndpointPredictor over HTTP and over InvokeEndpoint, against a small configurable server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 @dataclass
 class Server:
-    """Answers as `answer` says, and keeps what it was asked."""
+    """State of the fake endpoint: its answer function and the received requests."""
 
     answer: Callable[[bytes, dict[str, str]], Reply] = lambda body, headers: (
         200, {"Content-Type": "image/png"}, png(MASK),
@@ -76,7 +76,7 @@ def server() -> Iterator[Server]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
-    http.handle_error = lambda *_: None  # a client that gave up
+    http.handle_error = lambda *_: None  # a client that disconnected
     threading.Thread(target=http.serve_forever, daemon=True).start()
     state.url = f"http://127.0.0.1:{http.server_port}"
     yield state
@@ -112,7 +112,7 @@ def test_the_connection_is_reused_and_reopened_after_the_server_closed_it(server
     for _ in range(3):
         predictor(jpeg)
     assert len(server.connections) == 1
-    server.hang_up = True  # without telling so in a header
+    server.hang_up = True  # without a Connection header
     predictor(jpeg)
     predictor(jpeg)
     assert len(server.requests) == 5
@@ -229,7 +229,7 @@ def test_probabilities_and_summary(server: Server, jpeg: Path) -> None:
     assert accepted == ["application/x-recordio-protobuf", "application/json"]
 
 
-# By name, through boto3: a loopback server stands for the runtime of SageMaker.
+# By name, through boto3: a loopback server replaces SageMaker's runtime.
 
 
 @pytest.fixture

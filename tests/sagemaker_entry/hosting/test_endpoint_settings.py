@@ -1,4 +1,4 @@
-"""Settings and requests of an endpoint: what is refused here, and what AWS's own description says of the requests."""
+"""Endpoint settings and requests: local validation, and validation of the requests by boto3's API description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERVICES = {"RegisterScalableTarget": "application-autoscaling", "PutScalingPoli
 
 
 def check_against_aws(operation: str, parameters: dict[str, Any]) -> None:
-    """Names, types, bounds and choices as in the description of the API that boto3 carries."""
+    """Check names, types, bounds and enums against boto3's API description."""
     session_module = pytest.importorskip("botocore.session", reason="boto3 is not installed")
     from botocore.validate import ParamValidator
 
@@ -33,7 +33,7 @@ def check_against_aws(operation: str, parameters: dict[str, Any]) -> None:
 
 
 def check_bounds(value: Any, shape: Any, where: str) -> None:
-    """What ParamValidator leaves out: patterns of names, choices and upper bounds."""
+    """Check what ParamValidator leaves out: patterns, enums and upper bounds."""
     import re
 
     if shape.type_name == "structure":
@@ -47,7 +47,7 @@ def check_bounds(value: Any, shape: Any, where: str) -> None:
         assert len(value) <= shape.metadata.get("max", 10_000), where
         assert not getattr(shape, "enum", None) or value in shape.enum, f"{where}: {value}"
         pattern = shape.metadata.get("pattern", "")
-        # botocore carries Java's patterns, and one that is wrong as it stands, for the addresses of captured data.
+        # botocore has Java patterns, and a wrong one for the addresses of captured data.
         if pattern and not any(text in pattern for text in ("\\p", "\\u", "([^/])/?")):
             assert re.fullmatch(pattern, value), f"{where}: {value}"
     elif shape.type_name in ("integer", "long", "float", "double"):

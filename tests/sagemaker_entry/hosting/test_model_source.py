@@ -1,4 +1,4 @@
-"""Every kind of model on its way to S3: jobs, archives, directories; completed, kept, or refused in time."""
+"""Source of a hosted model: jobs, archives and directories; completed, used in place, or refused early."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ def test_a_model_directory_is_packed_and_uploaded(aws: Aws, tiny_model: Path) ->
     assert sorted(str(path) for path in tiny_model.rglob("*")) == before
 
 
-@pytest.mark.parametrize("place", ["directory", "archive", "s3"])
+@pytest.mark.parametrize("location", ["directory", "archive", "s3"])
 def test_missing_code_is_added(
-    place: str, aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    location: str, aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("model.safetensors", "config.json"):
         (bare / name).write_bytes((tiny_model / name).read_bytes())
     packed = pack(bare, tmp_path / "bare.tar.gz", ("model.safetensors", "config.json"))
-    argument = {"directory": str(bare), "archive": str(packed), "s3": ARCHIVE}[place]
-    if place == "s3":
+    argument = {"directory": str(bare), "archive": str(packed), "s3": ARCHIVE}[location]
+    if location == "s3":
         upload(aws, packed)
     assert dispatch([*DEPLOY, argument, "--no_wait"]) == 0
     uri = only(aws, "CreateModel")["PrimaryContainer"]["ModelDataUrl"]
@@ -131,7 +131,7 @@ def test_wrong_models_are_refused_before_anything_is_created(
         (copy / name).write_bytes((tiny_model / name).read_bytes())
     expected = spoil(copy)
     assert expected in fails(capsys, str(copy))
-    if spoil is not cut_weights:  # for which the weights would have to be read
+    if spoil is not cut_weights:  # a dry run does not read the weights
         assert expected in fails(capsys, str(copy), "--dry_run")
     packed = pack(copy, tmp_path / "spoilt.tar.gz", tuple(path.name for path in copy.iterdir()))
     assert expected in fails(capsys, str(packed))

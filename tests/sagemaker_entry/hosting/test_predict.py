@@ -1,4 +1,4 @@
-"""`predict` writes what `pspnet predict` writes: masks of files, folders and patterns, from a server at an address."""
+"""`predict` of files, folders and patterns through a server writes the same masks as `pspnet predict`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(model: Path) -> Iterator[str]:
-    """The endpoint's own handlers behind the smallest server."""
+    """The endpoint's handlers behind a minimal server."""
     from pspnet.inference.predictor import Predictor
     from pspnet.serving.protocol.answers import choose_answer, encode
     from pspnet.serving.protocol.request_image import RequestError, decode_image

@@ -1,4 +1,4 @@
-"""Asynchronous endpoints: requests inline or through S3, answers and failures that appear there."""
+"""Transport of asynchronous endpoints: requests inline or through S3, answers and failures on S3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUCKET = "answers-bucket"
 
 
 class Queue:
-    """InvokeEndpointAsync: the answer appears after some looks, or a failure does."""
+    """Fake InvokeEndpointAsync: the answer or a failure appears after `looks` polls."""
 
     def __init__(self, aws: Aws, looks: int = 2, failure: bytes | None = None) -> None:
         self.s3, self.looks, self.failure = aws.session.client("s3"), looks, failure

@@ -1,4 +1,4 @@
-"""Batch transforms against moto: what S3 holds decides the request; masks are fetched under their images' names."""
+"""Batch transforms against moto: the images on S3 determine the request; fetched masks are named like them."""
 
 from __future__ import annotations
 

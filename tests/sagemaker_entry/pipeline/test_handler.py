@@ -1,4 +1,4 @@
-"""The function with the events that AWS sends, against S3, SQS and SNS on the loopback address."""
+"""Lambda function with AWS's events, against moto's S3, SQS and SNS."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROAD, CAR, SKY = 3, 8, 0
 
 
 def mask() -> np.ndarray:
-    """Sky above, a road that narrows, a car on it."""
+    """Return a mask of sky, a narrowing road and a car on it."""
     picture = np.full((6, 8), SKY, dtype=np.uint8)
     picture[5], picture[4, 1:7], picture[3, 2:6] = ROAD, ROAD, ROAD
     picture[3, 3:5] = CAR
@@ -37,18 +37,18 @@ def mask() -> np.ndarray:
 
 @pytest.fixture
 def bucket(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The bucket of the masks, and the function in the state in which Lambda starts it."""
+    """The mask bucket, and the function in its initial state."""
     s3 = aws.session.client("s3")
     s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
     for name in ("CLASSES", "DRIVABLE", "VEHICLE_WIDTH", "FORWARD_TO", "LARGEST_BYTES", "OUTPUT_PREFIX"):
         monkeypatch.delenv(f"PSPNET_{name}", raising=False)
-    start_anew()
+    reset_function()
     aws.requests.clear()
     yield s3
-    start_anew()
+    reset_function()
 
 
-def start_anew() -> None:
+def reset_function() -> None:
     lambda_handler._settings.cache_clear()
     lambda_handler._client.cache_clear()
 
@@ -81,7 +81,7 @@ def test_a_mask_gives_a_line_of_class_fractions(bucket: Any) -> None:
 
 
 def test_a_segment_gives_a_line_per_frame(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PSPNET_DRIVABLE", "road")  # the segment brings the names of its classes
+    monkeypatch.setenv("PSPNET_DRIVABLE", "road")  # the segment includes its class names
     monkeypatch.setenv("PSPNET_CLASSES", "voc")
     second = mask()
     second[3, 3:5] = ROAD
@@ -155,7 +155,7 @@ def test_keys_are_decoded(bucket: Any) -> None:
 def test_other_files_are_skipped(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         s3_record(BUCKET, "summaries/masks/a.png.jsonl"),
-        s3_record(BUCKET, "summaries/masks/a.png"),  # whoever wrote it: the output never starts the function
+        s3_record(BUCKET, "summaries/masks/a.png"),  # the output never triggers the function, whoever wrote it
         s3_record(BUCKET, "masks/notes.txt"),
         s3_record(BUCKET, "masks/a.pspm.open"),
         s3_record(BUCKET, "masks/a.png", name="ObjectRemoved:Delete"),
@@ -293,7 +293,7 @@ def test_results_are_forwarded_to_another_region(
 
 
 class Clock:
-    """Lambda's context: so many seconds are left, fewer with each question."""
+    """Lambda's context: the remaining seconds decrease with each call."""
 
     def __init__(self, *left: float) -> None:
         self.left = list(left)
@@ -311,7 +311,7 @@ def test_messages_without_time_left_are_retried(
     assert lambda_handler.handler(event, Clock(40, 4)) == left
     assert "2 of 4 messages left for a retry: not enough time." in capsys.readouterr().out
     assert lambda_handler.handler(event, Clock(40, 30, 20)) == {"batchItemFailures": []}
-    # The next message may take as long as the longest one did, and half as much again.
+    # The next message may take 1.5 times as long as the longest one.
     moments = iter([0.0, 10.0, 10.0, 11.0, 11.0, 12.0])
     monkeypatch.setattr(lambda_handler, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     assert lambda_handler.handler(event, Clock(16, 14)) == left
@@ -346,6 +346,6 @@ def test_wrong_settings_fail_every_event(bucket: Any, monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match="PSPNET_DRIVABLE: found street; the masks' classes are sky, building"):
         lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
     monkeypatch.setenv("PSPNET_COLUMN", "half")
-    start_anew()
+    reset_function()
     with pytest.raises(ConfigError, match="PSPNET_COLUMN: found 'half', expected a number"):
         lambda_handler.handler(s3_event())

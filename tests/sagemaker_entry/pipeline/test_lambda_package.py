@@ -1,4 +1,4 @@
-"""The function's package: the function runs from what is in it, and from nothing else of the project."""
+"""Lambda package: the function runs from its files alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The function's environment: what it means, and what is reported about what it cannot mean."""
+"""Lambda function settings from the environment, and their error messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_names_and_ids_of_classes() -> None:
     found = read_settings(settings(CLASSES="sky, road ,kerb", DRIVABLE="road, 7"))
     assert found.classes == ("sky", "road", "kerb")
     assert found.view(found.classes) == View(frozenset({1, 7}))
-    # Masks may bring their own names.
+    # Masks may include their own names.
     assert found.view(("road", "sky")) == View(frozenset({0, 7}))
 
 

@@ -1,4 +1,4 @@
-"""The template: clean for cfn-lint, no permission but those of the calls that are made, and no way around the queue."""
+"""CloudFormation template: passes cfn-lint, has exactly the required permissions, routes every event by the queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).resolve().parents[3] / "sagemaker_entry" / "pipeline" 
 
 
 class Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short forms: !Ref x becomes {"Ref": x}, !GetAtt x {"Fn::GetAtt": x}."""
+    """YAML loader for CloudFormation's short forms: !Ref x becomes {"Ref": x}, !GetAtt x {"Fn::GetAtt": x}."""
 
 
 def _short_form(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def actions(resource: dict[str, Any]) -> set[str]:
     return found
 
 
-# What AWS itself calls with a function's role: the queue's messages, the log.
+# Calls of AWS itself with a function's role: the queue's messages, the log.
 _BY_LAMBDA = {
     "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "logs:CreateLogStream", "logs:PutLogEvents",
 }  # fmt: skip
@@ -85,7 +85,7 @@ def test_the_function_has_exactly_the_permissions_of_its_calls(template: dict[st
         "sns:Publish": ".publish(",
     }
     assert all(call in code for call in calls.values())
-    assert code.count("_client(") == 1 + len(calls) + 1  # its definition, the calls, the one at the start
+    assert code.count("_client(") == 1 + len(calls) + 1  # its definition, the calls, the one at import
     # Without s3:ListBucket, S3 answers 403 instead of 404 for a file that was deleted.
     assert actions(template["Resources"]["SummaryRole"]) == set(calls) | _BY_LAMBDA | {"s3:ListBucket"}
 

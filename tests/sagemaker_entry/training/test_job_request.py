@@ -1,4 +1,4 @@
-"""The request, field by field; needs no AWS package."""
+"""CreateTrainingJob request, field by field; needs no AWS package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 VOC = str(ROOT / "configs" / "voc2012.yaml")
 CONTEXT = JobContext("image:1", "arn:aws:iam::123456789012:role/R", "bucket", "xporter-segmentation-20260131235959")
 
-# The users' own job (the built-in algorithm's names and values), and the names of the classes.
+# The users' job (the built-in algorithm's names and values), and the class names.
 VOC_HYPERPARAMETERS = {
     "backbone": "resnet-50",
     "algorithm": "psp",
@@ -199,7 +199,7 @@ def test_hyperparameters_parse_back_to_the_same_config(argv: tuple[str, ...]) ->
     texts = hyperparameters(parsed)
     flags = [part for key, value in sorted(texts.items()) for part in (f"--{key}", value)]
     assert parse_arguments([*flags, "--data", "s3://b/d"], {}).config == parsed.config
-    # The SDK's driver decodes each text as JSON where it can, and encodes the value again.
+    # The SDK's driver decodes each text as JSON if possible, and encodes the value again.
     flags = []
     for key, value in texts.items():
         try:

@@ -1,4 +1,4 @@
-"""What a job's source holds, from a checkout and from an installed wheel."""
+"""Source of a training job, from a checkout and from an installed wheel."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The rehearsal under the real training toolkit: success, user error, SIGTERM and resume, channels alike.
+"""Rehearsal under the real training toolkit: success, user errors, SIGTERM and resume.
 
-PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1 and sagemaker-training, to rehearse what runs on ml.p2 machines.
+PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1 and sagemaker-training, for the job of ml.p2 instances.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def start(output: Path, data: Path, **settings: str) -> subprocess.Popen[str]:
 
 
 def stop_at(process: subprocess.Popen[str], beginning: str, act: Callable[[], None]) -> str:
-    """Read the output and act once at a line that begins like this; the whole output."""
+    """Read the output, call `act` once at a line with this beginning, and return the whole output."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -88,7 +88,7 @@ def test_a_rehearsal_writes_a_model_that_evaluate_accepts(
     argv = ["rehearse", "--data", str(data), "--output", str(tmp_path / "job"), *flags()]
     assert run_guarded(dispatch, argv) == 0
     printed = capsys.readouterr().out
-    # What the toolkit makes of the hyperparameters: sorted, numbers parsed, True as it was sent.
+    # The toolkit sorts the hyperparameters, parses numbers and leaves True unchanged.
     assert '"--base_size","64","--crop_size","32","--early_stopping","True"' in printed
     assert "6 training and 4 validation images" in printed
     assert "epoch=2 validation:mIOU=" in printed
@@ -168,7 +168,7 @@ def test_a_stopped_rehearsal_resumes_to_the_same_weights(data: Path, tmp_path: P
 @needs_toolkit
 def test_the_time_limit_stops_the_job_with_a_checkpoint(channels: dict[str, Path], tmp_path: Path) -> None:
     forever = {**TINY, "epochs": "100000", "early_stopping": "False"}
-    for limit in (12, 60, 240):  # a busy machine needs longer to come to its first step
+    for limit in (12, 60, 240):  # a busy machine needs longer to reach its first step
         with pytest.raises(JobStoppedError, match=f"stopped by its time limit of {limit} s: it") as caught:
             rehearse(forever, channels, limit, tmp_path)
         if "its checkpoint is in" in str(caught.value):
@@ -248,7 +248,7 @@ def test_the_data_are_checked_as_before_an_upload(
     assert run_guarded(dispatch, argv) == 0
     captured = capsys.readouterr()
     assert "0 errors, 0 warnings: ready to train." in captured.out
-    # What train warns of, and that this is not the Python of a p2 machine.
+    # The warnings of train, and that this is not the Python of a p2 instance.
     assert "warning: early_stopping can never act: early_stopping_min_epochs 5 is not below epochs 2." in captured.err
     assert "warning: AWS has retired the P2 family (K80)" in captured.err
     assert "warning: the job on ml.p2.xlarge would run Python 3.8 with PyTorch 1.12.1" in captured.err

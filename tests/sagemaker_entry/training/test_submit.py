@@ -1,4 +1,4 @@
-"""Submitting against moto's server, through the SDK's ModelTrainer; and every error as one sentence."""
+"""Job submission against moto's server through the SDK's ModelTrainer, and error messages."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_sdk_does_not_validate_a_role_with_least_privilege(uploaded: Aws, mo
 
 
 def test_one_command_for_any_number_of_processes(uploaded: Aws) -> None:
-    # One command for all machines: pspnet.training.launch counts GPUs and machines in the container.
+    # The same command for all jobs: pspnet.training.launch counts GPUs and hosts in the container.
     dispatch([*TRAIN, "--instance_type", "ml.g4dn.12xlarge", "--instance_count", "2"])
     request = created(uploaded)
     assert request["ResourceConfig"]["InstanceCount"] == 2
@@ -197,7 +197,7 @@ def test_a_missing_job_is_one_sentence(aws: Aws) -> None:
 
 
 def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
-    """The one line that a failing command ends in."""
+    """Return the error line of a failing command."""
     assert run_guarded(dispatch, [*TRAIN, *argv]) in (1, 2)
     error = capsys.readouterr().err
     assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""Image by machine, and pairs that cannot work."""
+"""Choice of the training image by instance type, and impossible pairs."""
 
 from __future__ import annotations
 

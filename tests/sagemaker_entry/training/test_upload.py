@@ -1,4 +1,4 @@
-"""Upload against moto's server: what is sent, what is skipped, what is refused."""
+"""Upload against moto's server: sent, skipped and refused files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_second_upload_sends_only_what_changed(aws: Aws, data: Path, capsys: p
     assert "0 files sent (0 bytes), 4 unchanged." in capsys.readouterr().out
     changed = sorted((data / "train_annotation").iterdir())[0]
     content = bytearray(changed.read_bytes())
-    content[-1] ^= 1  # the same size, so only a checksum can tell
+    content[-1] ^= 1  # the same size, so only a checksum shows the change
     changed.write_bytes(content)
     aws.requests.clear()
     dispatch(["upload", str(data), "--skip_check"])
@@ -90,7 +90,7 @@ def test_objects_with_an_unusable_tag_are_compared_by_sha256(
 ) -> None:
     settings, bucket = JobSettings(), find_bucket(aws.session, JobSettings())
     upload_channels(aws.session, {"train": data / "train"}, settings, bucket)
-    # With a KMS key an object's tag is no MD5.
+    # With a KMS key an object's tag is not an MD5.
     found = list_objects(aws.session.client("s3"), bucket, "xporter-segmentation/train/")
     monkeypatch.setattr(
         "sagemaker_entry.training.upload.list_objects",
