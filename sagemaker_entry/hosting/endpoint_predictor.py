@@ -9,13 +9,10 @@ from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
 
 
 class EndpointPredictor(EndpointClient):
-    """Masks from an endpoint.
+    """An `EndpointClient` that chooses its transport by endpoint name or URL.
 
     >>> predictor = EndpointPredictor("xporter-segmentation-20261123")  # or "http://127.0.0.1:8080"
     >>> mask = predictor("frame.jpg")  # (H, W) uint8 class ids, the size of the frame
-
-    Thread-safe; connections are kept open between requests. A busy (503) or throttled (429) endpoint is retried with
-    exponential backoff and jitter.
     """
 
     def __init__(

@@ -53,10 +53,10 @@ def fetch_masks(s3: Any, uri: str, images: Sequence[str], folder: str) -> list[s
     """
     bucket, prefix = parse_uri(uri)
     targets = {name: Path(folder, *_inside(name).parts).with_suffix(".png") for name in images}
-    doubled = [path for path, count in Counter(targets.values()).items() if count > 1]
-    if doubled:
-        same = ", ".join(name for name, path in targets.items() if path == doubled[0])
-        raise DataError(f"{same}: their masks would all be named {doubled[0]}; fetch them from {uri} yourself.")
+    duplicates = [path for path, count in Counter(targets.values()).items() if count > 1]
+    if duplicates:
+        same = ", ".join(name for name, path in targets.items() if path == duplicates[0])
+        raise DataError(f"{same}: their masks would all be named {duplicates[0]}; fetch them from {uri} yourself.")
     with aws_errors(f"listing {uri}"):
         existing = list_objects(s3, bucket, prefix)
     missing = []

@@ -52,7 +52,7 @@ def stage_source(folder: Path, python38: bool = False) -> list[Path]:
     """Copy exactly what a job needs into an empty folder; return the files, relative to it.
 
     train.py and inference.py (which goes into the model directory), the package with its data files but without
-    caches, configs/ and requirements.txt. Works from a checkout and from an installed wheel, which carries the scripts
+    caches, configs/ and requirements.txt. Works from a checkout and from an installed wheel, which holds the scripts
     and the configs inside the package.
 
     Raises PspnetError for an incomplete installation, OSError if the folder cannot be written.

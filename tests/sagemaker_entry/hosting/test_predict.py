@@ -147,7 +147,7 @@ def test_user_errors_are_one_sentence(url: str, frames: Path, tmp_path: Path, ca
         ([url, str(frames / "a.jpg"), *output, "--retries", "-1"], "retries: found -1"),
         ([url, str(frames / "a.jpg"), "--output", str(frames / "a.jpg")], "--output: "),
         (["http://127.0.0.1:9", str(frames / "a.jpg"), *output], "connection refused"),
-        (["http://x:y", str(frames / "a.jpg"), *output], "is no address of an endpoint"),
+        (["http://x:y", str(frames / "a.jpg"), *output], "not the URL of an endpoint"),
     ):
         assert run_guarded(dispatch, ["predict", *argv]) == 1
         error = capsys.readouterr().err

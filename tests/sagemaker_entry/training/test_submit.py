@@ -258,7 +258,7 @@ def test_the_default_role_is_that_of_a_notebook(aws: Aws, monkeypatch: pytest.Mo
         def get_caller_identity(self) -> dict[str, str]:
             return {"Arn": self.arn, "Account": ACCOUNT}
 
-    with pytest.raises(AwsError, match=r"role: none was given, and the caller .*user/me is no role .* give --role"):
+    with pytest.raises(AwsError, match=r"role: not given, and the caller .*user/me is not a role .* give --role"):
         find_role(Identity(), JobSettings())
     Identity.arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/SageMakerRole/SageMaker"
     assert find_role(Identity(), JobSettings()) == ROLE
