@@ -73,16 +73,16 @@ def frames(tmp_path: Path) -> Path:
 def test_the_same_files_as_from_pspnet_predict(
     url: str, model: Path, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    asked, here = tmp_path / "asked", tmp_path / "here"
-    assert dispatch(["predict", url, str(frames), "--output", str(asked), "--overlay"]) == 0
-    assert capsys.readouterr().out == f"4 masks in {asked}\n"
+    served, here = tmp_path / "served", tmp_path / "here"
+    assert dispatch(["predict", url, str(frames), "--output", str(served), "--overlay"]) == 0
+    assert capsys.readouterr().out == f"4 masks in {served}\n"
     images = sorted(str(path) for path in frames.iterdir() if path.suffix != ".txt")
     assert pspnet_cli.dispatch(["predict", str(model), *images, "--output", str(here), "--overlay"]) == 0
-    names = sorted(path.name for path in asked.iterdir())
+    names = sorted(path.name for path in served.iterdir())
     assert names == sorted(f"{stem}{end}" for stem in "abcd" for end in (".png", "_overlay.jpg"))
     for name in names:
-        assert (asked / name).read_bytes() == (here / name).read_bytes(), name
-    assert Image.open(asked / "a.png").mode == "P"
+        assert (served / name).read_bytes() == (here / name).read_bytes(), name
+    assert Image.open(served / "a.png").mode == "P"
 
 
 def test_patterns_and_single_files_keep_their_order(url: str, frames: Path, tmp_path: Path) -> None:

@@ -225,12 +225,16 @@ def test_rgb_images_are_not_masks(bucket: Any) -> None:
         lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/overlay.png")))
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_file_that_is_too_large_is_not_read(bucket: Any, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+@pytest.mark.parametrize("size_in_event", [True, False])
+def test_a_file_that_is_too_large_is_not_read(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, size_in_event: bool
+) -> None:
     monkeypatch.setenv("PSPNET_LARGEST_BYTES", "50")
     put(bucket, "masks/a.png", encode_mask(mask()) * 2)
-    with pytest.raises(RuntimeError, match="has 120 bytes, more than 50" if told else "has more than 50 bytes now"):
-        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png", size=120 if told else 0)))
+    with pytest.raises(
+        RuntimeError, match="has 120 bytes, more than 50" if size_in_event else "has more than 50 bytes now"
+    ):
+        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png", size=120 if size_in_event else 0)))
 
 
 def test_the_current_version_of_a_file_is_read(bucket: Any) -> None:
