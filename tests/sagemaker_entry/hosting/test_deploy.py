@@ -119,8 +119,8 @@ def test_a_failed_update_keeps_the_old_model(
     Updating(aws, works=False)
     line = fails(capsys, stored, "--endpoint_name", "cars", "--update")
     assert line == (
-        "error: the endpoint cars failed (InService): the container did not answer /ping. It still has the model that "
-        "it had before."
+        "error: the endpoint cars failed (InService): the container did not answer /ping. It still serves the "
+        "previous model."
     )
     assert names_in(aws) == (["cars"], ["cars-1"], ["cars-1"])
 
@@ -135,7 +135,7 @@ def test_foreign_and_serverless_endpoints_are_not_updated(aws: Aws, stored: str,
     line = fails(capsys, stored, "--endpoint_name", "theirs", "--update")
     assert "the endpoint theirs was not created by this project, so it is not updated." in line
     dispatch([*DEPLOY, stored, "--endpoint_name", "cars"])
-    assert "is on machines, and SageMaker does not change that" in fails(
+    assert "is on instances, and SageMaker cannot change that" in fails(
         capsys, stored, "--endpoint_name", "cars", "--update", "--serverless"
     )
 
@@ -168,7 +168,7 @@ def test_resources_that_cannot_be_removed_are_reported(aws: Aws, stored: str, ca
     aws.refuse("DeleteModel", "AccessDeniedException", "not authorized to perform sagemaker:DeleteModel")
     assert run_guarded(dispatch, [*DEPLOY, stored, "--endpoint_name", "cars"]) == 1
     error = capsys.readouterr().err
-    assert re.search(rf"perhaps still there: endpoint configuration cars-{STAMP}, model cars-{STAMP}\.", error)
+    assert re.search(rf"may still exist: endpoint configuration cars-{STAMP}, model cars-{STAMP}\.", error)
     assert error.rstrip("\n").split("\n")[-1].startswith("error: creating the endpoint: the account's quota")
 
 
@@ -211,7 +211,7 @@ def test_ctrl_c_while_waiting_warns_about_billing(
 
     monkeypatch.setattr("sagemaker_entry.hosting.deploy.follow_endpoint", interrupted)
     assert dispatch([*DEPLOY, stored, "--endpoint_name", "cars"]) == 130
-    assert "and costs. Delete it with: python -m sagemaker_entry delete cars" in capsys.readouterr().err
+    assert "and is billed. Delete it with: python -m sagemaker_entry delete cars" in capsys.readouterr().err
     assert names_in(aws)[0] == ["cars"]
 
 

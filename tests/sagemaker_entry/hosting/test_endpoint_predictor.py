@@ -174,7 +174,7 @@ def test_invalid_answers(server: Server, jpeg: Path) -> None:
     with pytest.raises(DataError, match="a PNG image of mode RGB"):
         predictor(jpeg)
     server.answer = lambda *_: (200, {}, b"hello")
-    with pytest.raises(DataError, match="not the JSON summary"):
+    with pytest.raises(DataError, match="not the requested JSON summary"):
         predictor.summary(jpeg)
     with pytest.raises(DataError, match=r"expected probabilities of the shape \(1, C, H, W\)"):
         predictor.probabilities(jpeg)

@@ -184,7 +184,7 @@ def test_the_image_follows_the_instance_type() -> None:
     assert choose(None, "eu-west-1") == f"{start}:2.6.0-cpu-py312"
     assert choose("ml.g4dn.xlarge", "eu-west-1") == f"{start}:2.6.0-gpu-py312"
     assert choose("ml.c7g.large", "eu-west-1").startswith(f"{start}-arm64:2.6.0-cpu")
-    with pytest.raises(ConfigError, match="region: nowhere-1 has no PyTorch inference image"):
+    with pytest.raises(ConfigError, match="region: this SageMaker SDK knows no PyTorch inference image in nowhere-1"):
         choose("ml.t2.xlarge", "nowhere-1")
 
 

@@ -106,13 +106,13 @@ def damaged_config(folder: Path) -> str:
 
 def foreign_config(folder: Path) -> str:
     (folder / "config.json").write_text('{"format": "other"}')
-    return "of the format 'other'; expected 'pspnet-model-1'"
+    return "has the format 'other'; expected 'pspnet-model-1'"
 
 
 def built_in(folder: Path) -> str:
     (folder / "model.safetensors").rename(folder / "model_algo-1")
     (folder / "config.json").unlink()
-    return "It is the built-in algorithm's artifact: `pspnet import --from gluoncv` makes a model of it."
+    return "It is the built-in algorithm's artifact: `pspnet import --from gluoncv` converts it."
 
 
 def cut_weights(folder: Path) -> str:
@@ -147,7 +147,7 @@ def test_invalid_archives_and_paths_outside_the_directory(
     (tmp_path / "x").write_text("x")
     with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "x", arcname="../../etc/x")
-    assert "holds the path '../../etc/x', which leads out" in fails(capsys, str(tmp_path / "evil.tar.gz"))
+    assert "the path '../../etc/x' is outside the model directory" in fails(capsys, str(tmp_path / "evil.tar.gz"))
 
 
 def test_missing_models(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:

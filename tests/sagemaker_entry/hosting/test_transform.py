@@ -119,7 +119,7 @@ def test_the_images_on_s3_are_checked_first(aws: Aws, model: str, capsys: pytest
     assert "no such S3 bucket" in fails(capsys, model, "s3://nobodys-bucket/frames")
     put(aws, "frames/notes.txt", b"x")
     line = fails(capsys, model, IMAGES)
-    assert f"{IMAGES}/: holds notes.txt, and a batch transform takes every object as an image" in line
+    assert f"{IMAGES}/: found notes.txt, and a batch transform reads every object as an image" in line
     assert not aws.sent("CreateModel") + aws.sent("CreateTransformJob")
 
 
@@ -139,7 +139,7 @@ def test_a_refused_or_failed_transform_leaves_no_model(aws: Aws, model: str, cap
         "FailureReason": "ClientError: See job logs",
     }
     line = fails(capsys, model, IMAGES)
-    assert "has failed: ClientError: See job logs. Masks made before are in" in line
+    assert "has failed: ClientError: See job logs. Earlier masks are in" in line
     assert aws.session.client("sagemaker").list_models()["Models"] == []
 
 
@@ -170,4 +170,4 @@ def test_the_dry_run_needs_no_account(capsys: pytest.CaptureFixture) -> None:
     captured = capsys.readouterr()
     printed = json.loads(captured.out)
     assert list(printed) == ["CreateModel", "CreateTransformJob"]
-    assert "content type and payload follow from the images" in captured.err
+    assert "content type and payload are placeholders" in captured.err

@@ -173,7 +173,7 @@ def test_the_test_event_of_a_new_notification_is_ignored(bucket: Any) -> None:
 
 def test_a_deleted_file_is_not_a_failure(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert lambda_handler.handler(sqs_event(s3_event(s3_record(BUCKET, "masks/a.png")))) == {"batchItemFailures": []}
-    assert "masks/a.png: is not there any more" in capsys.readouterr().out
+    assert "masks/a.png: no longer exists" in capsys.readouterr().out
 
 
 def test_only_failed_messages_are_retried(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_a_target() -> None:
             {"DRIVABLE": "3", "CAMERA_HEIGHT": "0", "CAMERA_PITCH": "0", "CAMERA_FOCAL": "1"},
             "camera: found height 0",
         ),
-        ({"COLUMN": "0.5"}, "PSPNET_DRIVABLE: is not set"),
+        ({"COLUMN": "0.5"}, "PSPNET_DRIVABLE: not set"),
         ({"FORWARD_TO": "https://example.com"}, "PSPNET_FORWARD_TO: found 'https://example.com', expected the ARN"),
         ({"LARGEST_BYTES": "1 MB"}, "PSPNET_LARGEST_BYTES: found '1 MB'"),
     ],

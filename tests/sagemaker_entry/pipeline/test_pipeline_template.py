@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pspnet.client import transport as transports
 from pspnet.stream.sinks import mask_files as mask_sinks
 from pspnet.stream.sources import kinesis_client
+from sagemaker_entry.hosting import sagemaker_transports
 from sagemaker_entry.pipeline import handler as lambda_handler
 from sagemaker_entry.pipeline.lambda_settings import read_settings
 
@@ -96,7 +96,7 @@ def test_the_stream_machine_has_exactly_the_permissions_of_its_calls(template: d
         "kinesisvideo:GetMedia": (kinesis_client, ".get_media("),
         "s3:PutObject": (mask_sinks, ".put_object("),
         "s3:GetObject": (mask_sinks, ".head_object("),
-        "sagemaker:InvokeEndpoint": (transports, ".invoke_endpoint("),
+        "sagemaker:InvokeEndpoint": (sagemaker_transports, ".invoke_endpoint("),
     }
     for module, call in calls.values():
         assert call in Path(module.__file__ or "").read_text(), call

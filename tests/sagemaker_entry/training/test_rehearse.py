@@ -218,7 +218,7 @@ def test_a_python_without_the_toolkit_is_reported(channels: dict[str, Path], tmp
     ("more", "text"),
     [
         (["--epochs", "0"], "epochs: found '0'"),
-        (["--data", "s3://bucket/voc"], "a rehearsal reads folders here: give --data FOLDER"),
+        (["--data", "s3://bucket/voc"], "a rehearsal reads local folders: give --data FOLDER"),
         (["--data", "missing"], "no such folder"),
         (["--label_map", "s3://bucket/maps"], "label_map: found 's3://bucket/maps'"),
         (["--volume_size", "0"], "volume_size: found 0"),

@@ -303,7 +303,7 @@ def test_no_credentials_and_no_region(
         (lambda: EndpointConnectionError(endpoint_url="https://x"), "AWS cannot be reached"),
         (
             lambda: ClientError({"Error": {"Code": "NoSuchBucket", "Message": "m", "BucketName": "b"}}, "o"),
-            "no S3 bucket b;",
+            "no such S3 bucket b;",
         ),
         (
             lambda: ValueError("Must setup local AWS configuration with a region supported by SageMaker."),

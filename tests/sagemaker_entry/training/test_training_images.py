@@ -59,7 +59,7 @@ def test_a_version_can_be_chosen(sdk: None) -> None:
 
 
 def test_an_unknown_region_is_reported(sdk: None) -> None:
-    with pytest.raises(ConfigError, match=r"region: nowhere-1 has no PyTorch training image"):
+    with pytest.raises(ConfigError, match=r"region: this SageMaker SDK knows no PyTorch training image in nowhere-1"):
         choose_image("ml.g5.xlarge", "nowhere-1")
 
 
@@ -100,14 +100,18 @@ def test_a_given_image_is_checked_by_name() -> None:
     for machine, uri, message in (
         ("ml.p2.xlarge", f"{REGISTRY}:2.6.0-gpu-py312", r"runs PyTorch up to 1\.12\.1"),
         ("ml.m5.xlarge", f"{REGISTRY}:2.6.0-gpu-py312", r"is for GPUs, and ml\.m5\.xlarge has none"),
-        ("ml.g5.xlarge", f"{REGISTRY.replace('training', 'inference')}:2.6.0-gpu-py312", r"no image for training"),
+        (
+            "ml.g5.xlarge",
+            f"{REGISTRY.replace('training', 'inference')}:2.6.0-gpu-py312",
+            r"cannot train on a GPU or CPU",
+        ),
         ("ml.trn1.2xlarge", "our-own:3", r"AWS's own accelerator"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_image(machine, uri)
 
 
-def test_unknown_machines_are_refused_with_the_nearest_one() -> None:
+def test_unknown_instance_types_are_refused_with_the_nearest_one() -> None:
     pytest.importorskip("botocore", reason="boto3 is not installed: pip install 'pspnet[sagemaker]'")
     check_known("ml.p2.xlarge")
     with pytest.raises(ConfigError, match=r"unknown ml\.g4nd\.xlarge; .* did you mean ml\.g4dn\.xlarge\?"):

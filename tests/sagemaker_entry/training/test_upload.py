@@ -117,7 +117,7 @@ def test_objects_without_a_file_are_reported(aws: Aws, data: Path, capsys: pytes
     capsys.readouterr()
     dispatch(["upload", str(data), "--skip_check"])
     error = capsys.readouterr().err
-    assert f"holds 1 objects that {data / 'validation'} does not ({gone.name})" in error
+    assert f"has 1 objects that are not in {data / 'validation'} ({gone.name})" in error
 
 
 def test_bad_data_are_not_uploaded(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
@@ -130,11 +130,11 @@ def test_bad_data_are_not_uploaded(aws: Aws, data: Path, capsys: pytest.CaptureF
 
 
 def test_missing_folders_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="not a folder"):
         find_channels(tmp_path / "none")
     (tmp_path / "train").mkdir()
     (tmp_path / "validation").mkdir()
-    with pytest.raises(DataError, match="has no folder train_annotation and no folder validation_annotation"):
+    with pytest.raises(DataError, match="no folder train_annotation and no folder validation_annotation"):
         find_channels(tmp_path)
 
 
