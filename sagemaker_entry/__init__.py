@@ -1,4 +1,7 @@
-"""Everything that talks to AWS: upload the channels, train as a SageMaker job, rehearse that job here, host the model.
+"""SageMaker commands and client: upload the channels, train as a job, rehearse that job locally, host the model.
+
+training/, hosting/ and pipeline/ import aws/ and pspnet, but not each other; commands.py parses their arguments. Start
+with commands.py.
 
 >>> from sagemaker_entry import EndpointPredictor
 >>> mask = EndpointPredictor("http://127.0.0.1:8080")("frame.jpg")
@@ -15,7 +18,7 @@ __all__ = ["EndpointPredictor"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: the commands that submit jobs need neither Pillow nor NumPy to start.
+    # Lazy: the commands that submit jobs start without Pillow and NumPy.
     if name in __all__:
         from sagemaker_entry.hosting.endpoint_predictor import EndpointPredictor
 

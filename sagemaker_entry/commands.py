@@ -1,4 +1,4 @@
-"""The commands that concern SageMaker, training and hosting. AWS's packages are imported when they are needed."""
+"""SageMaker commands for training and hosting. AWS's packages are imported lazily."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sagemaker_entry import hosting_commands as cli_hosting
+from sagemaker_entry import hosting_commands
+from sagemaker_entry.aws.account_settings import add_account_arguments, add_flag
 from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.pipeline import lambda_package
 from sagemaker_entry.training import rehearse
-from sagemaker_entry.training.job_settings import add_account_arguments, add_flag, add_job_arguments
+from sagemaker_entry.training.job_settings import add_job_arguments
 
-_TRAIN_TEXT = """Train as a SageMaker job. Besides the arguments below, every setting of train.py is one here:
+_TRAIN_TEXT = """Train as a SageMaker job. In addition to the arguments below, every setting of train.py is a flag:
 --config FILE, --epochs 20, --data s3://bucket/prefix, --train s3://bucket/images, --label_map, --model ...
-(`pspnet train --help` lists them). Channels that are not given are those that `upload` wrote. Settings are checked
-here, before anything is sent."""
+(`pspnet train --help` lists them). Channels default to those that `upload` wrote. Settings are checked locally before
+anything is sent."""
 
 TAKES_SETTINGS = ("train", "rehearse")
-"""Commands that take the settings of train.py beside their own arguments."""
+"""Commands that take the settings of train.py in addition to their own arguments."""
 
 
 def build_parser(program: str = "python -m sagemaker_entry") -> argparse.ArgumentParser:
-    """The parser of all commands; `run`, (arguments) -> exit code, is set by each."""
+    """Build the parser of all commands; each sets `run`, (arguments) -> exit code."""
     parser = argparse.ArgumentParser(prog=program, description="PSPNet on Amazon SageMaker.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_upload(subparsers)
@@ -31,7 +32,7 @@ def build_parser(program: str = "python -m sagemaker_entry") -> argparse.Argumen
     add_job_arguments(train)
     train.set_defaults(run=run_train)
     rehearse.register(subparsers)
-    cli_hosting.register(subparsers)
+    hosting_commands.register(subparsers)
     lambda_package.register(subparsers)
     return parser
 
@@ -40,18 +41,16 @@ def _add_upload(subparsers: Any) -> None:
     upload = subparsers.add_parser("upload", help="check a data set and upload its channels to S3", allow_abbrev=False)
     upload.add_argument("data", type=Path, metavar="DATA_DIR", help="folder that holds train, train_annotation, ...")
     add_account_arguments(upload)
+    add_flag(upload, "num_classes", type=int, metavar="N", help="classes of the model (default: found in the masks)")
     add_flag(
-        upload, "num_classes", type=int, metavar="N", help="classes of the model (found in the masks if not given)"
-    )
-    add_flag(
-        upload, "workers", type=int, default=8, metavar="N", help="files read and uploaded at a time (%(default)s)"
+        upload, "workers", type=int, default=8, metavar="N", help="files read and uploaded concurrently (%(default)s)"
     )
     add_flag(upload, "skip_check", action="store_true", help="upload without reading every file first")
     upload.set_defaults(run=run_upload)
 
 
 def dispatch(argv: Sequence[str], program: str = "python -m sagemaker_entry") -> int:
-    """Run one command; returns its exit code. What a command's parser does not know is handed to it as `rest`."""
+    """Run one command and return its exit code. Unknown arguments are passed to it as `rest`."""
     parser = build_parser(program)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command not in TAKES_SETTINGS and rest:
@@ -62,7 +61,7 @@ def dispatch(argv: Sequence[str], program: str = "python -m sagemaker_entry") ->
 
 
 def run_upload(arguments: argparse.Namespace) -> int:
-    """Check the data set, upload its channels, say how to go on."""
+    """Check the data set, upload its channels, print the next command."""
     require_packages("boto3")
     from sagemaker_entry.training.upload import upload_command
 

@@ -1,4 +1,4 @@
-"""The name under which deployed stacks find the Lambda function: `sagemaker_entry.lambda_handler.handler`."""
+"""Stable import path of the Lambda function for deployed stacks: `sagemaker_entry.lambda_handler.handler`."""
 
 from sagemaker_entry.pipeline.handler import handler
 

@@ -163,15 +163,13 @@ def stream_command(arguments: argparse.Namespace) -> int:
 
 def _open_model(arguments: argparse.Namespace) -> Model:
     if arguments.endpoint is not None:
-        from sagemaker_entry.hosting.stream_model import EndpointModel
+        from pspnet.stream.endpoint_model import EndpointModel
+        from sagemaker_entry import EndpointPredictor
 
-        return EndpointModel(
-            arguments.endpoint,
-            _read_classes(arguments.classes),
-            quality=arguments.jpeg_quality,
-            region=arguments.region,
-            profile=arguments.profile,
+        client = EndpointPredictor(
+            arguments.endpoint, region=arguments.region, profile=arguments.profile, retries=0, timeout=30.0
         )
+        return EndpointModel(client, _read_classes(arguments.classes), arguments.jpeg_quality)
     if arguments.classes is not None:
         raise ConfigError("--classes: a model directory has its own class names; omit --classes.")
     from pspnet.stream.model import LocalModel

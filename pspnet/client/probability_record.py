@@ -1,7 +1,7 @@
-"""Decode the built-in algorithm's probabilities: a RecordIO-wrapped protobuf Record with `target` and `shape`.
+"""Decoder of the built-in algorithm's probabilities: a RecordIO-wrapped protobuf Record with `target` and `shape`.
 
-Written from Amazon's published description of the format (recordio-protobuf, aialgs.data.Record), for the answers of
-an endpoint; reads the fields that these hold and passes over all others.
+Written from Amazon's published description of the format (recordio-protobuf, aialgs.data.Record). Unknown fields are
+skipped.
 Legend: C classes, H, W height and width.
 """
 
@@ -24,9 +24,9 @@ _VALUES = 1
 
 
 def decode_probabilities(content: bytes) -> np.ndarray:
-    """(C, H, W) float32 class probabilities of an answer, with or without its RecordIO frame.
+    """Return the (C, H, W) float32 class probabilities of an answer, with or without its RecordIO frame.
 
-    Raises DataError for bytes that are no such answer.
+    Raises DataError for any other content.
     """
     try:
         tensors = _tensors(_unframed(content))
@@ -44,14 +44,14 @@ def _unframed(content: bytes) -> bytes:
     if len(content) < 8 or struct.unpack_from("<I", content)[0] != _MAGIC:
         return content
     (length,) = struct.unpack_from("<I", content, 4)
-    length &= (1 << 29) - 1  # the upper bits say which part of a split record this is
+    length &= (1 << 29) - 1  # the upper bits number the parts of a split record
     if len(content) < 8 + length:
         raise ValueError(f"the record has {len(content) - 8} of {length} bytes")
     return content[8 : 8 + length]
 
 
 def _tensors(record: bytes) -> dict[str, np.ndarray]:
-    """The entries of the Record's maps, name -> flat values: the built-in algorithm's are features."""
+    """Return the entries of the Record's maps, name -> flat values; the built-in algorithm's are features."""
     entries = {}
     for number, _, entry in _fields(record):
         if number in (_FEATURES, _LABEL):
@@ -73,7 +73,7 @@ def _tensor(value: bytes) -> np.ndarray:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Number, wire type and bytes of every field; a varint is given as its own bytes."""
+    """Yield number, wire type and bytes of every field; a varint as its encoded bytes."""
     view, position = memoryview(message), 0
     while position < len(view):
         key, position = _varint(view, position)
@@ -90,13 +90,13 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
         else:
             raise ValueError(f"wire type {kind}")
         if position + length > len(view):
-            raise ValueError("a field that is cut short")
+            raise ValueError("a truncated field")
         yield number, kind, bytes(view[position : position + length])
         position += length
 
 
 def _varint(view: memoryview, position: int) -> tuple[int, int]:
-    """An unsigned number of 7 bits a byte, and the position after it."""
+    """Return an unsigned base-128 number (7 bits per byte) and the position after it."""
     value = shift = 0
     while True:
         byte = view[position]
@@ -106,7 +106,7 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
             return value, position
         shift += 7
         if shift > 63:
-            raise ValueError("a number that does not end")
+            raise ValueError("an unterminated number")
 
 
 def _varints(chunk: bytes) -> Iterator[int]:

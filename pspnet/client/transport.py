@@ -1,4 +1,4 @@
-"""The two ways to an endpoint: HTTP on kept-alive connections, and SageMaker's InvokeEndpoint by its name."""
+"""Transport protocol of an endpoint client, and its HTTP implementation on keep-alive connections."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import json
 import socket
 import threading
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
 from pspnet.errors import PspnetError
 
-# Longer than the 60 seconds that SageMaker gives a model, so that the endpoint's own answer comes first.
+# Longer than SageMaker's limit of 60 seconds per request, so that the endpoint's own error comes first.
 TIMEOUT = 70.0
-
-_REFUSED_BY_STATUS = {"ModelNotReadyException": 429, "ServiceUnavailable": 503, "InternalFailure": 500}
-_THROTTLED = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown")
 
 
 class EndpointError(PspnetError):
-    """What an endpoint answered instead of a mask, as one sentence; `status` is its HTTP status, 0 for none."""
+    """An endpoint's error answer as one sentence; `status` is the HTTP status, 0 without an answer."""
 
     def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
         self.status = status
@@ -38,21 +35,21 @@ class Reply:
 
 
 class Transport(Protocol):
-    """A way to an endpoint, usable from several threads."""
+    """Thread-safe connection to an endpoint."""
 
     @property
     def largest(self) -> int | None:
-        """Bytes of the largest body that it carries, if that is known."""
+        """Largest body in bytes, None if unknown."""
 
     def send(self, body: bytes, content_type: str, accept: str) -> Reply:
-        """One request, without another try. Raises EndpointError."""
+        """Send one request without retries. Raises EndpointError."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
 
 
 class HttpTransport:
-    """A server that speaks SageMaker's container protocol: `pspnet serve`, or a container on this machine."""
+    """HTTP connections to a server of SageMaker's container protocol: `pspnet serve`, or a local container."""
 
     largest: int | None = None
 
@@ -67,14 +64,14 @@ class HttpTransport:
 
     def send(self, body: bytes, content_type: str, accept: str) -> Reply:
         headers = {"Content-Type": content_type, "Accept": accept}
-        connection, kept = self._take()
+        connection, reused = self._acquire()
         try:
             answer, content = self._exchange(connection, body, headers)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
             connection.close()
-            if not kept:
+            if not reused:
                 raise self._lost(error) from error
-            # The server may close a connection that was idle; a mask is the same however often it is asked for.
+            # The server may close an idle connection. Requests are idempotent, so retry on a new one.
             connection = self._open()
             try:
                 answer, content = self._exchange(connection, body, headers)
@@ -97,12 +94,12 @@ class HttpTransport:
         self, connection: http.client.HTTPConnection, body: bytes, headers: dict[str, str]
     ) -> tuple[http.client.HTTPResponse, bytes]:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            # A server that refuses a body answers before it has read all of it.
+            # A server may refuse a body before it has read all of it.
             connection.request("POST", self._path, body=body, headers=headers)
         answer = connection.getresponse()
         return answer, answer.read()
 
-    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+    def _acquire(self) -> tuple[http.client.HTTPConnection, bool]:
         with self._lock:
             if self._idle:
                 return self._idle.pop(), True
@@ -114,7 +111,7 @@ class HttpTransport:
         connection = make(self._address.hostname or "", self._address.port, timeout=self._timeout)
         try:
             connection.connect()
-            # Otherwise the body may wait for the acknowledgement of the headers.
+            # With Nagle's algorithm the body would wait for the acknowledgement of the headers.
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             connection.close()
@@ -125,7 +122,7 @@ class HttpTransport:
         if isinstance(error, TimeoutError):
             reason = f"it did not answer within {self._timeout:g} seconds"
         elif isinstance(error, ConnectionRefusedError):
-            reason = "nothing listens there; start it with `pspnet serve MODEL_DIR`, or give another address"
+            reason = "connection refused; start the server with `pspnet serve MODEL_DIR`, or give another URL"
         else:
             reason = " ".join(str(error).split()) or type(error).__name__
         return EndpointError(f"{self.url}: {reason}.")
@@ -144,76 +141,19 @@ def _checked(url: str) -> SplitResult:
     except ValueError:
         usable = False
     if not usable or address.username or address.query or address.fragment:
-        raise PspnetError(f"{url}: is no address of an endpoint; expected http://HOST:PORT.")
+        raise PspnetError(f"{url}: not the URL of an endpoint; expected http://HOST:PORT.")
     return address
 
 
 def _refusal(url: str, answer: http.client.HTTPResponse, content: bytes) -> EndpointError:
-    said = sentence_of(content) or answer.reason
+    message = error_text(content) or answer.reason
     wait = answer.getheader("Retry-After", "")
     retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
-    return EndpointError(f"{url} answered {answer.status}: {said}", answer.status, retry_after)
+    return EndpointError(f"{url} answered {answer.status}: {message}", answer.status, retry_after)
 
 
-class RuntimeTransport:
-    """A SageMaker endpoint by its name, through boto3."""
-
-    def __init__(self, name: str, session: Any, largest: int | None, timeout: float = TIMEOUT, pool: int = 16) -> None:
-        from botocore.config import Config
-
-        from sagemaker_entry.aws.session import aws_errors
-
-        self.name = name
-        self.largest = largest
-        # Tries are counted by the caller: botocore's own would multiply with them.
-        options = Config(read_timeout=timeout, max_pool_connections=pool, retries={"total_max_attempts": 1})
-        with aws_errors(f"endpoint {name}"):
-            self._client = session.client("sagemaker-runtime", config=options)
-
-    def send(self, body: bytes, content_type: str, accept: str) -> Reply:
-        from botocore.exceptions import ClientError
-
-        from sagemaker_entry.aws.session import aws_errors
-
-        with aws_errors(f"endpoint {self.name}"):
-            try:
-                answer = self._client.invoke_endpoint(
-                    EndpointName=self.name, Body=body, ContentType=content_type, Accept=accept
-                )
-                return Reply(answer["Body"].read(), answer.get("ContentType", ""))
-            except ClientError as error:
-                refusal = self._refusal(error.response)
-                if refusal is None:
-                    raise
-                raise refusal from error
-
-    def _refusal(self, response: dict[str, Any]) -> EndpointError | None:
-        """The endpoint's own sentence, or SageMaker's; None for what every AWS service may answer."""
-        details = response.get("Error", {})
-        code, message = str(details.get("Code", "")), " ".join(str(details.get("Message", "")).split())
-        if code == "ModelError":
-            status = int(response.get("OriginalStatusCode") or 500)
-            said = sentence_of(str(response.get("OriginalMessage") or message).encode())
-            return EndpointError(f"endpoint {self.name} answered {status}: {said}", status)
-        if code in _REFUSED_BY_STATUS or code in _THROTTLED:
-            status = _REFUSED_BY_STATUS.get(code, 429)
-            return EndpointError(f"endpoint {self.name} could not take the request ({code}): {message}", status)
-        if code in ("ValidationError", "ValidationException") and "not found" in message.lower():
-            return EndpointError(
-                f"endpoint {self.name}: there is none of this name in this account and region; "
-                "`python -m sagemaker_entry status` lists those there are.",
-                404,
-            )
-        if response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 413:
-            return EndpointError(f"endpoint {self.name}: SageMaker refused the size of the request: {message}", 413)
-        return None
-
-    def close(self) -> None:
-        self._client.close()
-
-
-def sentence_of(content: bytes, longest: int = 500) -> str:
-    """An endpoint's error body as one line of text. TorchServe wraps its own errors into JSON."""
+def error_text(content: bytes, longest: int = 500) -> str:
+    """Return an endpoint's error body as one line of text. TorchServe wraps its own errors in JSON."""
     text = content.decode("utf-8", errors="replace").strip()
     try:
         value = json.loads(text)

@@ -99,13 +99,14 @@ def setting(
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
-def settings_of(kind: type[Settings]) -> dict[str, Setting]:
-    """The settings of a class by name, in their order."""
-    return _settings_of(kind)
+def settings_of(kind: Any) -> dict[str, Setting]:
+    """The settings of a settings class by name, in their order."""
+    found: dict[str, Setting] = _read_settings(kind)
+    return found
 
 
 @lru_cache(maxsize=None)
-def _settings_of(kind: Any) -> dict[str, Setting]:
+def _read_settings(kind: Any) -> dict[str, Setting]:
     found = {}
     names = {key: value for base in reversed(kind.__mro__) for key, value in vars(sys.modules[base.__module__]).items()}
     for item in dataclasses.fields(kind):

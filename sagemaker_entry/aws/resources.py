@@ -1,4 +1,4 @@
-"""What these commands made in an account: found by the project's tag, never by name alone, and removed in order."""
+"""Resources that these commands created in an account: find them by the project's tag, describe and delete them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sagemaker_entry.aws.session import AwsError, aws_errors
-from sagemaker_entry.hosting.endpoint_settings import PROJECT_TAG
-from sagemaker_entry.hosting.hosting_requests import scalable_target
-from sagemaker_entry.training.job_settings import LONGEST_BASE_NAME
+from sagemaker_entry.aws.account_settings import LONGEST_BASE_NAME
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+
+PROJECT_TAG = "pspnet"
+"""Key of the tag on every created resource; its value is the name of the endpoint or the batch transform."""
+VARIANT = "AllTraffic"
+"""Name of an endpoint's only variant, the SageMaker SDK's default."""
 
 _GONE_SECONDS = 300.0
+_SCALABLE = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _UNKNOWN = ("could not find", "does not exist", "not found", "cannot find")
 
 
 @dataclass
 class Group:
-    """An endpoint (or transform) and all that was made for it."""
+    """An endpoint (or transform) with its configurations and models."""
 
     owner: str
     endpoint: str | None = None
@@ -27,7 +31,7 @@ class Group:
     models: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """What `delete` says that it will remove."""
+        """Yield a line for each resource, for `delete`."""
         if self.endpoint is not None:
             yield f"endpoint {self.endpoint}"
         yield from (f"endpoint configuration {name}" for name in self.configs)
@@ -38,7 +42,7 @@ class Group:
 
 
 def is_unknown(error: Any) -> bool:
-    """Whether a ClientError says that there is no such thing."""
+    """Return True for a ClientError about a missing resource."""
     details = error.response.get("Error", {})
     message = str(details.get("Message", "")).lower()
     return details.get("Code") in ("ResourceNotFound", "ResourceNotFoundException") or any(
@@ -47,10 +51,10 @@ def is_unknown(error: Any) -> bool:
 
 
 def describe_endpoint(client: Any, name: str) -> dict[str, Any] | None:
-    """SageMaker's description of an endpoint, None if there is none of this name; raises AwsError."""
+    """Return SageMaker's description of an endpoint, None if it does not exist. Raises AwsError."""
     from botocore.exceptions import ClientError
 
-    with aws_errors(f"asking about the endpoint {name}"):
+    with aws_errors(f"describing the endpoint {name}"):
         try:
             description: dict[str, Any] = client.describe_endpoint(EndpointName=name)
             return description
@@ -60,16 +64,23 @@ def describe_endpoint(client: Any, name: str) -> dict[str, Any] | None:
             raise
 
 
+def job_status(client: Any, name: str) -> dict[str, Any]:
+    """Return SageMaker's description of a training job. Raises AwsError."""
+    with aws_errors(f"describing the job {name}"):
+        description: dict[str, Any] = client.describe_training_job(TrainingJobName=name)
+    return description
+
+
 def owner_of(client: Any, arn: str) -> str | None:
-    """The value of the project's tag; None where these commands did not make the resource."""
+    """Return the value of the project's tag; None if these commands did not create the resource."""
     tags = client.list_tags(ResourceArn=arn)["Tags"]
     return next((tag["Value"] for tag in tags if tag["Key"] == PROJECT_TAG), None)
 
 
 def find_groups(client: Any, name: str | None = None) -> dict[str, Group]:
-    """All that these commands made, by owner; for one owner only if `name` is given. Raises AwsError."""
+    """Return every created resource by owner, or only those of the owner `name`. Raises AwsError."""
     groups: dict[str, Group] = {}
-    # Names of configurations and models begin with the owner's, which may have been cut to make room for the date.
+    # Names of configurations and models begin with the owner's, possibly truncated to leave room for the date.
     options = {} if name is None else {"NameContains": name[:LONGEST_BASE_NAME].rstrip("-")}
 
     def group_of(arn: str) -> Group | None:
@@ -78,7 +89,7 @@ def find_groups(client: Any, name: str | None = None) -> dict[str, Group]:
             return None
         return groups.setdefault(owner, Group(owner))
 
-    with aws_errors("looking for what was made"):
+    with aws_errors("listing resources"):
         for item in _pages(client, "list_endpoints", "Endpoints", options):
             group = group_of(item["EndpointArn"])
             if group is not None:
@@ -99,8 +110,13 @@ def _pages(client: Any, operation: str, key: str, options: dict[str, str]) -> It
         yield from page[key]
 
 
+def scalable_target(endpoint: str) -> dict[str, str]:
+    """Return Application Auto Scaling's identifier of the endpoint's variant."""
+    return {**_SCALABLE, "ResourceId": f"endpoint/{endpoint}/variant/{VARIANT}"}
+
+
 def remove_scaling(session: Any, endpoint: str) -> bool:
-    """Take the endpoint's variant from Application Auto Scaling, with its policies; whether it was there."""
+    """Deregister the endpoint's variant and its policies from Application Auto Scaling; return True if registered."""
     from botocore.exceptions import ClientError
 
     client, target = session.client("application-autoscaling"), scalable_target(endpoint)
@@ -120,24 +136,24 @@ def remove_scaling(session: Any, endpoint: str) -> bool:
     return False
 
 
-def remove(session: Any, group: Group, say: Callable[[str], None] = print) -> None:
-    """Delete a group: autoscaling, endpoint, configurations, models. What is gone already is passed over.
+def remove(session: Any, group: Group, report: Callable[[str], None] = print) -> None:
+    """Delete a group in this order: autoscaling, endpoint, configurations, models. Missing resources are skipped.
 
-    Raises AwsError at the first thing that cannot be deleted; what comes after it is then still there.
+    Raises AwsError for the first resource that cannot be deleted; later ones are kept.
     """
     client = session.client("sagemaker")
     if group.endpoint is not None:
         if remove_scaling(session, group.endpoint):
-            say(f"Removed the autoscaling of {group.endpoint}")
-        _delete(say, f"endpoint {group.endpoint}", client.delete_endpoint, EndpointName=group.endpoint)
+            report(f"Removed the autoscaling of {group.endpoint}")
+        _delete(report, f"endpoint {group.endpoint}", client.delete_endpoint, EndpointName=group.endpoint)
         _wait_until_gone(client, group.endpoint)
     for name in group.configs:
-        _delete(say, f"endpoint configuration {name}", client.delete_endpoint_config, EndpointConfigName=name)
+        _delete(report, f"endpoint configuration {name}", client.delete_endpoint_config, EndpointConfigName=name)
     for name in group.models:
-        _delete(say, f"model {name}", client.delete_model, ModelName=name)
+        _delete(report, f"model {name}", client.delete_model, ModelName=name)
 
 
-def _delete(say: Callable[[str], None], what: str, call: Callable[..., Any], **parameters: str) -> None:
+def _delete(report: Callable[[str], None], what: str, call: Callable[..., Any], **parameters: str) -> None:
     from botocore.exceptions import ClientError
 
     with aws_errors(f"deleting the {what}"):
@@ -147,17 +163,17 @@ def _delete(say: Callable[[str], None], what: str, call: Callable[..., Any], **p
             if not is_unknown(error):
                 raise
             return
-    say(f"Deleted the {what}")
+    report(f"Deleted the {what}")
 
 
 def _wait_until_gone(client: Any, endpoint: str) -> None:
-    """A configuration must not be deleted while its endpoint still runs."""
+    """Wait until the endpoint is deleted: its configuration must not be deleted before it."""
     deadline = time.monotonic() + _GONE_SECONDS
-    pause = 0.5
+    delay = 0.5
     while describe_endpoint(client, endpoint) is not None:
         if time.monotonic() > deadline:
             raise AwsError(
-                f"the endpoint {endpoint} is still being deleted; give the same command again later for the rest."
+                f"the endpoint {endpoint} is still being deleted; run the same command again later for the rest."
             )
-        time.sleep(pause)
-        pause = min(2 * pause, 10.0)
+        time.sleep(delay)
+        delay = min(2 * delay, 10.0)

@@ -1,4 +1,4 @@
-"""`delete`: an endpoint with its configurations, models and autoscaling, or all that these commands made."""
+"""`delete`: remove an endpoint with its configurations, models and autoscaling, or all created resources."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import sys
 from typing import Any
 
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import Group, describe_endpoint, find_groups, owner_of, remove
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session
-from sagemaker_entry.training.job_settings import JobSettings
+from sagemaker_entry.aws.session import boto_session
 
 
 def delete_command(arguments: argparse.Namespace) -> int:
-    """List what will be removed, ask, remove it. What these commands did not make is never touched."""
+    """List the resources, ask for confirmation, remove them. Resources without the project's tag are never touched."""
     if bool(arguments.endpoint) == arguments.all:
         raise ConfigError("delete: give either the name of an endpoint, or --all.")
-    session = boto_session(JobSettings(region=arguments.region, profile=arguments.profile))
+    session = boto_session(AccountSettings(region=arguments.region, profile=arguments.profile))
     client = session.client("sagemaker")
     groups = list(find_groups(client, arguments.endpoint).values())
     if arguments.endpoint and not any(group.endpoint for group in groups):
         _check_foreign(client, arguments.endpoint, bool(groups))
     if not groups:
-        print(f"There is nothing of this project in {session.region_name}.")
+        print(f"Found no resources of this project in {session.region_name}.")
         return 0
     print(f"To be deleted in {session.region_name}:")
     for group in groups:
@@ -35,29 +36,29 @@ def delete_command(arguments: argparse.Namespace) -> int:
 
 
 def _check_foreign(client: Any, endpoint: str, leftovers: bool) -> None:
-    """Raise AwsError for an endpoint that is not there, or that others made."""
+    """Raise AwsError for an endpoint that does not exist or was not created by these commands."""
     found = describe_endpoint(client, endpoint)
     if found is not None:
-        with aws_errors(f"asking about the endpoint {endpoint}"):
+        with aws_errors(f"describing the endpoint {endpoint}"):
             foreign = owner_of(client, found["EndpointArn"]) is None
         if foreign:
             raise AwsError(
-                f"the endpoint {endpoint} was not made by this project (it lacks the tag), so it is left alone; "
+                f"the endpoint {endpoint} was not created by this project (it lacks the tag), so it is kept; "
                 f"`aws sagemaker delete-endpoint --endpoint-name {endpoint}` deletes it."
             )
     if not leftovers:
-        raise AwsError(f"there is no endpoint {endpoint}; `python -m sagemaker_entry status` lists those there are.")
+        raise AwsError(f"no such endpoint {endpoint}; `python -m sagemaker_entry status` lists the existing ones.")
 
 
 def confirmed() -> bool:
-    """Ask on the terminal; raises ConfigError where nobody can answer."""
+    """Ask on the terminal. Raises ConfigError without one."""
     if not sys.stdin.isatty():
-        raise ConfigError("delete: nobody can be asked here; give --yes to delete without asking.")
+        raise ConfigError("delete: no terminal to ask for confirmation; give --yes to delete without it.")
     return input("Delete all of this? Type yes: ").strip().lower() == "yes"
 
 
 def remove_all(session: Any, groups: list[Group]) -> int:
-    """Remove every group; an error in one is told and does not keep the others. Returns the exit code."""
+    """Remove every group; print an error of one and continue with the others. Return the exit code."""
     failed = 0
     for group in groups:
         try:

@@ -1,52 +1,18 @@
-"""Ask an endpoint for masks, by its name in SageMaker or its address, as if it were a Predictor in this process.
-
-Legend: C classes; H, W image height and width.
-"""
+"""Endpoint client by SageMaker endpoint name or URL, with the interface of `pspnet.Predictor`."""
 
 from __future__ import annotations
 
-import io
-import json
-import random
-import time
-import zipfile
-from os import PathLike
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Union
-
-import numpy as np
-from PIL import Image
-
-from pspnet.client.transport import TIMEOUT, EndpointError, HttpTransport, Reply, RuntimeTransport, Transport
-from pspnet.data.io.images import to_rgb
-from pspnet.errors import DataError
+from pspnet.client.endpoint_client import EndpointClient
+from pspnet.client.transport import TIMEOUT, HttpTransport, Transport
+from sagemaker_entry.aws.account_settings import AccountSettings
 from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
 
-ImageLike = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
 
-MASK = "image/png"
-PROBABILITIES = "application/x-recordio-protobuf"
-SUMMARY = "application/json"
-
-_AGAIN = (429, 503)
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0  # seconds; doubled for every further try
-_MAGIC = (
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"RIFF", "image/webp"),
-    (b"\x93NUMPY", "application/x-npy"),
-)
-
-
-class EndpointPredictor:
-    """An endpoint that turns images into masks.
+class EndpointPredictor(EndpointClient):
+    """An `EndpointClient` that chooses its transport by endpoint name or URL.
 
     >>> predictor = EndpointPredictor("xporter-segmentation-20261123")  # or "http://127.0.0.1:8080"
     >>> mask = predictor("frame.jpg")  # (H, W) uint8 class ids, the size of the frame
-
-    One object may be used from several threads; connections are kept open between requests. An endpoint that is busy
-    (503) or throttled (429) is asked again, later each time.
     """
 
     def __init__(
@@ -59,159 +25,35 @@ class EndpointPredictor:
         timeout: float = TIMEOUT,
         asynchronous: bool = False,
     ) -> None:
-        """No image is sent yet.
+        """Send no image yet.
 
         Args:
-            endpoint: the name of an endpoint in SageMaker (needs boto3), or the http(s):// address of a server.
-            region, profile: where in AWS; from the environment or the AWS configuration if not given.
-            retries: further tries for a request that a busy endpoint refused.
-            timeout: seconds until a request is given up.
-            asynchronous: look whether the endpoint is an asynchronous one, and then wait for its answers on S3.
+            endpoint: name of a SageMaker endpoint (needs boto3), or the http(s):// URL of a server.
+            region, profile: AWS region and profile; from the environment or the AWS configuration if not given.
+            retries: retries of a request that a busy endpoint refused.
+            timeout: seconds until a request fails.
+            asynchronous: detect an asynchronous endpoint, and wait for its answers on S3.
 
-        Raises PspnetError for an address that is none, or where boto3, region or profile are missing.
+        Raises PspnetError for an invalid URL, or if boto3, the region or the profile is missing.
         """
-        self.endpoint = endpoint
-        self._retries = retries
         if endpoint.startswith(("http://", "https://")):
-            self._transport: Transport = HttpTransport(endpoint, timeout)
+            transport: Transport = HttpTransport(endpoint, timeout)
         else:
-            self._transport = _by_name(endpoint, region, profile, timeout, asynchronous)
-
-    def __call__(self, image: ImageLike) -> np.ndarray:
-        """Class ids of every pixel.
-
-        Args:
-            image: path of an image file, its bytes, a Pillow image, or an (H, W, 3) uint8 RGB array.
-
-        Returns:
-            (H, W) uint8 mask on the image's stored pixel grid (EXIF orientation is not applied).
-
-        Raises:
-            DataError: the image cannot be read, or is too large to be sent.
-            EndpointError: the endpoint refused it or cannot be reached; its own sentence is in the text.
-            AwsError: what AWS refused, such as missing credentials or permissions.
-        """
-        return decode_mask(self.ask(image, MASK).body)
-
-    def probabilities(self, image: ImageLike, dtype: str = "float32") -> np.ndarray:
-        """(C, H, W) float32 class probabilities.
-
-        They are large, and an endpoint refuses what the way back cannot carry. `dtype` is what they travel as: float32
-        in the built-in algorithm's format, float16 or uint8 (steps of 1/255) compressed, which only our endpoints do.
-        """
-        if dtype == "float32":
-            from pspnet.client.probability_record import decode_probabilities
-
-            return decode_probabilities(self.ask(image, PROBABILITIES).body)
-        if dtype not in ("float16", "uint8"):
-            raise DataError(f"dtype: found {dtype!r}; expected float32, float16 or uint8.")
-        content = self.ask(image, f"application/x-npz; probabilities={dtype}").body
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                values = np.asarray(arrays["probabilities"], dtype=np.float32)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.endpoint}: the answer is not the NPZ file that was asked for.") from error
-        return values / 255 if dtype == "uint8" else values
-
-    def summary(self, image: ImageLike) -> dict[str, Any]:
-        """Height and width, and for every class in the mask its id, name, pixels and share of all pixels."""
-        content = self.ask(image, SUMMARY).body
-        try:
-            value = json.loads(content)
-        except ValueError as error:
-            raise DataError(f"{self.endpoint}: the answer is not the JSON summary that was asked for.") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{self.endpoint}: the answer is not the JSON summary that was asked for.")
-        return value
-
-    def ask(self, image: ImageLike, accept: str) -> Reply:
-        """The endpoint's answer in the form that an Accept header names, as it came."""
-        body, content_type = encode_image(image)
-        largest = self._transport.largest
-        if largest is not None and len(body) > largest:
-            raise DataError(
-                f"the image has {len(body):,} bytes as {content_type}, and a request carries at most {largest:,}; send "
-                "it as JPEG or smaller, or use `transform`."
-            )
-        for attempt in range(self._retries + 1):
-            try:
-                return self._transport.send(body, content_type, accept)
-            except EndpointError as error:
-                if error.status not in _AGAIN or attempt == self._retries:
-                    raise
-                pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-                time.sleep(min(max(pause, error.retry_after or 0.0), 2 * _LONGEST_PAUSE))
-        raise AssertionError("the last try returns or raises")
-
-    def close(self) -> None:
-        """Close the kept connections."""
-        self._transport.close()
-
-    def __enter__(self) -> EndpointPredictor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            transport = _sagemaker_transport(endpoint, region, profile, timeout, asynchronous)
+        super().__init__(transport, endpoint, retries)
 
 
-def _by_name(name: str, region: str | None, profile: str | None, timeout: float, asynchronous: bool) -> Transport:
+def _sagemaker_transport(
+    name: str, region: str | None, profile: str | None, timeout: float, asynchronous: bool
+) -> Transport:
     from sagemaker_entry.aws.aws_packages import require_packages
 
     require_packages("boto3")
     from sagemaker_entry.aws.session import boto_session
-    from sagemaker_entry.hosting.sagemaker_transports import AsyncTransport, answers_of
-    from sagemaker_entry.training.job_settings import JobSettings
+    from sagemaker_entry.hosting.sagemaker_transports import AsyncTransport, RuntimeTransport, async_output_path
 
-    session = boto_session(JobSettings(region=region, profile=profile))
-    answers = answers_of(session, name) if asynchronous else None
+    session = boto_session(AccountSettings(region=region, profile=profile))
+    answers = async_output_path(session, name) if asynchronous else None
     if answers is not None:
         return AsyncTransport(name, session, answers)
     return RuntimeTransport(name, session, REALTIME_BYTES, timeout)
-
-
-def encode_image(image: ImageLike) -> tuple[bytes, str]:
-    """Bytes and content type to send for an image. Files and bytes go as they are; pixels become a PNG, losslessly.
-
-    Raises DataError for what is no image.
-    """
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise DataError(
-                f"the image is an array of shape {image.shape} and type {image.dtype}; expected (H, W, 3) uint8 RGB."
-            )
-        return _png(Image.fromarray(np.ascontiguousarray(image))), "image/png"
-    if isinstance(image, Image.Image):
-        try:
-            return _png(Image.fromarray(to_rgb(image))), "image/png"
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the pixels only now
-            raise DataError(f"the image cannot be read: {error}.") from error
-    where = "the image" if isinstance(image, bytes) else str(image)
-    try:
-        body = image if isinstance(image, bytes) else Path(image).read_bytes()
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error.strerror or error}).") from error
-    for magic, content_type in _MAGIC:
-        if body.startswith(magic) and (magic != b"RIFF" or body[8:12] == b"WEBP"):
-            return body, content_type
-    found = f"begins with {body[:8]!r}" if body else "is empty"
-    raise DataError(f"{where}: {found}, so it is no JPEG, PNG, WebP or NPY file.")
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def decode_mask(content: bytes) -> np.ndarray:
-    """(H, W) uint8 class ids of an endpoint's PNG, grey or palette. Raises DataError for anything else."""
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.format == "PNG" and picture.mode in ("L", "P"):
-                return np.array(picture)
-            found = f"a {picture.format} image of mode {picture.mode}"
-    except (OSError, SyntaxError, ValueError) as error:
-        found = f"no image ({error})"
-    raise DataError(f"the endpoint's answer is {found}; expected an 8-bit PNG of class ids.")

@@ -1,4 +1,4 @@
-"""The settings of an endpoint: machine or serverless, limits, autoscaling, places, tags. Needs no AWS package."""
+"""Endpoint settings: instance type or serverless, limits, autoscaling, S3 locations, tags. Needs no AWS package."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pspnet.config.problems import InvalidConfigError, Problem
-from sagemaker_entry.training.job_settings import (
+from sagemaker_entry.aws.account_settings import (
     DEFAULT_PREFIX,
     LONGEST_BASE_NAME,
     MOST_TAGS,
-    JobSettings,
+    AccountSettings,
     add_account_arguments,
     add_flag,
     read_pairs,
 )
+from sagemaker_entry.aws.resources import PROJECT_TAG
 
 SERVERLESS_MEMORY = range(1024, 6144 + 1, 1024)
 """Memory sizes in MB that AWS offers for a serverless endpoint."""
 MOST_SERVERLESS, MOST_CONCURRENT = 200, 1000
-PROJECT_TAG = "pspnet"
-"""Key of the tag on all that these commands create; its value is the endpoint's name, or the transform's."""
 
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _S3 = re.compile(r"s3://[^/]+(/.*)?")
 
 
 @dataclass(frozen=True)
-class HostSettings:
-    """How a model is hosted; the machine of the first users' endpoint is the default."""
+class HostSettings(AccountSettings):
+    """Settings of `deploy` and `transform`; the defaults are those of the first users' endpoint."""
 
     endpoint_name: str | None = None
     base_name: str = DEFAULT_PREFIX
@@ -52,82 +51,70 @@ class HostSettings:
     env: tuple[tuple[str, str], ...] = ()
     tags: tuple[tuple[str, str], ...] = ()
     image_uri: str | None = None
-    role: str | None = None
-    bucket: str | None = None
-    prefix: str = DEFAULT_PREFIX
-    region: str | None = None
-    profile: str | None = None
     wait: bool = True
     dry_run: bool = False
 
     @property
-    def account(self) -> JobSettings:
-        """Role, bucket and session as `train` has them."""
-        return JobSettings(
-            instance_type="a serverless endpoint" if self.serverless else self.instance_type,
-            role=self.role,
-            bucket=self.bucket,
-            prefix=self.prefix,
-            region=self.region,
-            profile=self.profile,
-        )
+    def machine(self) -> str:
+        """Requested instance type, or "a serverless endpoint"."""
+        return "a serverless endpoint" if self.serverless else self.instance_type
 
     @property
     def scales(self) -> bool:
-        """Whether the number of machines follows the load."""
+        """True with autoscaling."""
         return self.max_instances is not None
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, instance_type: str, tagged: str) -> None:
-    """What every command takes that brings a model into SageMaker: image, role, machine, environment, places."""
+    """Add the arguments of every command that creates a SageMaker model: image, role, instance type, environment."""
     default = HostSettings()
     add_flag(parser, "base_name", default=default.base_name, metavar="NAME", help="beginning of names (%(default)s)")
-    add_flag(parser, "instance_type", default=instance_type, help="machine (%(default)s)")
+    add_flag(parser, "instance_type", default=instance_type, help="machine type (%(default)s)")
     add_flag(parser, "instance_count", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    add_flag(parser, "workers", type=int, default=1, metavar="N", help="processes with a model each (%(default)s)")
+    add_flag(parser, "workers", type=int, default=1, metavar="N", help="worker processes (%(default)s)")
     add_flag(parser, "image_uri", metavar="URI", help="container image (AWS's PyTorch inference image)")
-    add_flag(parser, "role", metavar="ARN", help="IAM role that SageMaker takes on (the caller's own in a notebook)")
+    add_flag(parser, "role", metavar="ARN", help="IAM role that SageMaker assumes (default: the caller's)")
     add_flag(
         parser, "env", action="append", default=[], metavar="KEY=VALUE", help="variable of the container; repeatable"
     )
     add_flag(parser, "tag", action="append", default=[], metavar="KEY=VALUE", help=f"tag of {tagged}; repeatable")
-    add_flag(
-        parser, "refresh_code", action="store_true", help="replace the model's code/ by that of this pspnet's version"
-    )
+    add_flag(parser, "refresh_code", action="store_true", help="replace the model's code/ with that of this version")
     add_account_arguments(parser)
 
 
 def add_deploy_arguments(parser: argparse.ArgumentParser) -> None:
-    """All arguments of `deploy` but the model."""
+    """Add all arguments of `deploy` except the model."""
     default = HostSettings()
     add_flag(parser, "endpoint_name", metavar="NAME", help="name of the endpoint (base_name and the time)")
-    add_flag(parser, "update", action="store_true", help="give the existing endpoint_name this model and configuration")
+    add_flag(parser, "update", action="store_true", help="deploy to the existing endpoint_name")
     add_model_arguments(parser, default.instance_type, "endpoint, configuration and model")
-    add_flag(parser, "serverless", action="store_true", help="no machine: billed by request, CPU only, slow first one")
+    add_flag(parser, "serverless", action="store_true", help="billed by request; CPU only, with cold starts")
     add_flag(parser, "memory", type=int, default=default.memory, metavar="MB", help="serverless: memory (%(default)s)")
     add_flag(parser, "asynchronous", action="store_true", help="requests and answers as objects on S3, up to 1 GB")
-    add_flag(parser, "concurrency", type=int, metavar="N", help="serverless, asynchronous: requests at a time (5, 2)")
-    add_flag(parser, "output_path", metavar="S3", help="asynchronous: where answers go (s3://BUCKET/PREFIX/answers)")
-    add_flag(parser, "max_instances", type=int, metavar="N", help="autoscaling: at most so many machines (none)")
-    add_flag(parser, "min_instances", type=int, metavar="N", help="autoscaling: at least so many machines (1)")
+    add_flag(parser, "concurrency", type=int, metavar="N", help="serverless, asynchronous: concurrent requests (5, 2)")
+    add_flag(
+        parser, "output_path", metavar="S3", help="asynchronous: folder of the answers (s3://BUCKET/PREFIX/answers)"
+    )
+    add_flag(parser, "max_instances", type=int, metavar="N", help="autoscaling: largest number of machines (none)")
+    add_flag(parser, "min_instances", type=int, metavar="N", help="autoscaling: smallest number of machines (1)")
     add_flag(
         parser,
         "target_invocations",
         type=int,
         default=default.target_invocations,
         metavar="N",
-        help="autoscaling: requests per machine and minute that it aims at; asynchronous: waiting ones (%(default)s)",
+        help="autoscaling: target requests per machine and minute; asynchronous: queued requests (%(default)s)",
     )
     add_flag(parser, "data_capture", type=int, default=0, metavar="PERCENT", help="requests kept on S3 (%(default)s)")
     add_flag(parser, "network_isolation", action="store_true", help="container without network; needs --image_uri")
     wait = parser.add_mutually_exclusive_group()
-    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="wait until it answers (default)")
-    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return when it is being created")
-    add_flag(parser, "dry_run", action="store_true", help="print the requests as JSON; no credentials, nothing is sent")
+    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="wait until it is in service (default)")
+    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return while it is being created")
+    add_flag(parser, "dry_run", action="store_true", help="print the requests as JSON without sending them")
 
 
 def read_host_settings(arguments: argparse.Namespace) -> HostSettings:
-    """The checked settings of the parsed arguments; raises ConfigError that lists every problem."""
+    """Return the validated settings. Raises ConfigError that lists every problem."""
     problems: list[Problem] = []
     values = {key: getattr(arguments, key) for key in HostSettings.__dataclass_fields__ if hasattr(arguments, key)}
     values["tags"] = read_pairs("tag", arguments.tag, "KEY=VALUE", problems)
@@ -152,11 +139,11 @@ def _problems(settings: HostSettings) -> Iterator[Problem]:
         yield Problem("base_name", f"found {settings.base_name!r}", fix)
     if not settings.prefix:
         yield Problem("prefix", "is empty", "give a folder name of the bucket")
-    if settings.role is not None and settings.role.startswith("arn:") and settings.account.role_account is None:
+    if settings.role is not None and settings.role.startswith("arn:") and settings.role_account is None:
         yield Problem("role", f"found {settings.role!r}", "give arn:aws:iam::<12 digits>:role/NAME, or the role's name")
     if len(settings.tags) >= MOST_TAGS:
         yield Problem(
-            "tag", f"found {len(settings.tags)}", f"SageMaker takes at most {MOST_TAGS}, one of which is ours"
+            "tag", f"found {len(settings.tags)}", f"SageMaker allows {MOST_TAGS}, one of which is the project's"
         )
     if PROJECT_TAG in dict(settings.tags):
         yield Problem("tag", f"found {PROJECT_TAG}", "give another key: this one marks what `delete` may remove")
@@ -185,14 +172,14 @@ def _kind_problems(settings: HostSettings) -> Iterator[Problem]:
     if settings.output_path is not None and not _S3.fullmatch(settings.output_path):
         yield Problem("output_path", f"found {settings.output_path!r}", "give s3://BUCKET/FOLDER")
     if settings.serverless:
-        # What AWS documents as missing there.
+        # Features that AWS documents as unsupported there.
         for key, given in (
             ("data_capture", settings.data_capture > 0),
             ("network_isolation", settings.network_isolation),
             ("max_instances", settings.scales),
         ):
             if given:
-                yield Problem(key, "given with serverless", "serverless endpoints do not have it; leave it out")
+                yield Problem(key, "given with serverless", "serverless endpoints do not support it; leave it out")
 
 
 def _scaling_problems(settings: HostSettings) -> Iterator[Problem]:
@@ -208,5 +195,5 @@ def _scaling_problems(settings: HostSettings) -> Iterator[Problem]:
         fix = "give at least min_instances and instance_count"
         yield Problem("max_instances", f"found {settings.max_instances}", fix)
     if not settings.wait:
-        fix = "autoscaling can be set when the endpoint is in service: leave out --no_wait, or max_instances"
+        fix = "autoscaling requires an endpoint in service: leave out --no_wait, or max_instances"
         yield Problem("max_instances", "given with no_wait", fix)

@@ -1,4 +1,4 @@
-"""The container image that serves a model on a machine: AWS's PyTorch inference image, or a given one."""
+"""Container image for hosting: choose AWS's PyTorch inference image, or check a given one."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from pspnet.config.values import nearest
 from pspnet.errors import ConfigError
 from sagemaker_entry.aws.aws_packages import require_packages
-from sagemaker_entry.training.training_images import has_gpu, parse_instance_type, retrieve_image, version_numbers
+from sagemaker_entry.aws.container_images import has_gpu, parse_instance_type, retrieve_image, version_numbers
 
 NEWEST_TOOLKIT = (2, 6, 0)
 """AWS's last PyTorch image with the inference toolkit and TorchServe."""
 OLDEST_PYTORCH = (2, 1, 0)
-"""The oldest PyTorch that models are served on."""
+"""The oldest supported PyTorch for serving."""
 
-_SERVERLESS_STAND_IN = "ml.m5.xlarge"  # image_uris asks for a machine; serverless endpoints have x86 processors
+_SERVERLESS_STAND_IN = "ml.m5.xlarge"  # image_uris requires an instance type; serverless endpoints have x86 CPUs
 _IMAGE = re.compile(r"/(?P<repository>[\w./-]*pytorch-[\w-]+):(?P<version>\d+(?:\.\d+)+)-(?P<processor>cpu|gpu)")
 
 
 def check_host(instance_type: str, shape: str = "ProductionVariantInstanceType") -> None:
-    """Raise ConfigError for a machine that the installed boto3 does not know for hosting (or batch transform)."""
+    """Raise ConfigError for an instance type that the installed boto3 does not list for hosting (batch transform)."""
     import botocore
     import botocore.session
 
@@ -29,25 +29,25 @@ def check_host(instance_type: str, shape: str = "ProductionVariantInstanceType")
         like = nearest(instance_type, known)
         use = "hosting" if shape.startswith("Production") else "batch transform"
         raise ConfigError(
-            f"instance_type: {instance_type} is no machine for {use} of SageMaker that botocore {botocore.__version__} "
-            f"knows{f'; did you mean {like}?' if like else '.'} For a machine newer than that, upgrade boto3."
+            f"instance_type: unknown {instance_type}; botocore {botocore.__version__} does not list it for SageMaker "
+            f"{use}{f'; did you mean {like}?' if like else '.'} For a newer instance type, upgrade boto3."
         )
     if family.startswith(("inf", "trn")):
         raise ConfigError(
             f"instance_type: {instance_type} has AWS's own accelerators, for which this model is not compiled; use a "
-            "CPU machine such as ml.c5.xlarge or a GPU machine such as ml.g4dn.xlarge."
+            "CPU instance such as ml.c5.xlarge or a GPU instance such as ml.g4dn.xlarge."
         )
     if family == "p2":
         raise ConfigError(
-            f"instance_type: {instance_type} (K80) is retired and runs no image that serves this model; use "
-            "ml.g4dn.xlarge, or a CPU machine such as ml.t2.xlarge."
+            f"instance_type: {instance_type} (K80) is retired and no image for it serves this model; use "
+            "ml.g4dn.xlarge, or a CPU instance such as ml.t2.xlarge."
         )
 
 
 def choose_host_image(instance_type: str | None, region: str) -> str:
-    """URI of AWS's newest PyTorch inference image with the toolkit, for a machine or (None) a serverless endpoint.
+    """Return the URI of AWS's newest PyTorch inference image with the toolkit; None is a serverless endpoint.
 
-    Raises ConfigError for a region or a machine that has none.
+    Raises ConfigError for a region or an instance type without one.
     """
     require_packages("sagemaker")
     from sagemaker.core import image_uris
@@ -58,18 +58,18 @@ def choose_host_image(instance_type: str | None, region: str) -> str:
 
 
 def check_host_image(instance_type: str | None, uri: str) -> None:
-    """Raise ConfigError if one of AWS's images cannot serve the model there; other images are not judged."""
+    """Raise ConfigError if one of AWS's images cannot serve the model there; other images are not checked."""
     match = _IMAGE.search(uri)
     if match is None:
         return
     name = match["repository"].rpartition("/")[2]
     if not name.startswith("pytorch-inference") or "neuron" in name:
-        raise ConfigError(f"image_uri: {uri} is no image that serves this model; use a pytorch-inference one.")
+        raise ConfigError(f"image_uri: {uri} cannot serve this model; use a pytorch-inference image.")
     if not OLDEST_PYTORCH <= version_numbers(match["version"]) <= NEWEST_TOOLKIT:
         low, high = (".".join(map(str, version)) for version in (OLDEST_PYTORCH, NEWEST_TOOLKIT))
         raise ConfigError(
-            f"image_uri: {uri} has PyTorch {match['version']}; this model is served on AWS's images from {low} to "
-            f"{high} (the last with the inference toolkit), or on an own image."
+            f"image_uri: {uri} has PyTorch {match['version']}; supported are AWS's images from {low} to {high} (the "
+            "last with the inference toolkit), or a custom image."
         )
     if match["processor"] == "gpu" and (instance_type is None or not has_gpu(instance_type)):
         machine = "a serverless endpoint" if instance_type is None else instance_type
@@ -77,7 +77,7 @@ def check_host_image(instance_type: str | None, uri: str) -> None:
     arm = instance_type is not None and _has_arm(instance_type)
     if (name != "pytorch-inference") != arm:
         needed = "pytorch-inference-arm64" if arm else "pytorch-inference"
-        raise ConfigError(f"image_uri: {uri} is for another processor than the machine's; use a {needed} image.")
+        raise ConfigError(f"image_uri: {uri} is for another CPU architecture; use a {needed} image.")
 
 
 def _has_arm(instance_type: str) -> bool:

@@ -1,4 +1,4 @@
-"""The requests that host a model, field by field as AWS documents them. Pure: no AWS package, no network, no clock."""
+"""Requests that host a model, field by field as AWS documents them. Pure: no AWS package, no network, no clock."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sagemaker_entry.hosting.endpoint_settings import PROJECT_TAG, HostSettings
+from sagemaker_entry.aws.resources import PROJECT_TAG, VARIANT, scalable_target
+from sagemaker_entry.hosting.endpoint_settings import HostSettings
 
-VARIANT = "AllTraffic"
-"""Name of an endpoint's only variant, as the SageMaker SDK calls it."""
 CODE_FOLDER = "/opt/ml/model/code"
 
 REALTIME_BYTES = 6_291_456
-"""Largest request and answer of a real-time endpoint, as the API's own description of InvokeEndpoint says."""
+"""Largest request and answer of a real-time endpoint, from the API reference of InvokeEndpoint."""
 SERVERLESS_BYTES = 4_000_000
 """Largest request and answer of a serverless endpoint."""
 LARGEST_BYTES = 100_000_000
-"""Largest image and answer that a batch transform (AWS's limit) or an asynchronous endpoint (ours) takes."""
+"""Largest image and answer of a batch transform (AWS's limit) or an asynchronous endpoint (ours)."""
 REQUEST_SECONDS = 60
-"""What SageMaker lets a container take for one request."""
+"""SageMaker's time limit for one request."""
 LONG_SECONDS = 900
 
 _STARTUP_SECONDS = 600
-_FRAME_BYTES = 1_000_000  # what TorchServe's own framing may add to a body
-_SCALABLE = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
+_FRAME_BYTES = 1_000_000  # upper bound of TorchServe's framing around a body
 
 
 @dataclass(frozen=True)
-class HostPlace:
-    """What only the account, the region and the moment decide. `name` is the model's and the configuration's."""
+class HostContext:
+    """Values that depend on the account, the region and the time. `name` is that of the model and configuration."""
 
     endpoint: str
     name: str
@@ -40,16 +38,16 @@ class HostPlace:
 
 
 def tag_list(settings: HostSettings, owner: str) -> list[dict[str, str]]:
-    """The user's tags and the project's own, whose value is the endpoint or transform that owns the resource."""
+    """Return the user's tags and the project's, whose value is the owning endpoint or transform."""
     return [{"Key": key, "Value": value} for key, value in (*settings.tags, (PROJECT_TAG, owner))]
 
 
 def container_environment(settings: HostSettings, largest: int, seconds: int = REQUEST_SECONDS) -> dict[str, str]:
-    """Variables of the container; those that were given with --env win.
+    """Return the container's environment variables; --env overrides them.
 
     Args:
-        largest: bytes of the largest request or answer that the way there carries.
-        seconds: how long the server may take for one request.
+        largest: largest request or answer in bytes.
+        seconds: time limit of one request.
 
     SAGEMAKER_* are read by AWS's PyTorch inference toolkit, TS_* by its TorchServe (whose own limits are 6.5 MB),
     PSPNET_* by the handlers and by `pspnet serve`.
@@ -62,7 +60,7 @@ def container_environment(settings: HostSettings, largest: int, seconds: int = R
         "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": "image/png",
         "SAGEMAKER_MODEL_SERVER_WORKERS": str(settings.workers),
         "SAGEMAKER_MODEL_SERVER_TIMEOUT": str(seconds),
-        # Above the handlers' limits, so that a body that is too large meets their sentence and not a broken frame.
+        # Above the handlers' limits, so that a body that is too large gets their error and not a broken frame.
         "TS_MAX_REQUEST_SIZE": str(largest + _FRAME_BYTES),
         "TS_MAX_RESPONSE_SIZE": str(largest + _FRAME_BYTES),
         "PSPNET_REQUEST_BYTES": str(largest),
@@ -73,39 +71,39 @@ def container_environment(settings: HostSettings, largest: int, seconds: int = R
 
 
 def largest_body(settings: HostSettings) -> int:
-    """Bytes of the largest request and answer that this kind of endpoint carries."""
+    """Return the largest request and answer of this kind of endpoint in bytes."""
     if settings.serverless:
         return SERVERLESS_BYTES
     return LARGEST_BYTES if settings.asynchronous else REALTIME_BYTES
 
 
-def model_request(settings: HostSettings, place: HostPlace, environment: Mapping[str, str]) -> dict[str, Any]:
+def model_request(settings: HostSettings, context: HostContext, environment: Mapping[str, str]) -> dict[str, Any]:
     """CreateModel."""
     request: dict[str, Any] = {
-        "ModelName": place.name,
+        "ModelName": context.name,
         "PrimaryContainer": {
-            "Image": place.image_uri,
+            "Image": context.image_uri,
             "Mode": "SingleModel",
-            "ModelDataUrl": place.model_uri,
+            "ModelDataUrl": context.model_uri,
             "Environment": dict(environment),
         },
-        "ExecutionRoleArn": place.role_arn,
-        "Tags": tag_list(settings, place.endpoint),
+        "ExecutionRoleArn": context.role_arn,
+        "Tags": tag_list(settings, context.endpoint),
     }
     if settings.network_isolation:
         request["EnableNetworkIsolation"] = True
     return request
 
 
-def endpoint_config_request(settings: HostSettings, place: HostPlace) -> dict[str, Any]:
-    """CreateEndpointConfig: one variant on machines or serverless; asynchronous and data capture where asked for."""
+def endpoint_config_request(settings: HostSettings, context: HostContext) -> dict[str, Any]:
+    """CreateEndpointConfig: one variant on instances or serverless; asynchronous inference and data capture if set."""
     request: dict[str, Any] = {
-        "EndpointConfigName": place.name,
-        "ProductionVariants": [_variant(settings, place)],
-        "Tags": tag_list(settings, place.endpoint),
+        "EndpointConfigName": context.name,
+        "ProductionVariants": [_variant(settings, context)],
+        "Tags": tag_list(settings, context.endpoint),
     }
     if settings.asynchronous:
-        answers = settings.output_path or f"s3://{place.bucket}/{settings.prefix}/answers/{place.endpoint}"
+        answers = settings.output_path or f"s3://{context.bucket}/{settings.prefix}/answers/{context.endpoint}"
         request["AsyncInferenceConfig"] = {
             "ClientConfig": {"MaxConcurrentInvocationsPerInstance": settings.concurrency or 2},
             "OutputConfig": {"S3OutputPath": answers, "S3FailurePath": f"{answers.rstrip('/')}/failed"},
@@ -114,14 +112,14 @@ def endpoint_config_request(settings: HostSettings, place: HostPlace) -> dict[st
         request["DataCaptureConfig"] = {
             "EnableCapture": True,
             "InitialSamplingPercentage": settings.data_capture,
-            "DestinationS3Uri": f"s3://{place.bucket}/{settings.prefix}/capture",
+            "DestinationS3Uri": f"s3://{context.bucket}/{settings.prefix}/capture",
             "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
         }
     return request
 
 
-def _variant(settings: HostSettings, place: HostPlace) -> dict[str, Any]:
-    variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": place.name, "InitialVariantWeight": 1.0}
+def _variant(settings: HostSettings, context: HostContext) -> dict[str, Any]:
+    variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": context.name, "InitialVariantWeight": 1.0}
     if settings.serverless:
         limits = {"MemorySizeInMB": settings.memory, "MaxConcurrency": settings.concurrency or 5}
         return {**variant, "ServerlessConfig": limits}
@@ -129,29 +127,24 @@ def _variant(settings: HostSettings, place: HostPlace) -> dict[str, Any]:
         **variant,
         "InstanceType": settings.instance_type,
         "InitialInstanceCount": settings.instance_count,
-        # The container unpacks some hundred megabytes, installs its requirements and warms up before it answers.
+        # The container unpacks hundreds of megabytes, installs its requirements and warms up before it is ready.
         "ModelDataDownloadTimeoutInSeconds": _STARTUP_SECONDS,
         "ContainerStartupHealthCheckTimeoutInSeconds": _STARTUP_SECONDS,
     }
 
 
-def endpoint_request(settings: HostSettings, place: HostPlace) -> dict[str, Any]:
+def endpoint_request(settings: HostSettings, context: HostContext) -> dict[str, Any]:
     """CreateEndpoint."""
     return {
-        "EndpointName": place.endpoint,
-        "EndpointConfigName": place.name,
-        "Tags": tag_list(settings, place.endpoint),
+        "EndpointName": context.endpoint,
+        "EndpointConfigName": context.name,
+        "Tags": tag_list(settings, context.endpoint),
     }
 
 
-def update_request(place: HostPlace) -> dict[str, Any]:
-    """UpdateEndpoint: AWS starts the new machines beside the old ones and turns over when they answer."""
-    return {"EndpointName": place.endpoint, "EndpointConfigName": place.name}
-
-
-def scalable_target(endpoint: str) -> dict[str, str]:
-    """How Application Auto Scaling calls the endpoint's variant."""
-    return {**_SCALABLE, "ResourceId": f"endpoint/{endpoint}/variant/{VARIANT}"}
+def update_request(context: HostContext) -> dict[str, Any]:
+    """UpdateEndpoint: AWS starts the new instances next to the old ones and switches when they are ready."""
+    return {"EndpointName": context.endpoint, "EndpointConfigName": context.name}
 
 
 def target_request(settings: HostSettings, endpoint: str) -> dict[str, Any]:
@@ -166,7 +159,7 @@ def policy_name(endpoint: str) -> str:
 
 
 def policy_request(settings: HostSettings, endpoint: str) -> dict[str, Any]:
-    """PutScalingPolicy: keep the requests per machine and minute (asynchronous: the waiting ones) near the target."""
+    """PutScalingPolicy: keep the requests per instance and minute (asynchronous: the queued ones) near the target."""
     metric: dict[str, Any]
     if settings.asynchronous:
         metric = {
@@ -187,7 +180,7 @@ def policy_request(settings: HostSettings, endpoint: str) -> dict[str, Any]:
         "TargetTrackingScalingPolicyConfiguration": {
             "TargetValue": float(settings.target_invocations),
             **metric,
-            # A machine takes minutes to come up: out quickly, in slowly.
+            # An instance takes minutes to start: scale out quickly, scale in slowly.
             "ScaleOutCooldown": 60,
             "ScaleInCooldown": 300,
         },

@@ -1,4 +1,4 @@
-"""Look into a model before anything is created in AWS: is it one of this project's, and does it carry its code?"""
+"""Check of a model directory or archive before anything is created in AWS: its files, format and code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNREADABLE = (tarfile.TarError, EOFError, OSError)
 
 @dataclass
 class Findings:
-    """What a model archive or directory holds of what an endpoint needs."""
+    """Relevant contents of a model archive or directory."""
 
     names: set[str] = field(default_factory=set)
     config: dict[str, Any] = field(default_factory=dict)
@@ -29,43 +29,43 @@ class Findings:
 
     @property
     def has_code(self) -> bool:
-        """Whether it carries the handlers and the package, and so deploys as it is."""
+        """True if it includes the handlers and the package."""
         return {HANDLERS, PACKAGE_FILE} <= self.names
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more is needed, so that the rest of an archive need not be read."""
+        """True if every required file was found, so that the rest of an archive need not be read."""
         return self.has_code and {WEIGHTS_NAME, CONFIG_NAME} <= self.names
 
 
 def check_findings(found: Findings, where: str) -> None:
-    """Raise WeightsError if this is no model directory of this project."""
+    """Raise WeightsError if this is not a model directory of this project."""
     missing = [name for name in (CONFIG_NAME, WEIGHTS_NAME) if name not in found.names]
     if missing:
         others = ", ".join(sorted(name for name in found.names if "/" not in name)[:5])
         foreign = ""
         if "model_algo-1" in found.names:
-            foreign = " It is the built-in algorithm's artifact: `pspnet import --from gluoncv` makes a model of it."
+            foreign = " It is the built-in algorithm's artifact: `pspnet import --from gluoncv` converts it."
         raise WeightsError(
-            f"{where}: holds no {' and no '.join(missing)}{f' (but {others})' if others else ''}, so it is no model of "
-            f"this project.{foreign} Give a model directory or model.tar.gz that training wrote."
+            f"{where}: {' and '.join(missing)} missing{f' (found {others})' if others else ''}; not a model of this "
+            f"project.{foreign} Give a model directory or model.tar.gz that training wrote."
         )
     form = found.config.get("format")
     if form != MODEL_FORMAT:
         raise WeightsError(
-            f"{where}: its {CONFIG_NAME} is {f'of the format {form!r}' if form else 'of another program'}; expected "
+            f"{where}: its {CONFIG_NAME} has {f'the format {form!r}' if form else 'no format'}; expected "
             f"{MODEL_FORMAT!r}. Give a model directory or model.tar.gz that training wrote."
         )
 
 
 def has_other_code(found: Findings) -> bool:
-    """Whether a model carries handlers of another version than this installation's."""
+    """Return True if the model's handlers differ from those of this installation."""
     own = find_project_file("inference.py")
     return found.has_code and own is not None and own.read_bytes() != found.handlers
 
 
-def look_into_directory(folder: Path) -> Findings:
-    """What a model directory holds; raises WeightsError for a config that cannot be read."""
+def inspect_directory(folder: Path) -> Findings:
+    """Return the contents of a model directory. Raises WeightsError for an invalid config."""
     known = (WEIGHTS_NAME, CONFIG_NAME, HANDLERS, PACKAGE_FILE)
     names = {name for name in known if (folder / name).is_file()} | {path.name for path in folder.iterdir()}
     found = Findings(names)
@@ -76,10 +76,10 @@ def look_into_directory(folder: Path) -> Findings:
     return found
 
 
-def look_into_archive(stream: IO[bytes], where: str) -> Findings:
-    """What a model.tar.gz holds, read from its beginning and no further than needed. Nothing is written anywhere.
+def inspect_archive(stream: IO[bytes], where: str) -> Findings:
+    """Return the contents of a model.tar.gz, read as a stream and only as far as needed. Writes nothing.
 
-    Raises WeightsError for an archive that is damaged, or that holds paths which lead out of the model directory.
+    Raises WeightsError for a damaged archive, or for paths outside the model directory.
     """
     found = Findings()
     try:
@@ -90,9 +90,9 @@ def look_into_archive(stream: IO[bytes], where: str) -> Findings:
                     found.names.add(name)
                 if name in (CONFIG_NAME, HANDLERS) and member.isfile():
                     if member.size > _LARGEST_TEXT:
-                        raise WeightsError(f"{where}: its {name} has {member.size:,} bytes; it is damaged.")
+                        raise WeightsError(f"{where}: its {name} has {member.size:,} bytes; the archive is damaged.")
                     content = tar.extractfile(member)
-                    assert content is not None, "a file of an archive has content"
+                    assert content is not None, "a regular member has content"
                     if name == CONFIG_NAME:
                         found.config = _parse_config(content.read(), where)
                     else:
@@ -105,11 +105,11 @@ def look_into_archive(stream: IO[bytes], where: str) -> Findings:
 
 
 def member_name(member: tarfile.TarInfo, where: str) -> str:
-    """Path of an archive's member from the model directory; raises WeightsError if it leads out of it."""
+    """Return a member's path relative to the model directory. Raises WeightsError if it is outside."""
     name = member.name[2:] if member.name.startswith("./") else member.name
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise WeightsError(f"{where}: holds the path {member.name!r}, which leads out of the model directory.")
+        raise WeightsError(f"{where}: the path {member.name!r} is outside the model directory.")
     return name
 
 
@@ -119,19 +119,19 @@ def _parse_config(content: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise WeightsError(f"{where}: its {CONFIG_NAME} is not JSON ({error}).") from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{where}: its {CONFIG_NAME} is no JSON object.")
+        raise WeightsError(f"{where}: its {CONFIG_NAME} is not a JSON object.")
     return config
 
 
 def pack_model(folder: Path, archive: Path) -> None:
-    """Write a model.tar.gz of weights, config and code/; the code comes first, so that looking into it is quick."""
+    """Write a model.tar.gz of weights, config and code/; the weights come last, so that checking it is fast."""
     with tarfile.open(archive, "w:gz", compresslevel=1, dereference=True) as tar:
         for name in (CODE_NAME, CONFIG_NAME, WEIGHTS_NAME):
             tar.add(folder / name, arcname=name, filter=_plain)
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """A member without the packer's user and without caches; devices and the like stay out."""
+    """Drop user and group from a member; exclude caches and special files."""
     if "__pycache__" in member.name or not (member.isfile() or member.isdir()):
         return None
     member.uid = member.gid = 0

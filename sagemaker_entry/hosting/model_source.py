@@ -1,4 +1,4 @@
-"""The model that is to be hosted: a job's artifact, an archive on S3, or one on this disk. Ends as an archive on S3."""
+"""Source of a hosted model (a job's artifact, an archive on S3, or a local model) and its upload to S3."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tqdm import tqdm
 
 from pspnet.artifact.file_names import ARCHIVE_NAME, CONFIG_NAME, WEIGHTS_NAME
 from pspnet.errors import WeightsError
-from sagemaker_entry.aws.session import AwsError, aws_errors
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.resources import job_status
+from sagemaker_entry.aws.s3_objects import is_s3, parse_uri
 from sagemaker_entry.hosting.endpoint_settings import HostSettings
 from sagemaker_entry.hosting.model_check import (
     Findings,
     check_findings,
     has_other_code,
-    look_into_archive,
-    look_into_directory,
+    inspect_archive,
+    inspect_directory,
     pack_model,
 )
-from sagemaker_entry.training.job_log import job_status
-from sagemaker_entry.training.job_request import is_s3, parse_uri
 
 _JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
 def kind_of(model: str) -> str:
-    """What a model argument names: "s3", "local" or "job". Raises WeightsError for what can be none of them."""
+    """Classify a model argument as "s3", "local" or "job". Raises WeightsError for anything else."""
     if is_s3(model):
         bucket, key = parse_uri(model)
         if not bucket or not key.endswith(".tar.gz"):
@@ -41,19 +41,19 @@ def kind_of(model: str) -> str:
         return "local"
     if not _JOB_NAME.fullmatch(model):
         raise WeightsError(
-            f"{model}: there is no such file or folder; give a model directory, a model.tar.gz, s3://.../model.tar.gz, "
-            "or the name of a training job."
+            f"{model}: no such file or folder; give a model directory, a model.tar.gz, s3://.../model.tar.gz, or the "
+            "name of a training job."
         )
     return "job"
 
 
 def target_uri(settings: HostSettings, bucket: str, name: str) -> str:
-    """Where the archive of a model that is not on S3 as it has to be is uploaded to."""
+    """Return the S3 address for the upload of a local or completed archive."""
     return f"s3://{bucket}/{settings.prefix}/models/{name}/{ARCHIVE_NAME}"
 
 
 def artifact_of_job(session: Any, name: str) -> str:
-    """S3 address of the model that a training job left. Raises AwsError for a job that is missing, running, failed."""
+    """Return the S3 address of a training job's model. Raises AwsError for a missing, running or failed job."""
     description = job_status(session.client("sagemaker"), name)
     status = description["TrainingJobStatus"]
     artifact: str | None = description.get("ModelArtifacts", {}).get("S3ModelArtifacts")
@@ -61,18 +61,18 @@ def artifact_of_job(session: Any, name: str) -> str:
         raise AwsError(f"the job {name} is still running; deploy it when it has completed.")
     if status == "Failed":
         reason = description.get("FailureReason") or "SageMaker gave no reason"
-        raise AwsError(f"the job {name} failed, so it left no model to deploy. {reason}")
+        raise AwsError(f"the job {name} failed and has no model to deploy. {reason}")
     if status == "Stopped" and artifact:
-        print(f"warning: the job {name} was stopped early; its model is the best one up to then.")
+        print(f"warning: the job {name} was stopped early; its model is the best one until then.")
     elif status != "Completed" or not artifact:
-        raise AwsError(f"the job {name} is {status} and left no model; give one that completed.")
+        raise AwsError(f"the job {name} is {status} and has no model; give a completed job.")
     return artifact
 
 
-def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callable[[], str], name: str) -> str:
-    """The S3 address of a complete model archive for the argument; a warning or an upload is told.
+def ensure_on_s3(session: Any, model: str, settings: HostSettings, bucket: Callable[[], str], name: str) -> str:
+    """Return the S3 address of a complete model archive for the argument; print warnings and uploads.
 
-    A job's artifact or an archive on S3 that carries its code stays where it is. Anything else is completed and
+    A job's artifact or an archive on S3 that includes its code is used in place. Anything else is completed and
     uploaded under the prefix. Raises WeightsError and AwsError before anything is created.
     """
     kind = kind_of(model)
@@ -82,17 +82,17 @@ def bring_to_s3(session: Any, model: str, settings: HostSettings, bucket: Callab
     uri = artifact_of_job(session, model) if kind == "job" else model
     source_bucket, key = parse_uri(uri)
     s3 = session.client("s3")
-    with aws_errors(f"reading {uri}", settings.account):
+    with aws_errors(f"reading {uri}", settings):
         body = _open_object(s3, source_bucket, key, uri)
-        found = look_into_archive(body, uri)
+        found = inspect_archive(body, uri)
         body.close()
     check_findings(found, uri)
     if found.has_code and not settings.refresh_code:
-        _tell_other_code(found, uri)
+        _note_other_code(found, uri)
         return uri
     with tempfile.TemporaryDirectory(prefix="pspnet-model-") as folder:
         archive = Path(folder) / ARCHIVE_NAME
-        with aws_errors(f"reading {uri}", settings.account):
+        with aws_errors(f"reading {uri}", settings):
             s3.download_file(source_bucket, key, str(archive))
         with local_archive(archive, refresh_code=settings.refresh_code) as complete:
             return _upload(s3, complete, target_uri(settings, bucket(), name), settings)
@@ -105,37 +105,37 @@ def _open_object(s3: Any, bucket: str, key: str, uri: str) -> Any:
         return s3.get_object(Bucket=bucket, Key=key)["Body"]
     except ClientError as error:
         if error.response["Error"]["Code"] == "NoSuchKey":
-            raise AwsError(f"{uri}: S3 holds no such object; `aws s3 ls` shows what is there.") from error
+            raise AwsError(f"{uri}: no such S3 object; `aws s3 ls` lists the existing ones.") from error
         raise
 
 
-def _tell_other_code(found: Findings, where: str) -> None:
+def _note_other_code(found: Findings, where: str) -> None:
     if has_other_code(found):
-        print(f"note: {where} carries code of another version; --refresh_code replaces it.", file=sys.stderr)
+        print(f"note: {where} includes code of another version; --refresh_code replaces it.", file=sys.stderr)
 
 
-def look_locally(path: Path) -> tuple[Path, Findings]:
-    """The directory or archive that holds a model on this disk, and what it holds; WeightsError for no such model."""
+def inspect_local(path: Path) -> tuple[Path, Findings]:
+    """Return the local directory or archive of a model and its contents. Raises WeightsError for anything else."""
     if path.is_dir() and not (path / CONFIG_NAME).is_file() and (path / ARCHIVE_NAME).is_file():
         path = path / ARCHIVE_NAME
     if path.is_dir():
-        found = look_into_directory(path)
+        found = inspect_directory(path)
     else:
         with open(path, "rb") as stream:
-            found = look_into_archive(stream, str(path))
+            found = inspect_archive(stream, str(path))
     check_findings(found, str(path))
     return path, found
 
 
 @contextmanager
 def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
-    """A complete model.tar.gz of a model directory or archive on this disk; the original stays as it is.
+    """Yield a complete model.tar.gz of a local model directory or archive; the original is not changed.
 
-    Raises WeightsError for what is no model of this project or does not load.
+    Raises WeightsError if it is not a model of this project or does not load.
     """
-    path, found = look_locally(path)
+    path, found = inspect_local(path)
     if not refresh_code:
-        _tell_other_code(found, str(path))
+        _note_other_code(found, str(path))
     from pspnet.artifact.bundle import unpacked, write_code
     from pspnet.artifact.file_names import CODE_NAME
     from pspnet.artifact.model_directory import load_artifact
@@ -165,7 +165,7 @@ def _upload(s3: Any, archive: Path, uri: str, settings: HostSettings) -> str:
     bucket, key = parse_uri(uri)
     size = archive.stat().st_size
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=ARCHIVE_NAME, leave=False, disable=None)
-    with bar, aws_errors(f"uploading {uri}", settings.account):
+    with bar, aws_errors(f"uploading {uri}", settings):
         s3.upload_file(str(archive), bucket, key, Callback=bar.update, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
     print(f"Model: {uri} ({size:,} bytes sent)", flush=True)
     return uri

@@ -1,4 +1,4 @@
-"""`predict`: the masks of images from an endpoint, by its name or address, as files."""
+"""`predict`: write the masks of images from an endpoint, by name or URL, to files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from pspnet.classes import palette_for
+from pspnet.client.endpoint_client import decode_mask
 from pspnet.client.transport import EndpointError
 from pspnet.data.inputs import find_images
 from pspnet.data.io.images import read_image, write_image, write_palette_png
 from pspnet.errors import DataError, PspnetError
-from sagemaker_entry.aws.session import AwsError
-from sagemaker_entry.hosting.endpoint_predictor import EndpointPredictor, decode_mask
+from sagemaker_entry.aws.aws_errors import AwsError
+from sagemaker_entry.hosting.endpoint_predictor import EndpointPredictor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
-# Our endpoints colour the mask with the model's palette; others ignore the parameter and send the grey one.
+# pspnet endpoints return the mask with the model's palette; others ignore the parameter and return greyscale.
 _COLOURED = "image/png; palette=true"
 
 
 def predict_command(arguments: argparse.Namespace) -> int:
-    """Write palette PNG masks. An image that fails is named and passed over; the exit code is then 1."""
+    """Write palette PNG masks. A failed image is reported and skipped; the exit code is then 1."""
     for key, least in (("workers", 1), ("retries", 0)):
         if getattr(arguments, key) < least:
             raise DataError(f"{key}: found {getattr(arguments, key)}; expected at least {least}.")
@@ -35,7 +36,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"--output: {arguments.output} cannot be made ({error.strerror or error}).") from error
+        raise DataError(f"--output: cannot create {arguments.output} ({error.strerror or error}).") from error
     failed = 0
     predictor = EndpointPredictor(
         arguments.endpoint,
@@ -52,7 +53,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
                 try:
                     task.result()
                 except AwsError:
-                    raise  # credentials and permissions, and below a server that is not there: so for every image
+                    raise  # credentials, permissions and, below, an unreachable endpoint fail every image
                 except PspnetError as error:
                     if isinstance(error, EndpointError) and error.status in (0, 404):
                         raise
@@ -76,13 +77,13 @@ def _predict_one(predictor: EndpointPredictor, path: Path, output: Path, with_ov
 
         image = read_image(path)
         if image.shape[:2] != mask.shape:
-            raise DataError(f"{path}: the endpoint answered with a mask of another size, {mask.shape[::-1]}.")
+            raise DataError(f"{path}: the endpoint returned a mask of another size, {mask.shape[::-1]}.")
         picture = Image.fromarray(overlay(image, mask, palette))
         write_image(output / f"{path.stem}_overlay.jpg", picture, quality=90)
 
 
 def palette_of(content: bytes) -> np.ndarray:
-    """(256, 3) uint8 colours of a palette PNG; PASCAL VOC's for a grey one, as from the built-in algorithm."""
+    """Return the (256, 3) uint8 colours of a palette PNG; PASCAL VOC's for the built-in algorithm's greyscale."""
     palette = palette_for(())
     with Image.open(io.BytesIO(content)) as picture:
         colours = picture.getpalette() if picture.mode == "P" else None

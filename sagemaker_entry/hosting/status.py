@@ -1,4 +1,4 @@
-"""`status`: endpoints, batch transforms and training jobs of this project, since when, on what, what is billed."""
+"""`status`: list endpoints, batch transforms and training jobs with state, start, instance type and billing."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from sagemaker_entry.aws.resources import describe_endpoint, is_unknown, owner_of
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session
-from sagemaker_entry.hosting_commands import NEWEST_JOBS
-from sagemaker_entry.training.job_log import job_status
-from sagemaker_entry.training.job_settings import JobSettings
+from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.resources import describe_endpoint, is_unknown, job_status, owner_of
+from sagemaker_entry.aws.session import boto_session
+
+NEWEST_JOBS = 10
+"""Jobs of each kind that `status` shows."""
 
 
 def status_command(arguments: argparse.Namespace) -> int:
-    """Print a line for everything, and what is billed."""
-    session = boto_session(JobSettings(region=arguments.region, profile=arguments.profile))
+    """Print the lines of one resource, or of all."""
+    session = boto_session(AccountSettings(region=arguments.region, profile=arguments.profile))
     client, now = session.client("sagemaker"), datetime.now(timezone.utc)
     if arguments.name is not None:
         for line in describe_one(client, arguments.name, now):
             print(line)
         return 0
     lines = list(_list(client, arguments.base_name, now))
-    print("\n".join(lines) if lines else f"There is nothing of this project in {session.region_name}.")
+    print("\n".join(lines) if lines else f"Found no resources of this project in {session.region_name}.")
     return 0
 
 
@@ -45,7 +47,7 @@ def _list(client: Any, base_name: str, now: datetime) -> Iterator[str]:
 
 
 def describe_one(client: Any, name: str, now: datetime) -> list[str]:
-    """The lines about whatever has this name; AwsError if nothing has."""
+    """Return the lines of the resource with this name. Raises AwsError if there is none."""
     if describe_endpoint(client, name) is not None:
         return list(endpoint_lines(client, name, now))
     for lines in (transform_lines, training_lines):
@@ -54,15 +56,15 @@ def describe_one(client: Any, name: str, now: datetime) -> list[str]:
         except AwsError as error:
             if error.__cause__ is None or not is_unknown(error.__cause__):
                 raise
-    raise AwsError(f"{name}: there is no endpoint, batch transform or training job of this name here.")
+    raise AwsError(f"{name}: no endpoint, batch transform or training job of this name in this account and region.")
 
 
 def endpoint_lines(client: Any, name: str, now: datetime) -> Iterator[str]:
-    """State of an endpoint, since when, on what, and the reminder that it is billed."""
+    """Yield state, start, instance type and billing of an endpoint."""
     found = describe_endpoint(client, name)
     if found is None:
         return
-    with aws_errors(f"asking about the endpoint {name}"):
+    with aws_errors(f"describing the endpoint {name}"):
         config = client.describe_endpoint_config(EndpointConfigName=found["EndpointConfigName"])
     variant = config["ProductionVariants"][0]
     status = found["EndpointStatus"]
@@ -71,7 +73,7 @@ def endpoint_lines(client: Any, name: str, now: datetime) -> Iterator[str]:
     head = f"endpoint {name}: {status}, since {_time(found['CreationTime'])}"
     if "ServerlessConfig" in variant:
         limits = variant["ServerlessConfig"]
-        yield f"{head}, serverless with {limits['MemorySizeInMB']} MB, {limits['MaxConcurrency']} at a time"
+        yield f"{head}, serverless with {limits['MemorySizeInMB']} MB, {limits['MaxConcurrency']} concurrent requests"
         yield "  billed by request"
         return
     running = (found.get("ProductionVariants") or [{}])[0].get("CurrentInstanceCount")
@@ -86,8 +88,8 @@ def endpoint_lines(client: Any, name: str, now: datetime) -> Iterator[str]:
 
 
 def transform_lines(client: Any, name: str, now: datetime) -> Iterator[str]:
-    """State of a batch transform, since when, on what."""
-    with aws_errors(f"asking about the batch transform {name}"):
+    """Yield state, start and instance type of a batch transform."""
+    with aws_errors(f"describing the batch transform {name}"):
         found = client.describe_transform_job(TransformJobName=name)
     machines = found["TransformResources"]
     yield (
@@ -99,7 +101,7 @@ def transform_lines(client: Any, name: str, now: datetime) -> Iterator[str]:
 
 
 def training_lines(client: Any, name: str, now: datetime) -> Iterator[str]:
-    """State of a training job, since when, on what, its model."""
+    """Yield state, start, instance type and model of a training job."""
     found = job_status(client, name)
     machines = found["ResourceConfig"]
     billed = found.get("BillableTimeInSeconds")

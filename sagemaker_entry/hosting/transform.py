@@ -1,4 +1,4 @@
-"""`transform`: masks of all images under an S3 prefix by a SageMaker batch transform, without an endpoint."""
+"""`transform`: segment all images under an S3 prefix with a SageMaker batch transform, without an endpoint."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pspnet.errors import ConfigError, DataError
+from sagemaker_entry.aws.account_settings import unique_name
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import Group, is_unknown, remove
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session, find_bucket, find_role, local_region
+from sagemaker_entry.aws.s3_objects import default_bucket_name, is_s3, parse_uri, s3_folder
+from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.aws.waiting import follow_transform, print_log_end
 from sagemaker_entry.hosting import hosting_requests as requests
 from sagemaker_entry.hosting.deploy import UNKNOWN_REGION, image_of
 from sagemaker_entry.hosting.endpoint_settings import HostSettings, read_host_settings
 from sagemaker_entry.hosting.hosting_images import check_host, check_host_image
-from sagemaker_entry.hosting.hosting_requests import HostPlace
-from sagemaker_entry.hosting.model_source import bring_to_s3, kind_of, target_uri
+from sagemaker_entry.hosting.hosting_requests import HostContext
+from sagemaker_entry.hosting.model_source import ensure_on_s3, kind_of, target_uri
 from sagemaker_entry.hosting.transform_files import fetch_masks, list_images
-from sagemaker_entry.training.job_request import default_bucket_name, is_s3, parse_uri, s3_folder, unique_name
 
 MEGABYTE = 1024 * 1024
 MOST_MEGABYTES = 100
@@ -37,7 +39,7 @@ _LOG_GROUP = "/aws/sagemaker/TransformJobs"
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a transform: their S3 prefix, one content type for all, and the bytes of the largest one."""
+    """Images of a transform: S3 prefix, common content type, bytes of the largest one."""
 
     uri: str
     content_type: str
@@ -48,7 +50,7 @@ class Images:
 def transform_request(
     settings: HostSettings, images: Images, output: str, accept: str, concurrent: int, model: str, name: str
 ) -> dict[str, Any]:
-    """CreateTransformJob: every object one request. The payload is as large as the largest image needs."""
+    """CreateTransformJob: one request per object, with a payload limit for the largest image."""
     megabytes = max(6, -(-images.largest // MEGABYTE))
     limits = requests.container_environment(settings, requests.LARGEST_BYTES, _TRANSFORM_SECONDS)
     kept = ("TS_MAX_REQUEST_SIZE", "TS_MAX_RESPONSE_SIZE", "PSPNET_REQUEST_BYTES", "PSPNET_ANSWER_BYTES")
@@ -59,7 +61,7 @@ def transform_request(
         "ModelClientConfig": {"InvocationsTimeoutInSeconds": _TRANSFORM_SECONDS, "InvocationsMaxRetries": 3},
         "MaxPayloadInMB": megabytes,
         "BatchStrategy": "SingleRecord",
-        # A model that was made for an endpoint would take no more than an endpoint carries.
+        # A model made for an endpoint has that endpoint's size limits; override them.
         "Environment": {key: limits[key] for key in kept},
         "TransformInput": {
             "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": images.uri}},
@@ -74,14 +76,14 @@ def transform_request(
 
 
 def transform_command(arguments: argparse.Namespace) -> int:
-    """`transform`: check, submit, wait, fetch; returns the exit code."""
+    """Check, submit, wait, fetch; return the exit code."""
     settings = read_host_settings(arguments)
     check_arguments(arguments, settings)
     name = unique_name(settings.base_name, datetime.now().strftime("%Y%m%d%H%M%S"))
     images_uri, output = s3_folder(arguments.images), s3_folder(arguments.output)
     if settings.dry_run:
         return dry_run(arguments, settings, name, images_uri, output)
-    session = boto_session(settings.account)
+    session = boto_session(settings)
     s3, client = session.client("s3"), session.client("sagemaker")
     found = list_images(s3, images_uri, CONTENT_TYPES, MOST_MEGABYTES * MEGABYTE)
     suffix = PurePosixPath(found[0].name).suffix.lower()
@@ -90,20 +92,20 @@ def transform_command(arguments: argparse.Namespace) -> int:
     request = transform_request(settings, images, output, arguments.accept, arguments.concurrent, model, name)
     made = Group(name, models=[name] if model == name else [])
     try:
-        with aws_errors("submitting the batch transform", settings.account):
+        with aws_errors("submitting the batch transform", settings):
             client.create_transform_job(**request)
     except AwsError:
-        remove(session, made, say=lambda line: print(f"{line} again.", file=sys.stderr))
+        remove(session, made, report=lambda line: print(f"{line} again.", file=sys.stderr))
         raise
     print(f"Batch transform: {name}, {images.count} images, model {model}", flush=True)
     if not settings.wait:
-        print(f"The masks will be in {output}, <image's name>.out each.")
+        print(f"The masks will be in {output} as <image name>.out.")
         return 0
     return follow(session, arguments, name, output, made, [item.name for item in found])
 
 
 def check_arguments(arguments: argparse.Namespace, settings: HostSettings) -> None:
-    """Raise ConfigError or DataError for what can be seen to be wrong without asking AWS."""
+    """Raise ConfigError or DataError for problems that can be found without AWS."""
     check_host(settings.instance_type, "TransformInstanceType")
     if settings.image_uri is not None:
         check_host_image(settings.instance_type, settings.image_uri)
@@ -113,15 +115,15 @@ def check_arguments(arguments: argparse.Namespace, settings: HostSettings) -> No
     if arguments.concurrent < 1:
         raise ConfigError(f"concurrent: found {arguments.concurrent}; expected at least 1.")
     if s3_folder(arguments.images) == s3_folder(arguments.output):
-        raise ConfigError("output: is the folder of the images, whose next transform would read the masks as images.")
+        raise ConfigError("output: the same folder as the images; the next transform would read the masks as images.")
     if arguments.fetch is not None and not settings.wait:
-        raise ConfigError("fetch: given with no_wait; the masks can only be fetched when they are there.")
+        raise ConfigError("fetch: given with no_wait; masks can only be fetched after the transform has completed.")
 
 
 def dry_run(arguments: argparse.Namespace, settings: HostSettings, name: str, images: str, output: str) -> int:
     """Print the requests as JSON, without credentials or network."""
-    region = local_region(settings.account) or UNKNOWN_REGION
-    bucket = settings.bucket or default_bucket_name(region, settings.account.role_account or "ACCOUNT_ID")
+    region = local_region(settings) or UNKNOWN_REGION
+    bucket = settings.bucket or default_bucket_name(region, settings.role_account or "ACCOUNT_ID")
     sent: dict[str, Any] = {}
     model = arguments.model
     if is_s3(model) or kind_of(model) == "local":
@@ -130,7 +132,7 @@ def dry_run(arguments: argparse.Namespace, settings: HostSettings, name: str, im
         uri = model if is_s3(model) else target_uri(settings, bucket, name)
         sent["CreateModel"] = _model_request(settings, name, image_of(settings, region), role_arn, uri)
         model = name
-    print("dry run: content type and payload follow from the images that S3 holds.", file=sys.stderr)
+    print("dry run: content type and payload are placeholders; they depend on the images on S3.", file=sys.stderr)
     unknown = Images(images, "image/jpeg", 0)
     sent["CreateTransformJob"] = transform_request(
         settings, unknown, output, arguments.accept, arguments.concurrent, model, name
@@ -141,59 +143,59 @@ def dry_run(arguments: argparse.Namespace, settings: HostSettings, name: str, im
 
 def _model_request(settings: HostSettings, name: str, image: str, role_arn: str, uri: str) -> Mapping[str, Any]:
     environment = requests.container_environment(settings, requests.LARGEST_BYTES, _TRANSFORM_SECONDS)
-    return requests.model_request(settings, HostPlace(name, name, image, role_arn, uri, ""), environment)
+    return requests.model_request(settings, HostContext(name, name, image, role_arn, uri, ""), environment)
 
 
 def find_or_make_model(session: Any, model: str, settings: HostSettings, name: str) -> str:
-    """The name of the existing model, or of one made of an archive, a directory or a job's artifact."""
+    """Return the name of the existing model, or create one from an archive, a directory or a job's artifact."""
     from botocore.exceptions import ClientError
 
     client = session.client("sagemaker")
     if kind_of(model) == "job":
-        with aws_errors(f"asking about the model {model}", settings.account):
+        with aws_errors(f"describing the model {model}", settings):
             try:
                 client.describe_model(ModelName=model)
                 return model
             except ClientError as error:
                 if not is_unknown(error):
                     raise
-    image, role_arn = image_of(settings, session.region_name), find_role(session, settings.account)
+    image, role_arn = image_of(settings, session.region_name), find_role(session, settings)
 
     @cache
     def bucket() -> str:
-        return find_bucket(session, settings.account)
+        return find_bucket(session, settings)
 
     try:
-        uri = bring_to_s3(session, model, settings, bucket, name)
+        uri = ensure_on_s3(session, model, settings, bucket, name)
     except AwsError as error:
         if kind_of(model) == "job" and error.__cause__ is not None and is_unknown(error.__cause__):
-            raise AwsError(f"{model}: SageMaker has neither a model nor a training job of this name.") from error
+            raise AwsError(f"{model}: no SageMaker model or training job of this name.") from error
         raise
-    with aws_errors("creating the model", settings.account):
+    with aws_errors("creating the model", settings):
         client.create_model(**_model_request(settings, name, image, role_arn, uri))
     return name
 
 
 def follow(session: Any, arguments: argparse.Namespace, name: str, output: str, made: Group, images: list[str]) -> int:
-    """Wait for the job's end, remove the model that was made for it, fetch the masks."""
+    """Wait for the job's end, remove the model created for it, fetch the masks."""
     client = session.client("sagemaker")
     try:
         description = follow_transform(client, name)
     except KeyboardInterrupt:
         stop = f"aws sagemaker stop-transform-job --transform-job-name {name}"
-        print(f"\nThe batch transform goes on. Stop it with: {stop}", file=sys.stderr)
+        print(f"\nThe batch transform keeps running. Stop it with: {stop}", file=sys.stderr)
         return 130
-    remove(session, made, say=lambda line: print(f"{line}, which nothing needs any more."))
+    remove(session, made, report=lambda line: print(f"{line}, which is no longer needed."))
     status = description["TransformJobStatus"]
     if status != "Completed":
         print_log_end(session, name, _LOG_GROUP, f"{name}/")
         reason = description.get("FailureReason") or "SageMaker gave no reason"
-        raise AwsError(f"the batch transform {name} has {status.lower()}: {reason}. Masks made before are in {output}.")
+        raise AwsError(f"the batch transform {name} has {status.lower()}: {reason}. Earlier masks are in {output}.")
     print(f"{name}: Completed. The masks are in {output}, named like {output}{images[0]}.out")
     if arguments.fetch is None:
         return 0
     missing = fetch_masks(session.client("s3"), output, images, arguments.fetch)
     if missing:
-        raise DataError(f"{output}: holds no mask of {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
+        raise DataError(f"{output}: no mask of {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
     print(f"{len(images)} masks in {arguments.fetch}")
     return 0

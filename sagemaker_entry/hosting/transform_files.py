@@ -1,4 +1,4 @@
-"""The objects of a batch transform: its images under an S3 prefix, and the masks that it leaves under another one."""
+"""S3 objects of a batch transform: list and check its images, fetch its masks."""
 
 from __future__ import annotations
 
@@ -10,60 +10,59 @@ from typing import Any
 
 from pspnet.errors import DataError
 from pspnet.system.atomic_files import atomic_write
-from sagemaker_entry.aws.session import AwsError, aws_errors
-from sagemaker_entry.training.job_request import parse_uri
-from sagemaker_entry.training.upload import list_objects
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.s3_objects import list_objects, parse_uri
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Item:
-    """An object under a prefix: its key from there, and its bytes."""
+    """An object under a prefix: its key relative to the prefix, and its size in bytes."""
 
     name: str
     size: int
 
 
 def list_images(s3: Any, uri: str, suffixes: Collection[str], largest: int) -> list[Item]:
-    """The images under a prefix. The transform would take every object, so there may be nothing else.
+    """Return the images under a prefix, which must hold nothing else: the transform reads every object.
 
-    Raises AwsError for an empty prefix, DataError for other files, images too large, or masks of the same name.
+    Raises AwsError for an empty prefix, DataError for other files or images that are too large.
     """
     bucket, prefix = parse_uri(uri)
-    with aws_errors(f"looking into {uri}"):
+    with aws_errors(f"listing {uri}"):
         found = [Item(key[len(prefix) :], size) for key, (size, _) in list_objects(s3, bucket, prefix).items()]
     if not found:
-        raise AwsError(f"{uri}: S3 holds nothing there.")
+        raise AwsError(f"{uri}: no objects on S3.")
     foreign = [item.name for item in found if PurePosixPath(item.name).suffix.lower() not in suffixes]
     if foreign:
         raise DataError(
-            f"{uri}: holds {_shown(foreign)}, and a batch transform takes every object as an image; give a folder that "
-            f"holds images only ({', '.join(suffixes)})."
+            f"{uri}: found {_shown(foreign)}, and a batch transform reads every object as an image; give a folder that "
+            f"holds only images ({', '.join(suffixes)})."
         )
     large = [f"{item.name} ({item.size:,} bytes)" for item in found if item.size > largest]
     if large:
-        raise DataError(f"{uri}: {_shown(large)} is more than a batch transform carries, {largest:,} bytes.")
+        raise DataError(f"{uri}: {_shown(large)} exceeds the limit of a batch transform, {largest:,} bytes.")
     return sorted(found, key=lambda item: item.name)
 
 
 def fetch_masks(s3: Any, uri: str, images: Sequence[str], folder: str) -> list[str]:
-    """Write every image's mask, `<image>.out` under the prefix, as <stem>.png into a folder; the images without one.
+    """Write every image's mask, `<image>.out` under the prefix, as <stem>.png to a folder; return the missing ones.
 
-    Images in folders under the prefix keep these folders. Raises DataError where two masks would have one name.
+    Subfolders of the prefix are kept. Raises DataError if two masks would have the same name.
     """
     bucket, prefix = parse_uri(uri)
     targets = {name: Path(folder, *_inside(name).parts).with_suffix(".png") for name in images}
-    doubled = [path for path, count in Counter(targets.values()).items() if count > 1]
-    if doubled:
-        same = ", ".join(name for name, path in targets.items() if path == doubled[0])
-        raise DataError(f"{same}: their masks would all be named {doubled[0]}; they are in {uri}.")
-    with aws_errors(f"looking into {uri}"):
-        there = list_objects(s3, bucket, prefix)
+    duplicates = [path for path, count in Counter(targets.values()).items() if count > 1]
+    if duplicates:
+        same = ", ".join(name for name, path in targets.items() if path == duplicates[0])
+        raise DataError(f"{same}: their masks would all be named {duplicates[0]}; fetch them from {uri} yourself.")
+    with aws_errors(f"listing {uri}"):
+        existing = list_objects(s3, bucket, prefix)
     missing = []
     for name, path in targets.items():
         key = f"{prefix}{name}.out"
-        if key not in there:
+        if key not in existing:
             missing.append(name)
             continue
         with aws_errors(f"reading s3://{bucket}/{key}"):
@@ -74,10 +73,10 @@ def fetch_masks(s3: Any, uri: str, images: Sequence[str], folder: str) -> list[s
 
 
 def _inside(name: str) -> PurePosixPath:
-    """A key as a path that stays in its folder; raises DataError for one that would lead out of it."""
+    """Return a key as a relative path. Raises DataError for a path outside the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"the object {name!r} cannot be fetched: its name leads out of the folder.")
+        raise DataError(f"cannot fetch the object {name!r}: its path is outside the folder.")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The masks in a file on S3, without torch: a segment, or a PNG file of one mask. Needs NumPy and Pillow.
+"""Reader of mask files on S3: a segment, or a PNG file of one mask. Needs NumPy and Pillow, not torch.
 
 Legend: H, W mask height and width.
 """
@@ -19,7 +19,7 @@ from pspnet.masks.segment import PNG_SUFFIX, SUFFIX, read_name
 
 @dataclass(frozen=True)
 class StoredMask:
-    """A mask with what its file says about it: (H, W) uint8 class ids, names of the classes, and values for JSON."""
+    """A mask with the metadata of its file: (H, W) uint8 class ids, class names, and values for JSON."""
 
     mask: np.ndarray
     class_names: tuple[str, ...]
@@ -27,22 +27,22 @@ class StoredMask:
 
 
 def is_mask_file(key: str) -> bool:
-    """Whether a key is that of a whole file of masks; everything else is left alone."""
+    """Return True for the key of a complete mask file."""
     return key.endswith((SUFFIX, PNG_SUFFIX))
 
 
 def read_frames(content: bytes, key: str, class_names: tuple[str, ...]) -> Iterator[StoredMask]:
-    """The masks of a file in their order; `class_names` for those that bring none. Raises MaskFileError."""
+    """Yield the masks of a file in order; `class_names` for masks without names. Raises MaskFileError."""
     for record in read_masks(content):
         yield StoredMask(record.mask, record.class_names or class_names, _about(record, key))
 
 
 def _about(record: MaskRecord, key: str) -> dict[str, Any]:
-    """Which frame it is and when it was captured. What nobody knows is left out."""
+    """Return frame number and times of a mask; unknown values are left out."""
     frame, captured = record.frame, record.captured
     name = read_name(PurePosixPath(key).name)
     if captured <= 0 and name is not None:
-        # A PNG file of another program, named as ours are.
+        # A PNG file of another program that follows our naming scheme.
         frame, captured = name.frame, name.captured
     found: dict[str, Any] = {"frame": frame}
     times = {"captured": captured or math.nan, "timestamp": record.timestamp, "latency": record.latency}

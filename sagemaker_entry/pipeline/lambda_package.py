@@ -1,4 +1,4 @@
-"""`python -m sagemaker_entry lambda_package`: the Lambda function of the masks as a zip file, and its template."""
+"""`lambda_package`: pack the mask summary function as a zip file, and write its CloudFormation template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from pspnet.errors import PspnetError
 from pspnet.system.atomic_files import atomic_write
-from sagemaker_entry.training.job_settings import add_flag
+from sagemaker_entry.aws.account_settings import add_flag
 
 CODE = (
     "pspnet/__init__.py",
@@ -38,7 +38,7 @@ CODE = (
     "sagemaker_entry/pipeline/lambda_masks.py",
     "sagemaker_entry/pipeline/lambda_settings.py",
 )
-"""The project's files that the function needs; a test runs the function from them alone."""
+"""The project's files that the function imports; a test checks that these are exactly the files."""
 PACKAGES = ("numpy", "pillow")
 TEMPLATE = "pipeline_template.yaml"
 
@@ -56,14 +56,14 @@ def register(subparsers: Any) -> None:
     )
     add_flag(parser, "output", type=Path, required=True, metavar="ZIP", help="the package to write")
     add_flag(parser, "template", type=Path, metavar="YAML", help="also write the pipeline's CloudFormation template")
-    add_flag(parser, "architecture", choices=sorted(_PLATFORMS), default="x86_64", help="processor (%(default)s)")
+    add_flag(parser, "architecture", choices=sorted(_PLATFORMS), default="x86_64", help="CPU type (%(default)s)")
     add_flag(parser, "python", choices=("3.12", "3.13"), default="3.12", help="the function's Python (%(default)s)")
-    add_flag(parser, "code_only", action="store_true", help="without NumPy and Pillow, for a layer that has them")
+    add_flag(parser, "code_only", action="store_true", help="omit NumPy and Pillow, for a layer with them")
     parser.set_defaults(run=lambda_package_command)
 
 
 def lambda_package_command(arguments: argparse.Namespace) -> int:
-    """Write the package, say how large it is and how to go on."""
+    """Write the package, print its size and the next command."""
     with tempfile.TemporaryDirectory() as folder:
         packages = Path(folder) / "packages"
         packages.mkdir()
@@ -72,8 +72,8 @@ def lambda_package_command(arguments: argparse.Namespace) -> int:
         unzipped = write_package(arguments.output, packages)
     if unzipped > LARGEST_UNZIPPED:
         raise PspnetError(
-            f"{arguments.output}: has {unzipped} bytes unzipped, and Lambda takes {LARGEST_UNZIPPED}; give --code_only "
-            "and put NumPy and Pillow into a layer."
+            f"{arguments.output}: {unzipped} bytes unzipped, above Lambda's limit of {LARGEST_UNZIPPED}; give "
+            "--code_only and put NumPy and Pillow into a layer."
         )
     digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()[:12]
     print(f"Wrote {arguments.output}: {arguments.output.stat().st_size:,} bytes, {unzipped:,} unzipped.")
@@ -86,7 +86,7 @@ def lambda_package_command(arguments: argparse.Namespace) -> int:
 
 
 def install_packages(folder: Path, architecture: str, python: str) -> None:
-    """NumPy and Pillow as Lambda's Linux needs them, whatever this machine is. Raises PspnetError."""
+    """Install NumPy and Pillow for Lambda's Linux, on any platform. Raises PspnetError."""
     command = [
         sys.executable,
         "-m",
@@ -109,13 +109,12 @@ def install_packages(folder: Path, architecture: str, python: str) -> None:
 
 
 def _newer(architecture: str) -> str:
-    """NumPy 2.3 and later name a newer platform; Lambda's Amazon Linux 2023 (Python 3.12 on) has glibc 2.34."""
+    """Return the newer platform tag of NumPy 2.3; Lambda's Amazon Linux 2023 (Python 3.12 on) has glibc 2.34."""
     return _PLATFORMS[architecture].replace("manylinux2014", "manylinux_2_28")
 
 
 def write_package(output: Path, packages: Path) -> int:
-    """Write the zip file; returns its size unzipped. The same files give the same bytes, so that a deployment sees no
-    change where there is none."""
+    """Write the zip file and return its unzipped size. Reproducible: the same files give the same bytes."""
     unzipped = 0
     with atomic_write(output) as temporary, zipfile.ZipFile(
         temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9

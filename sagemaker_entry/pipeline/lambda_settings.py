@@ -1,4 +1,4 @@
-"""What the Lambda function is told by its environment, checked as a whole. Needs no package beyond NumPy."""
+"""Lambda function settings from environment variables. Needs no package beyond NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pspnet.errors import ConfigError
 
 DEFAULT_OUTPUT_PREFIX = "summaries/"
 LARGEST_BYTES = 64 * 1024 * 1024
-"""A file of masks beyond this is refused: with what is made of it, it must fit into the function's memory."""
+"""Size limit of a mask file: the file and its decoded masks must fit into the function's memory."""
 
 _NUMBERS = ("COLUMN", "BOTTOM", "VEHICLE_WIDTH", "HORIZON", "CAMERA_HEIGHT", "CAMERA_PITCH", "CAMERA_FOCAL")
 _TARGET = re.compile(r"arn:[a-z-]+:(sqs|sns):([a-z0-9-]+):(\d{12}):([\w.-]+)", re.ASCII)
@@ -20,7 +20,7 @@ _TARGET = re.compile(r"arn:[a-z-]+:(sqs|sns):([a-z0-9-]+):(\d{12}):([\w.-]+)", r
 
 @dataclass(frozen=True)
 class Target:
-    """Where results are forwarded to: an SQS queue or an SNS topic."""
+    """Target of forwarded results: an SQS queue or an SNS topic."""
 
     arn: str
     service: str
@@ -33,12 +33,12 @@ class Target:
 class LambdaSettings:
     """The function's settings.
 
-    output_prefix: where summaries go; what lies there is never read as masks.
-    classes: names in the order of the ids, for masks that do not bring their own.
-    drivable: names or ids of what may be driven on; none for class shares alone.
-    numbers: the numbers of the view that were given, by their names in the environment without PSPNET_.
-    forward_to: gets a message for every file of masks; None for nobody.
-    largest_bytes: greatest file of masks.
+    output_prefix: prefix of the summaries; keys with it are never read as masks.
+    classes: names in id order, for masks without names.
+    drivable: names or ids of the drivable classes; empty for class fractions only.
+    numbers: the given numbers of the view, by variable name without PSPNET_.
+    forward_to: target of a message for every mask file, or None.
+    largest_bytes: size limit of a mask file.
     """
 
     output_prefix: str
@@ -49,13 +49,13 @@ class LambdaSettings:
     largest_bytes: int
 
     def view(self, class_names: Sequence[str]) -> View | None:
-        """The view for masks of these classes. Raises ConfigError for a drivable class that is none of them."""
+        """Return the view for masks of these classes. Raises ConfigError for an unknown drivable class."""
         if not self.drivable:
             return None
         ids = {name: index for index, name in enumerate(class_names)}
         unknown = [text for text in self.drivable if not text.isdigit() and text not in ids]
         if unknown:
-            known = ", ".join(class_names) or "none known: set PSPNET_CLASSES, or give ids"
+            known = ", ".join(class_names) or "unknown: set PSPNET_CLASSES, or give ids"
             raise ConfigError(f"PSPNET_DRIVABLE: found {', '.join(unknown)}; the masks' classes are {known}.")
         camera = None
         if "CAMERA_HEIGHT" in self.numbers:
@@ -71,7 +71,7 @@ class LambdaSettings:
 
 
 def read_settings(environment: Mapping[str, str]) -> LambdaSettings:
-    """The settings of PSPNET_ variables; raises ConfigError that lists every problem."""
+    """Return the settings from PSPNET_ variables. Raises ConfigError that lists every problem."""
     problems: list[str] = []
     prefix = environment.get("PSPNET_OUTPUT_PREFIX", "") or DEFAULT_OUTPUT_PREFIX
     if not prefix.endswith("/") or prefix.startswith("/"):
@@ -133,9 +133,9 @@ def _numbers(environment: Mapping[str, str], problems: list[str]) -> dict[str, f
 
 
 def _view_problems(settings: LambdaSettings) -> list[str]:
-    """What is wrong with the numbers together. Names of classes are checked with the masks that bring theirs."""
+    """Return the problems of the numbers in combination. Class names are checked later, against each mask's."""
     if settings.numbers and not settings.drivable:
-        return ["PSPNET_DRIVABLE: is not set, and without it the other numbers say nothing; name the drivable classes."]
+        return ["PSPNET_DRIVABLE: not set, and the other numbers need it; name the drivable classes."]
     try:
         settings.view([text for text in settings.drivable if not text.isdigit()])
     except ViewError as error:

@@ -1,52 +1,46 @@
-"""Follow a training job: its states and its log, line by line, until it ends."""
+"""Training job follower: print its states and log lines until it ends."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from sagemaker_entry.aws.session import AwsError, aws_errors
+from sagemaker_entry.aws.aws_errors import AwsError
+from sagemaker_entry.aws.resources import job_status
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _ENDED = ("Completed", "Failed", "Stopped")
 
 
-def job_status(client: Any, name: str) -> dict[str, Any]:
-    """SageMaker's description of a training job; raises AwsError."""
-    with aws_errors(f"asking about the job {name}"):
-        description: dict[str, Any] = client.describe_training_job(TrainingJobName=name)
-    return description
-
-
 def follow_job(session: Any, name: str, poll: float = 10.0) -> int:
-    """Print the job's states and log lines until it ends; 0 if it completed, 1 otherwise."""
-    client, log, told = session.client("sagemaker"), JobLog(session, name), 0
+    """Print the job's states and log lines until it ends; return 0 if it completed, else 1."""
+    client, log, reported = session.client("sagemaker"), JobLog(session, name), 0
     while True:
         description = _watched_status(client, name)
         transitions = description.get("SecondaryStatusTransitions", [])
-        for state in transitions[told:]:
+        for state in transitions[reported:]:
             print(f"[{state['Status']}] {state.get('StatusMessage', '')}".rstrip(), flush=True)
-        told = len(transitions)
+        reported = len(transitions)
         ended = description["TrainingJobStatus"] in _ENDED
         log.print_new()
         if ended:
-            time.sleep(poll)  # the last lines, with the scores, come to the log a little later
+            time.sleep(poll)  # the last lines, with the scores, arrive in the log with a delay
             log.print_new()
-            return _tell_end(description)
+            return _report_end(description)
         time.sleep(poll)
 
 
 def _watched_status(client: Any, name: str) -> dict[str, Any]:
-    """`job_status` of a job that runs on, whatever became of the network or the sign-in here."""
+    """Return `job_status`; an AwsError notes that the job itself keeps running."""
     try:
         return job_status(client, name)
     except AwsError as error:
         raise AwsError(
-            f"{error} The job itself goes on: aws sagemaker describe-training-job --training-job-name {name}"
+            f"{error} The job itself keeps running: aws sagemaker describe-training-job --training-job-name {name}"
         ) from error
 
 
-def _tell_end(description: dict[str, Any]) -> int:
+def _report_end(description: dict[str, Any]) -> int:
     name, status = description["TrainingJobName"], description["TrainingJobStatus"]
     seconds = description.get("BillableTimeInSeconds")
     billed = f" {seconds:,} billable seconds." if seconds is not None else ""
@@ -59,7 +53,7 @@ def _tell_end(description: dict[str, Any]) -> int:
 
 
 class JobLog:
-    """The job's log streams, one a machine; every call prints what is new."""
+    """The job's log streams, one per instance."""
 
     def __init__(self, session: Any, name: str) -> None:
         self._client = session.client("logs")
@@ -68,7 +62,7 @@ class JobLog:
         self._readable = True
 
     def print_new(self) -> None:
-        """Print the lines since the last call. Where the log may not be read, say so once and go on without."""
+        """Print the lines since the last call. Without permission to read the log, print a notice once."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if not self._readable:
@@ -79,11 +73,11 @@ class JobLog:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code in ("ResourceNotFoundException", "ThrottlingException"):
-                return  # the group comes into being with the first job's first line
+                return  # the log group is created with the first job's first line
             self._readable = False
-            print(f"The log cannot be read here ({code}); it is in CloudWatch, {LOG_GROUP}, {self._name}.", flush=True)
+            print(f"Cannot read the log ({code}); it is in CloudWatch, {LOG_GROUP}, {self._name}.", flush=True)
         except BotoCoreError:
-            return  # a network that is away for a moment; asking about the job tells if it stays away
+            return  # a transient network error; the status request reports a lasting one
 
     def _streams(self) -> list[str]:
         answer = self._client.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._name}/")

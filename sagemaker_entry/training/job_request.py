@@ -1,4 +1,4 @@
-"""The CreateTrainingJob request, from Config and JobSettings. Pure: no AWS package, no network, no clock."""
+"""CreateTrainingJob request from Config and JobSettings. Pure: no AWS package, no network, no clock."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from pspnet.config.parsing import Arguments
 from pspnet.config.problems import InvalidConfigError, Problem
 from pspnet.config.schema import Config
 from pspnet.config.settings import settings_of
+from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.s3_objects import is_s3, s3_folder
 from sagemaker_entry.training.job_settings import MOST_METRICS, JobSettings
 from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS
 
 COMMAND = "exec $SM_PYTHON_CMD -m pspnet.training.launch"
-"""How training is started: in place of the SDK's shell, so that SageMaker's SIGTERM reaches it, which the SDK's own
-drivers would not pass on. The module finds out in the container whether that is one process or torchrun."""
+"""Start command. `exec` replaces the SDK's shell, so that SageMaker's SIGTERM reaches training; the SDK's own drivers
+do not forward it. The module chooses between one process and torchrun in the container."""
 REQUIREMENTS = "requirements.txt"
 CHECKPOINT_FOLDER = "/opt/ml/checkpoints"
 MOST_HYPERPARAMETERS, LONGEST_VALUE = 100, 2500
@@ -28,15 +30,14 @@ MOST_HYPERPARAMETERS, LONGEST_VALUE = 100, 2500
 _DRIVERS = "/opt/ml/input/data/sm_drivers/sm_train.sh"
 ENTRYPOINT = ["/bin/bash"]
 ENTRYPOINT_ARGUMENTS = ["-c", f"chmod +x {_DRIVERS} && exec {_DRIVERS}"]
-"""The SDK's own, but for the `exec`: without it, bash 4.3 and older keep the container's first process for themselves,
-and with it SageMaker's SIGTERM."""
+"""The SDK's own plus `exec`: without it, bash 4.3 and older stay PID 1 of the container and receive the SIGTERM."""
 _NOT_SENT = ("data", *CHANNELS, *OUTPUT_FOLDERS)
-"""Folders: in a job, the channels and SageMaker's own directories give them."""
+"""Folder settings: in a job, the channels and SageMaker's own directories replace them."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """What only the account, the region and the moment decide."""
+class JobContext:
+    """Values that depend on the account, the region and the time."""
 
     image_uri: str
     role_arn: str
@@ -45,13 +46,13 @@ class Place:
 
 
 def hyperparameters(arguments: Arguments, num_training_samples: int | None = None) -> dict[str, str]:
-    """What the job is told: the settings that a flag or the config file gave, as texts, in the order of Config.
+    """Return the job's hyperparameters: the settings from flags and the config file as texts, in the order of Config.
 
-    `num_training_samples` is added where it was not set. Raises ConfigError for more than SageMaker carries.
+    `num_training_samples` is added if unset. Raises ConfigError above SageMaker's limits.
     """
     config = arguments.config
     given = [key for key in settings_of(Config) if key in arguments.sources and key not in _NOT_SENT]
-    # A name that only follows from the config file's was not set by anybody.
+    # A name derived from the config file's name was not set explicitly.
     given = [key for key in given if key != "name" or arguments.sources[key] != str(arguments.config_file)]
     sent = {key: _text(getattr(config, key)) for key in given}
     if config.synthetic:
@@ -59,12 +60,12 @@ def hyperparameters(arguments: Arguments, num_training_samples: int | None = Non
     elif num_training_samples is not None:
         sent.setdefault("num_training_samples", str(num_training_samples))
     problems = [
-        Problem(key, f"is {len(value):,} characters long", f"SageMaker carries at most {LONGEST_VALUE:,}; shorten it")
+        Problem(key, f"is {len(value):,} characters long", f"SageMaker allows at most {LONGEST_VALUE:,}; shorten it")
         for key, value in sent.items()
         if len(value) > LONGEST_VALUE
     ]
     if len(sent) > MOST_HYPERPARAMETERS:
-        fix = f"SageMaker carries at most {MOST_HYPERPARAMETERS}; leave out those that keep their default"
+        fix = f"SageMaker allows at most {MOST_HYPERPARAMETERS}; leave out those with default values"
         problems.append(Problem("hyperparameters", f"found {len(sent)}", fix))
     if problems:
         raise InvalidConfigError(problems)
@@ -72,7 +73,7 @@ def hyperparameters(arguments: Arguments, num_training_samples: int | None = Non
 
 
 def _text(value: object) -> str:
-    """A value as train.py reads it back: True, 0.0001, "10, 20"; a known set of class names by its name."""
+    """Format a value for train.py's parser: True, 0.0001, "10, 20"; a known class set as its name."""
     if not isinstance(value, tuple):
         return str(value)
     for name, names in NAMED_CLASS_SETS.items():
@@ -84,7 +85,7 @@ def _text(value: object) -> str:
 
 
 def channel_uris(config: Config, settings: JobSettings, bucket: str) -> dict[str, str]:
-    """S3 address of every channel of the job. A local folder stands for the place that it is uploaded to."""
+    """Return the S3 address of every channel of the job; for a local folder, that of its upload."""
     if config.synthetic:
         return {}
     given = {key: getattr(config, key) for key in CHANNELS if getattr(config, key) is not None}
@@ -92,13 +93,13 @@ def channel_uris(config: Config, settings: JobSettings, bucket: str) -> dict[str
 
 
 def local_channels(config: Config) -> dict[str, Path]:
-    """The channels that are folders here; raises ConfigError that names those that do not exist."""
+    """Return the local channel folders. Raises ConfigError that names the missing ones."""
     if config.synthetic:
         return {}
     given = {key: getattr(config, key) for key in CHANNELS}
     folders = {key: Path(value) for key, value in given.items() if value is not None and not is_s3(value)}
     problems = [
-        Problem(key, f"there is no folder {str(folder)!r}", "give a folder that exists, or s3://BUCKET/FOLDER")
+        Problem(key, f"no such folder {str(folder)!r}", "give an existing folder, or s3://BUCKET/FOLDER")
         for key, folder in folders.items()
         if not folder.is_dir()
     ]
@@ -107,24 +108,13 @@ def local_channels(config: Config) -> dict[str, Path]:
     return folders
 
 
-def is_s3(address: str) -> bool:
-    """Whether an address is one of S3."""
-    return address.startswith("s3://")
-
-
-def s3_folder(uri: str) -> str:
-    """The address as a folder's. SageMaker takes every key that begins with it: without the slash, `train` would
-    bring in `train_annotation`. An archive is a single object and stays as it is."""
-    return uri if uri.endswith(("/", ".tar.gz")) else f"{uri}/"
-
-
-def upload_uri(settings: JobSettings, bucket: str, channel: str) -> str:
-    """Where `upload` puts a channel."""
+def upload_uri(settings: AccountSettings, bucket: str, channel: str) -> str:
+    """Return the S3 address of a channel's upload."""
     return f"s3://{bucket}/{settings.prefix}/{channel}/"
 
 
 def metric_definitions(settings: JobSettings) -> list[dict[str, str]]:
-    """The metrics of the log, the user's last and over ours; raises ConfigError for more than SageMaker takes."""
+    """Return the log's metrics; the user's override ours. Raises ConfigError above SageMaker's limit."""
     metrics = {**dict(METRIC_DEFINITIONS), **dict(settings.metrics)}
     if len(metrics) > MOST_METRICS:
         raise InvalidConfigError([Problem("metric", f"found {len(metrics)} with ours", f"at most {MOST_METRICS}")])
@@ -132,23 +122,23 @@ def metric_definitions(settings: JobSettings) -> list[dict[str, str]]:
 
 
 def build_request(
-    sent: Mapping[str, str], channels: Mapping[str, str], settings: JobSettings, place: Place
+    sent: Mapping[str, str], channels: Mapping[str, str], settings: JobSettings, context: JobContext
 ) -> dict[str, Any]:
-    """The CreateTrainingJob request as the SDK's ModelTrainer sends it for these settings."""
-    output = settings.output_path or f"s3://{place.bucket}/{settings.prefix}/output"
-    inputs = f"s3://{place.bucket}/{settings.prefix}/{place.job_name}/input"
+    """Return the CreateTrainingJob request that the SDK's ModelTrainer sends for these settings."""
+    output = settings.output_path or f"s3://{context.bucket}/{settings.prefix}/output"
+    inputs = f"s3://{context.bucket}/{settings.prefix}/{context.job_name}/input"
     channel_list = [_channel(name, uri, settings.input_mode, settings.distribution) for name, uri in channels.items()]
     channel_list += [_channel(name, f"{inputs}/{name}", "File", "FullyReplicated") for name in ("code", "sm_drivers")]
     request: dict[str, Any] = {
-        "TrainingJobName": place.job_name,
+        "TrainingJobName": context.job_name,
         "AlgorithmSpecification": {
-            "TrainingImage": place.image_uri,
+            "TrainingImage": context.image_uri,
             "TrainingInputMode": settings.input_mode,
             "ContainerEntrypoint": list(ENTRYPOINT),
             "ContainerArguments": list(ENTRYPOINT_ARGUMENTS),
             "MetricDefinitions": metric_definitions(settings),
         },
-        "RoleArn": place.role_arn,
+        "RoleArn": context.role_arn,
         "HyperParameters": dict(sent),
         "InputDataConfig": channel_list,
         "OutputDataConfig": {"S3OutputPath": output, "CompressionType": "GZIP"},
@@ -162,7 +152,7 @@ def build_request(
     }
     if settings.wait_limit is not None:
         request["StoppingCondition"]["MaxWaitTimeInSeconds"] = settings.wait_limit
-    checkpoints = checkpoint_uri(settings, place)
+    checkpoints = checkpoint_uri(settings, context)
     if checkpoints is not None:
         request["CheckpointConfig"] = {"S3Uri": checkpoints, "LocalPath": CHECKPOINT_FOLDER}
     if settings.tags:
@@ -170,11 +160,11 @@ def build_request(
     return request
 
 
-def checkpoint_uri(settings: JobSettings, place: Place) -> str | None:
-    """Where checkpoints are kept: the given place, or for spot one of the job's own; None keeps none in S3."""
+def checkpoint_uri(settings: JobSettings, context: JobContext) -> str | None:
+    """Return the S3 address of the checkpoints: the given one, or a job-specific one for spot; None for neither."""
     if settings.checkpoint_s3_uri is not None or not settings.spot:
         return settings.checkpoint_s3_uri
-    return f"s3://{place.bucket}/{settings.base_job_name}/{place.job_name}/checkpoints"
+    return f"s3://{context.bucket}/{settings.base_job_name}/{context.job_name}/checkpoints"
 
 
 def _channel(name: str, uri: str, input_mode: str, distribution: str) -> dict[str, Any]:
@@ -182,22 +172,6 @@ def _channel(name: str, uri: str, input_mode: str, distribution: str) -> dict[st
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": input_mode}
 
 
-def unique_name(base: str, stamp: str) -> str:
-    """A job name from the base name and a date such as 20260131235959, as the SDK forms it."""
-    return f"{base.replace('_', '-')}-{stamp}"[:63]
-
-
-def parse_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of an s3:// address."""
-    bucket, _, key = uri[len("s3://") :].partition("/")
-    return bucket, key
-
-
-def default_bucket_name(region: str, account: str) -> str:
-    """The bucket that SageMaker's tools use where none is named."""
-    return f"sagemaker-{region}-{account}"
-
-
-def data_environment(settings: JobSettings, bucket: str) -> dict[str, str]:
-    """What stands for the channels that were not given: the folder that `upload` writes."""
+def data_environment(settings: AccountSettings, bucket: str) -> dict[str, str]:
+    """Return the environment that sets the default of missing channels: the folder that `upload` writes."""
     return {"SM_CHANNEL_DATA": f"s3://{os.path.join(bucket, settings.prefix)}"}

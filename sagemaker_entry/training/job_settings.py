@@ -1,4 +1,4 @@
-"""The settings of a job that are no settings of the training: machine, limits, places, tags. Needs no AWS package."""
+"""Job settings outside the training Config: instance type, limits, S3 locations, tags. Needs no AWS package."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pspnet.config.problems import InvalidConfigError, Problem
+from sagemaker_entry.aws.account_settings import (
+    DEFAULT_PREFIX,
+    LONGEST_BASE_NAME,
+    MOST_TAGS,
+    AccountSettings,
+    add_account_arguments,
+    add_flag,
+    read_pairs,
+)
 
-DEFAULT_PREFIX = "xporter-segmentation"
-LONGEST_BASE_NAME = 48
-"""A job name has at most 63 characters, of which the SDK's date takes 15."""
-MOST_METRICS, MOST_TAGS = 40, 50
+MOST_METRICS = 40
 
 _BASE_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
-_ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::(\d{12}):role/[\w+=,.@/-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
-class JobSettings:
-    """How a job is run on SageMaker; the built-in algorithm's job of the first users is the default."""
+class JobSettings(AccountSettings):
+    """Settings of `train` and `rehearse`; the defaults are those of the first users' built-in job."""
 
     instance_type: str = "ml.p2.xlarge"
     instance_count: int = 1
@@ -38,44 +42,25 @@ class JobSettings:
     metrics: tuple[tuple[str, str], ...] = ()
     image_uri: str | None = None
     pytorch_version: str | None = None
-    role: str | None = None
-    bucket: str | None = None
-    prefix: str = DEFAULT_PREFIX
-    region: str | None = None
-    profile: str | None = None
     skip_check: bool = False
     wait: bool = True
     dry_run: bool = False
 
     @property
-    def role_account(self) -> str | None:
-        """The account number in the role's ARN, where an ARN was given."""
-        match = _ROLE_ARN.fullmatch(self.role or "")
-        return match.group(1) if match else None
+    def machine(self) -> str:
+        """The instance type."""
+        return self.instance_type
 
     @property
     def wait_limit(self) -> int | None:
-        """Seconds that a spot job may take with all its waiting; max_run where nothing was said. None without spot."""
+        """Time limit of a spot job in seconds, waiting included; max_run by default. None without spot."""
         return (self.max_wait or self.max_run) if self.spot else None
 
 
-def add_flag(parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, name: str, **options: Any) -> None:
-    """A flag that is accepted with underscores and with hyphens."""
-    parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), **options)
-
-
-def add_account_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where in AWS: bucket, prefix, region, profile."""
-    add_flag(parser, "bucket", metavar="NAME", help="S3 bucket (SageMaker's default bucket of the account and region)")
-    add_flag(parser, "prefix", default=DEFAULT_PREFIX, metavar="PREFIX", help="folder in the bucket (%(default)s)")
-    add_flag(parser, "region", metavar="REGION", help="AWS region (from the environment or the AWS configuration)")
-    add_flag(parser, "profile", metavar="NAME", help="profile of the AWS configuration")
-
-
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """All arguments of a job; `train` and `rehearse` take the same ones."""
+    """Add all arguments of a job, shared by `train` and `rehearse`."""
     default = JobSettings()
-    add_flag(parser, "role", metavar="ARN", help="IAM role that SageMaker takes on (the caller's own in a notebook)")
+    add_flag(parser, "role", metavar="ARN", help="IAM role that SageMaker assumes (default: the caller's)")
     for name, kind, text in (
         ("instance_type", str, "machine"),
         ("instance_count", int, "machines"),
@@ -83,12 +68,12 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
         ("max_run", int, "longest training in seconds"),
     ):
         add_flag(parser, name, type=kind, default=getattr(default, name), help=f"{text} (%(default)s)")
-    add_flag(parser, "spot", action="store_true", help="spot machines: cheaper, may be taken away; keeps checkpoints")
-    add_flag(parser, "max_wait", type=int, metavar="S", help="spot: longest time in all, waiting included (max_run)")
-    add_flag(parser, "checkpoint_s3_uri", metavar="S3", help="where checkpoints are kept (spot: beside the job's code)")
+    add_flag(parser, "spot", action="store_true", help="spot machines: cheaper, may be interrupted; keeps checkpoints")
+    add_flag(parser, "max_wait", type=int, metavar="S", help="spot: time limit including waiting (max_run)")
+    add_flag(parser, "checkpoint_s3_uri", metavar="S3", help="folder of the checkpoints (spot: next to the job's code)")
     add_flag(parser, "input_mode", default="File", help="File copies the channels first, FastFile streams them")
     add_flag(parser, "distribution", default="FullyReplicated", help="FullyReplicated or ShardedByS3Key")
-    add_flag(parser, "output_path", metavar="S3", help="where the artifact goes (s3://BUCKET/PREFIX/output)")
+    add_flag(parser, "output_path", metavar="S3", help="folder of the artifact (s3://BUCKET/PREFIX/output)")
     add_flag(parser, "base_job_name", default=default.base_job_name, metavar="NAME", help="job name (%(default)s)")
     add_flag(parser, "tag", action="append", default=[], metavar="KEY=VALUE", help="tag of the job; repeatable")
     add_flag(
@@ -97,20 +82,20 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=REGEX",
-        help="one more metric of the log; repeatable",
+        help="additional metric of the log; repeatable",
     )
     add_flag(parser, "image_uri", metavar="URI", help="container image (chosen by instance_type)")
     add_flag(parser, "pytorch_version", metavar="X.Y.Z", help="another version of AWS's PyTorch image")
     add_account_arguments(parser)
-    add_flag(parser, "skip_check", action="store_true", help="do not read every local file of the channels first")
+    add_flag(parser, "skip_check", action="store_true", help="skip the check of every local file of the channels")
     wait = parser.add_mutually_exclusive_group()
-    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="show the log until the end (default)")
-    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return when the job is submitted")
-    add_flag(parser, "dry_run", action="store_true", help="print the request as JSON; no credentials, nothing is sent")
+    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="print the log until the end (default)")
+    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return after submitting the job")
+    add_flag(parser, "dry_run", action="store_true", help="print the request as JSON without sending it")
 
 
 def read_settings(arguments: argparse.Namespace) -> JobSettings:
-    """The checked settings of the parsed arguments; raises ConfigError that lists every problem."""
+    """Return the validated settings. Raises ConfigError that lists every problem."""
     problems: list[Problem] = []
     values = {key: getattr(arguments, key) for key in JobSettings.__dataclass_fields__ if hasattr(arguments, key)}
     values["tags"] = read_pairs("tag", arguments.tag, "KEY=VALUE", problems)
@@ -121,17 +106,6 @@ def read_settings(arguments: argparse.Namespace) -> JobSettings:
     if problems:
         raise InvalidConfigError(problems)
     return settings
-
-
-def read_pairs(key: str, texts: list[str], form: str, problems: list[Problem]) -> tuple[tuple[str, str], ...]:
-    """NAME=VALUE texts as pairs; a problem is added for every other text."""
-    pairs = [tuple(text.partition("=")[::2]) for text in texts]
-    problems += [
-        Problem(key, f"found {text!r}", f"give {form}")
-        for text, (name, value) in zip(texts, pairs)
-        if not name or not value
-    ]
-    return tuple((name, value) for name, value in pairs)
 
 
 def _problems(settings: JobSettings) -> Iterator[Problem]:
@@ -146,7 +120,7 @@ def _problems(settings: JobSettings) -> Iterator[Problem]:
         if uri is not None and not re.match(r"s3://[^/]+", uri):
             yield Problem(key, f"found {uri!r}", "give s3://BUCKET/FOLDER")
     if settings.distribution == "ShardedByS3Key" and settings.instance_count > 1:
-        fix = "give FullyReplicated: every process takes its share of the same files, so each machine needs all of them"
+        fix = "give FullyReplicated: every process reads a shard of the same files, so each machine needs all of them"
         yield Problem("distribution", "found 'ShardedByS3Key' with several instances", fix)
     if not _BASE_NAME.fullmatch(settings.base_job_name) or len(settings.base_job_name) > LONGEST_BASE_NAME:
         fix = f"allowed: at most {LONGEST_BASE_NAME} letters, digits and single hyphens between them"
@@ -159,7 +133,7 @@ def _problems(settings: JobSettings) -> Iterator[Problem]:
     if settings.image_uri is not None and settings.pytorch_version is not None:
         yield Problem("pytorch_version", "given with image_uri", "give one of them")
     if len(settings.tags) > MOST_TAGS:
-        yield Problem("tag", f"found {len(settings.tags)}", f"SageMaker takes at most {MOST_TAGS}")
+        yield Problem("tag", f"found {len(settings.tags)}", f"SageMaker allows at most {MOST_TAGS}")
 
 
 def _spot_problems(settings: JobSettings) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What is uploaded as a job's source: train.py, the package, the configs and what the container has to install."""
+"""Source of a training job: train.py, the package, the configs and requirements.txt."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pspnet.errors import PspnetError
 from pspnet.system.locations import PACKAGE, find_project_file
 
 LARGEST_SOURCE = 2_000_000
-"""Bytes. The source is little more than a megabyte of text; more would mean that data or weights came along."""
+"""Bytes. The source is little more than a megabyte of text; more means that data or weights were included."""
 
 _SCRIPTS = ("train.py", "inference.py")
 
 _REQUIREMENTS = """\
-# What AWS's PyTorch images lack, or hold in an older version. torch, torchvision and numpy are the image's own.
+# Packages that AWS's PyTorch images lack or have too old. torch, torchvision and numpy are the image's own.
 albumentations>=1.4.18
 deflate>=0.7
 opencv-python-headless>=4.9
@@ -27,7 +27,7 @@ tqdm>=4.65
 """
 
 _REQUIREMENTS_PYTHON38 = """\
-# What AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2) lacks: the last versions that run there.
+# Packages that AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2) lacks: the last versions that run there.
 albumentations==1.4.18
 deflate>=0.7,<0.8
 opencv-python-headless>=4.9
@@ -41,25 +41,25 @@ tqdm>=4.65
 
 
 def requirements(python38: bool = False) -> str:
-    """The text of the job's requirements.txt, for the Python 3.8 image of ml.p2 machines or for newer ones."""
+    """Return the text of the job's requirements.txt, for the Python 3.8 image of ml.p2 machines or for newer ones."""
     return _REQUIREMENTS_PYTHON38 if python38 else _REQUIREMENTS
 
 
 def stage_source(folder: Path, python38: bool = False) -> list[Path]:
-    """Copy exactly what a job needs into an empty folder; the files, relative to it.
+    """Copy exactly what a job needs into an empty folder; return the files, relative to it.
 
-    train.py and inference.py (which goes into the model directory), the package without caches, configs/ and
-    requirements.txt. Works from a checkout and from an installed wheel, which carries the scripts and the configs
-    inside the package.
+    train.py and inference.py (which goes into the model directory), the package with its data files but without
+    caches, configs/ and requirements.txt. Works from a checkout and from an installed wheel, which holds the scripts
+    and the configs inside the package.
 
-    Raises PspnetError where the installation is incomplete, OSError where the folder cannot be written.
+    Raises PspnetError for an incomplete installation, OSError if the folder cannot be written.
     """
     sources = {Path(name): _find(name) for name in _SCRIPTS}
     configs = _find("configs")
     sources.update({Path("configs", path.name): path for path in configs.glob("*.yaml")})
-    for path in PACKAGE.rglob("*.py"):
+    for path in PACKAGE.rglob("*"):
         name = path.relative_to(PACKAGE)
-        if name.parts[0] != "scripts":
+        if path.is_file() and name.parts[0] not in ("scripts", "configs") and not _is_cache(name):
             sources[PACKAGE.name / name] = path
     for name, path in sorted(sources.items()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +71,15 @@ def stage_source(folder: Path, python38: bool = False) -> list[Path]:
     return staged
 
 
+def _is_cache(name: Path) -> bool:
+    return name.suffix == ".pyc" or any(part == "__pycache__" or part.startswith(".") for part in name.parts)
+
+
 def _find(name: str) -> Path:
     path = find_project_file(name)
     if path is None:
         raise PspnetError(
-            f"{PACKAGE.parent}: {name} is missing beside the package, and a job needs it. Install the package "
+            f"{PACKAGE.parent}: {name} is missing next to the package, and a job needs it. Install the package "
             "again, or work in a complete checkout."
         )
     return path

@@ -1,4 +1,4 @@
-"""The job's metrics: patterns of the lines that training prints after every epoch. Needs no AWS package."""
+"""Metric definitions of a job: patterns of the lines that training prints after every epoch. Needs no AWS package."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ METRIC_DEFINITIONS: tuple[tuple[str, str], ...] = (
     ("validation:mIOU", rf"epoch=[0-9]+ .*validation:mIOU={_NUMBER}"),
     ("validation:pixel_accuracy", rf"epoch=[0-9]+ .*validation:pixel_accuracy={_NUMBER}"),
 )
-"""(name, regular expression) of every metric; the first group is the value, as SageMaker wants it."""
+"""(name, regular expression) of every metric; the first group is the value, as SageMaker requires."""

@@ -1,4 +1,4 @@
-"""What `train` and `rehearse` both say and check, before anything is sent or started."""
+"""Checks and warnings of `train` and `rehearse` before anything is sent or started."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pspnet.data.doctor.examine import examine
 from pspnet.data.doctor.findings import format_report
 from pspnet.data.io.images import IMAGE_SUFFIXES
 from pspnet.errors import DataError
-from sagemaker_entry.training.job_request import is_s3
+from sagemaker_entry.aws.container_images import parse_instance_type
+from sagemaker_entry.aws.s3_objects import is_s3
 from sagemaker_entry.training.job_settings import JobSettings
-from sagemaker_entry.training.training_images import P2_NOTE, check_image, check_known, check_pair, parse_instance_type
+from sagemaker_entry.training.training_images import P2_NOTE, check_image, check_known, check_pair
 
 
 def check_machine(settings: JobSettings) -> None:
-    """Raise ConfigError for an unknown machine, or for an image or version that cannot run on it."""
+    """Raise ConfigError for an unknown instance type, or for an image or version that cannot run on it."""
     parse_instance_type(settings.instance_type)
-    if find_spec("botocore") is not None:  # a rehearsal itself needs no package of AWS's
+    if find_spec("botocore") is not None:  # a rehearsal itself needs no AWS package
         check_known(settings.instance_type)
     check_pair(settings.instance_type, settings.pytorch_version)
     if settings.image_uri is not None:
@@ -31,7 +32,7 @@ def check_machine(settings: JobSettings) -> None:
 
 
 def print_warnings(config: Config, settings: JobSettings) -> None:
-    """Say what will run but was hardly meant."""
+    """Print warnings about valid but probably unintended settings."""
     warnings = config_warnings(config)
     if parse_instance_type(settings.instance_type)[0] == "p2":
         warnings.append(P2_NOTE)
@@ -40,7 +41,7 @@ def print_warnings(config: Config, settings: JobSettings) -> None:
 
 
 def check_data(folders: Mapping[str, Path], num_classes: int | None = None, workers: int = 8) -> bool:
-    """Print the doctor's report over the channels; whether training on them would be right."""
+    """Print the doctor's report on the channels; return True if they are fit for training."""
     label_map = folders.get("label_map")
     channels = [
         Channel(name, folders[name], folders[f"{name}_annotation"], find_label_map(label_map, name))
@@ -53,16 +54,16 @@ def check_data(folders: Mapping[str, Path], num_classes: int | None = None, work
 
 
 def require_fit_data(folders: Mapping[str, Path], config: Config, settings: JobSettings) -> None:
-    """The doctor's report over local channels, unless `skip_check` was given; DataError where it finds an error."""
+    """Print the doctor's report on local channels unless `skip_check` is set. Raises DataError if it has an error."""
     if folders and not settings.skip_check and not check_data(folders, config.num_classes):
         raise DataError(
-            "the data are not fit for training; nothing was sent or started. Mend what the report names, or give "
+            "the data are not fit for training; nothing was sent or started. Fix the reported errors, or give "
             "--skip_check."
         )
 
 
 def count_local(config: Config) -> int | None:
-    """Training images of a local channel; None where it is on S3 or synthetic."""
+    """Count the training images of a local channel; None if it is on S3 or synthetic."""
     if config.synthetic or config.train is None or is_s3(config.train):
         return None
     return len(list_files(Path(config.train), IMAGE_SUFFIXES, "train")) or None

@@ -1,4 +1,4 @@
-"""`rehearse`: the job that `train` would submit, run here by the training toolkit that AWS's images carry."""
+"""`rehearse`: run the job that `train` would submit locally, with the training toolkit of AWS's images."""
 
 from __future__ import annotations
 
@@ -19,40 +19,43 @@ from pspnet.config.parsing import parse_arguments
 from pspnet.config.problems import InvalidConfigError, Problem
 from pspnet.config.reference import dump_yaml, help_text
 from pspnet.errors import ConfigError, PspnetError
+from sagemaker_entry.aws.account_settings import add_flag
+from sagemaker_entry.aws.container_images import parse_instance_type
+from sagemaker_entry.aws.s3_objects import is_s3
 from sagemaker_entry.training.container import Container
-from sagemaker_entry.training.job_request import hyperparameters, is_s3, local_channels
-from sagemaker_entry.training.job_settings import add_flag, add_job_arguments, read_settings
+from sagemaker_entry.training.job_request import hyperparameters, local_channels
+from sagemaker_entry.training.job_settings import add_job_arguments, read_settings
 from sagemaker_entry.training.preflight import check_machine, count_local, print_warnings, require_fit_data
-from sagemaker_entry.training.training_images import P2_VERSION, parse_instance_type
+from sagemaker_entry.training.training_images import P2_VERSION
 
 GRACE_SECONDS = 120.0
-"""How long SageMaker lets a job end after SIGTERM."""
+"""Seconds from SIGTERM to SIGKILL in SageMaker."""
 
 STOPPED = 128 + signal.SIGTERM
 
 _TEXT = """Run the job that `train` would submit on this machine: with the training toolkit of AWS's images, in a
-private folder laid out as the container's. Takes the same arguments as `train`; the channels are folders here (links to
-them, no copy). A rehearsal that was stopped goes on where it was when the same command is given again."""
+private folder with the container's layout. Takes the same arguments as `train`; the channels are local folders (linked,
+not copied). The same command resumes a stopped rehearsal."""
 
 
 class JobStoppedError(PspnetError):
-    """The job was asked to stop, by a signal or at its time limit, and ended with what it had."""
+    """The job was stopped by a signal or its time limit."""
 
 
 def register(subparsers: Any) -> None:
     """Add the command to the parser of `python -m sagemaker_entry`."""
     parser = subparsers.add_parser(
-        "rehearse", help="run the job here, before paying for it", description=_TEXT, allow_abbrev=False
+        "rehearse", help="run the job locally, before paying for it", description=_TEXT, allow_abbrev=False
     )
     add_job_arguments(parser)
     add_flag(parser, "output", type=Path, default=Path("runs/rehearsal"), metavar="FOLDER", help="(%(default)s)")
-    add_flag(parser, "time_limit", type=float, metavar="S", help="longest training here in seconds (max_run)")
-    add_flag(parser, "toolkit_python", metavar="PATH", help="another Python to run the job with, such as a 3.8 for P2")
+    add_flag(parser, "time_limit", type=float, metavar="S", help="time limit in seconds (max_run)")
+    add_flag(parser, "toolkit_python", metavar="PATH", help="Python interpreter for the job, such as a 3.8 for P2")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the settings as `train` does, run the job, say where model.tar.gz is."""
+    """Check the settings as `train` does, run the job, print the path of model.tar.gz."""
     settings = read_settings(arguments)
     parsed = parse_arguments(arguments.rest, {})
     if parsed.help_requested or parsed.print_config:
@@ -76,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _folders_of(config: Any) -> dict[str, Path]:
-    """The channels, all of them folders here; raises ConfigError for places in S3."""
+    """Return the channels' local folders. Raises ConfigError for S3 addresses."""
     values = {key: getattr(config, key) for key in CHANNELS}
     remote = [key for key, value in values.items() if value is not None and is_s3(value)]
     if remote:
-        fix = "a rehearsal reads folders here: give --data FOLDER"
+        fix = "a rehearsal reads local folders: give --data FOLDER"
         raise InvalidConfigError([Problem(key, f"found {values[key]!r}", fix) for key in remote])
     return local_channels(config)
 
@@ -89,7 +92,7 @@ def _warn_of_another_python(version: tuple[int, ...], instance_type: str) -> Non
     if parse_instance_type(instance_type)[0] == "p2" and version != (3, 8):
         print(
             f"warning: the job on {instance_type} would run Python 3.8 with PyTorch {P2_VERSION}, and this rehearsal "
-            f"runs Python {'.'.join(map(str, version))}; --toolkit_python names another one.",
+            f"runs Python {'.'.join(map(str, version))}; --toolkit_python selects another one.",
             file=sys.stderr,
         )
 
@@ -105,12 +108,12 @@ def rehearse(
     """Run a job with the training toolkit and return its model.tar.gz in `output`.
 
     SIGTERM, Ctrl-C and the time limit stop the job as SageMaker does: SIGTERM, then GRACE_SECONDS. The job's folder,
-    checkpoints included, is `output`/opt/ml; the same job goes on from them.
+    checkpoints included, is `output`/opt/ml; the same job resumes from them.
 
     Args:
         sent: the job's hyperparameters.
         channels: local folder of each channel.
-        python: the interpreter that has torch, the package's dependencies and sagemaker-training.
+        python: an interpreter with torch, the package's dependencies and sagemaker-training.
 
     Raises:
         JobStoppedError: it was stopped. PspnetError: it failed, with the reason that SageMaker would show. ConfigError:
@@ -118,64 +121,64 @@ def rehearse(
     """
     python38 = _toolkit_version(python) < (3, 9)
     container = Container((output / "opt" / "ml").absolute())
-    with _alone_in(output) as lock:
+    with _locked(output) as lock:
         if container.lay_out(sent, channels, instance_type, python38):
-            print(f"Going on from the checkpoints in {container.checkpoints}.", flush=True)
+            print(f"Resuming from the checkpoints in {container.checkpoints}.", flush=True)
         job = _Job([python, "-m", "sagemaker_training.cli.train"], container, lock)
         return _result(job, job.run(time_limit_s), container, output)
 
 
 def _result(job: _Job, exit_code: int, container: Container, output: Path) -> Path:
-    """The packed model of a job that has ended; raises what `rehearse` raises."""
+    """Pack the model of a finished job. Raises the errors of `rehearse`."""
     if job.stopped_by is not None:
         kept = any(container.checkpoints.glob("last*.safetensors"))
-        after = f"its checkpoint is in {container.checkpoints}; the same command goes on from it" if kept else (
+        after = f"its checkpoint is in {container.checkpoints}; the same command resumes from it" if kept else (
             "it had no checkpoint yet"
         )  # fmt: skip
         raise JobStoppedError(f"The job was stopped by {job.stopped_by}: {after}.")
     if exit_code != 0:
         reason = container.failure.read_text(encoding="utf-8").strip() if container.failure.is_file() else "no reason"
-        raise PspnetError(f"The job failed with exit code {exit_code}. Its failure file says:\n{reason}")
+        raise PspnetError(f"The job failed with exit code {exit_code}. Its failure file:\n{reason}")
     archive = container.pack_model(output / "model.tar.gz")
-    container.forget()
+    container.remove_checkpoints()
     return archive
 
 
 @contextmanager
-def _alone_in(output: Path) -> Iterator[int]:
-    """Hold the folder's lock, whose file descriptor this yields; PspnetError where another rehearsal has it."""
+def _locked(output: Path) -> Iterator[int]:
+    """Hold the folder's lock and yield its file descriptor. Raises PspnetError if another rehearsal holds it."""
     output.mkdir(parents=True, exist_ok=True)
     with open(output / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PspnetError(
-                f"{output}: another rehearsal is running in this folder; wait for its end, or give another --output."
+                f"{output}: another rehearsal is running in this folder; wait until it ends, or give another --output."
             ) from error
         yield file.fileno()
 
 
 def _toolkit_version(python: str) -> tuple[int, ...]:
-    """The Python version of an interpreter that has the toolkit; ConfigError where it has none."""
+    """Return the Python version of an interpreter with the toolkit. Raises ConfigError if the toolkit is missing."""
     code = (
         "import sys, importlib.util as u; print(*sys.version_info[:2]); sys.exit(not u.find_spec('sagemaker_training'))"
     )
     try:
         found = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"toolkit_python: {python} is no Python that runs ({error}).") from error
+        raise ConfigError(f"toolkit_python: cannot run {python} ({error}).") from error
     if found.returncode != 0:
         raise ConfigError(
-            f"{python} has no sagemaker-training, the toolkit that AWS's images run jobs with: "
+            f"{python} lacks sagemaker-training, the toolkit of AWS's training images: "
             f"{python} -m pip install sagemaker-training, or give another Python with --toolkit_python."
         )
     return tuple(int(part) for part in found.stdout.split())
 
 
 class _Job:
-    """The toolkit's process and all that it starts, which share a process group.
+    """The toolkit's process and its children, which share a process group.
 
-    The process holds the folder's `lock` as well: it may outlive this one, if that is killed.
+    The process inherits the folder's `lock`: it may outlive this one if this one is killed.
     """
 
     def __init__(self, command: list[str], container: Container, lock: int) -> None:
@@ -185,7 +188,7 @@ class _Job:
         self._killer: threading.Timer | None = None
 
     def run(self, time_limit_s: float) -> int:
-        """Start, pass the output on until the last process has closed it, and return the exit code."""
+        """Start the process, forward its output until every process has closed it, and return the exit code."""
         with self._signals(), subprocess.Popen(
             self._command, cwd=self._container.base, env=self._container.environment(), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
@@ -196,7 +199,7 @@ class _Job:
             limit.daemon = True
             limit.start()
             try:
-                if self.stopped_by is not None:  # a signal that came before there was a process
+                if self.stopped_by is not None:  # a signal arrived before the process was started
                     self._send(signal.SIGTERM)
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -212,9 +215,9 @@ class _Job:
                     self._killer.cancel()
 
     def stop(self, reason: str) -> None:
-        """SIGTERM to the whole group, and SIGKILL after the time that SageMaker gives; at once when asked again.
+        """Send SIGTERM to the process group, and SIGKILL after SageMaker's grace period or on a second call.
 
-        To the group, because the toolkit hands no signal on to the script that it runs.
+        To the group, because the toolkit does not forward signals to the script.
         """
         if self.stopped_by is not None:
             self._send(signal.SIGKILL)
@@ -228,12 +231,12 @@ class _Job:
     def _send(self, number: int) -> None:
         if self._process is None:
             return
-        with suppress(ProcessLookupError, PermissionError):  # all of them have ended
+        with suppress(ProcessLookupError, PermissionError):  # every process has ended
             os.killpg(self._process.pid, number)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """While the job runs, SIGTERM and Ctrl-C are the job's."""
+        """Forward SIGTERM and Ctrl-C to the job while it runs."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

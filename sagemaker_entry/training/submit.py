@@ -1,4 +1,4 @@
-"""`train`: check the settings here, describe the job, and submit it through the SDK's ModelTrainer."""
+"""`train`: check the settings locally, build the request, and submit it through the SDK's ModelTrainer."""
 
 from __future__ import annotations
 
@@ -17,24 +17,22 @@ from pspnet.config.folders import CHANNELS
 from pspnet.config.parsing import Arguments, parse_arguments
 from pspnet.config.reference import dump_yaml, help_text
 from pspnet.config.schema import Config
-from sagemaker_entry.aws.session import aws_errors, boto_session, find_bucket, find_role, local_region
+from sagemaker_entry.aws.account_settings import unique_name
+from sagemaker_entry.aws.aws_errors import aws_errors
+from sagemaker_entry.aws.s3_objects import default_bucket_name, is_s3, parse_uri, s3_folder
+from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.training.job_log import follow_job
 from sagemaker_entry.training.job_request import (
     CHECKPOINT_FOLDER,
     COMMAND,
     ENTRYPOINT_ARGUMENTS,
     REQUIREMENTS,
-    Place,
+    JobContext,
     build_request,
     channel_uris,
     data_environment,
-    default_bucket_name,
     hyperparameters,
-    is_s3,
     local_channels,
-    parse_uri,
-    s3_folder,
-    unique_name,
 )
 from sagemaker_entry.training.job_settings import JobSettings, read_settings
 from sagemaker_entry.training.preflight import check_machine, count_local, print_warnings, require_fit_data
@@ -45,7 +43,7 @@ UNKNOWN_ACCOUNT, UNKNOWN_ROLE, UNKNOWN_REGION = "ACCOUNT_ID", "ROLE", "us-east-1
 
 
 def train_command(arguments: argparse.Namespace) -> int:
-    """`train`: everything is checked before the first word goes to AWS; returns the exit code."""
+    """Check everything before the first request to AWS, train, and return the exit code."""
     settings = read_settings(arguments)
     parsed = read_config(arguments.rest, settings, "BUCKET")
     if parsed.help_requested or parsed.print_config:
@@ -66,22 +64,22 @@ def train_command(arguments: argparse.Namespace) -> int:
         return follow_job(session, name)
     except KeyboardInterrupt:
         stop = f"aws sagemaker stop-training-job --training-job-name {name}"
-        print(f"\nThe job goes on. Stop it with: {stop}", file=sys.stderr)
+        print(f"\nThe job keeps running. Stop it with: {stop}", file=sys.stderr)
         return 130
 
 
 def read_config(rest: list[str], settings: JobSettings, bucket: str) -> Arguments:
-    """The project's settings among the arguments; channels that are not given are those that `upload` writes."""
+    """Parse the training settings; missing channels default to those that `upload` writes."""
     return parse_arguments(rest, data_environment(settings, bucket))
 
 
 def image_of(settings: JobSettings, region: str) -> str:
-    """The image that was given, or the one for the machine; raises ConfigError for an impossible pair."""
+    """Return the given image, or the one for the instance type. Raises ConfigError for an impossible pair."""
     return settings.image_uri or choose_image(settings.instance_type, region, settings.pytorch_version)
 
 
 def dry_run(rest: list[str], settings: JobSettings) -> int:
-    """Print the request as JSON, without credentials or network; what only AWS can tell is named on standard error."""
+    """Print the request as JSON, without credentials or network; report placeholders on standard error."""
     region = local_region(settings)
     account = settings.role_account or UNKNOWN_ACCOUNT
     role = settings.role or UNKNOWN_ROLE
@@ -92,24 +90,24 @@ def dry_run(rest: list[str], settings: JobSettings) -> int:
     channels = channel_uris(config, settings, bucket)
     samples = count_local(config)
     name = unique_name(settings.base_job_name, datetime.now().strftime("%Y%m%d%H%M%S"))
-    place = Place(image_of(settings, region or UNKNOWN_REGION), role_arn, bucket, name)
+    context = JobContext(image_of(settings, region or UNKNOWN_REGION), role_arn, bucket, name)
     sent = hyperparameters(parsed, samples)
     if region is None:
-        print(f"dry run: no region is set, so {UNKNOWN_REGION} stands for it; give --region.", file=sys.stderr)
+        print(f"dry run: no region is set; {UNKNOWN_REGION} is a placeholder; give --region.", file=sys.stderr)
     if not role_arn.startswith("arn:aws") or UNKNOWN_ACCOUNT in role_arn:
-        print(f"dry run: {role_arn} stands for the role; give --role with its ARN.", file=sys.stderr)
+        print(f"dry run: {role_arn} is a placeholder for the role; give --role with its ARN.", file=sys.stderr)
     if UNKNOWN_ACCOUNT in bucket:
-        print(f"dry run: {bucket} stands for the account's default bucket; give --bucket.", file=sys.stderr)
+        print(f"dry run: {bucket} is a placeholder for the account's default bucket; give --bucket.", file=sys.stderr)
     if "num_training_samples" not in sent and channels:
         print(f"dry run: num_training_samples will be counted in {channels['train']}.", file=sys.stderr)
     if channels and "label_map" not in channels:
-        print(f"dry run: a label_map channel is added if S3 holds one beside {channels['train']}.", file=sys.stderr)
-    print(json.dumps(build_request(sent, channels, settings, place), indent=2, ensure_ascii=False))
+        print(f"dry run: a label_map channel is added if S3 has one next to {channels['train']}.", file=sys.stderr)
+    print(json.dumps(build_request(sent, channels, settings, context), indent=2, ensure_ascii=False))
     return 0
 
 
 def prepare(session: Any, rest: list[str], settings: JobSettings) -> dict[str, Any]:
-    """The request for a session's account: role, bucket, data uploaded where it is local, images counted."""
+    """Return the request for a session's account: find role and bucket, upload local data, count the images."""
     image = image_of(settings, session.region_name)
     role_arn, bucket = find_role(session, settings), find_bucket(session, settings)
     parsed = read_config(rest, settings, bucket)
@@ -127,31 +125,31 @@ def prepare(session: Any, rest: list[str], settings: JobSettings) -> dict[str, A
         if samples is None:
             with aws_errors(f"counting the images of {channels['train']}", settings):
                 samples = count_images(s3, channels["train"])
-    place = Place(image, role_arn, bucket, unique_name(settings.base_job_name, "0" * 14))
-    return build_request(hyperparameters(parsed, samples), channels, settings, place)
+    context = JobContext(image, role_arn, bucket, unique_name(settings.base_job_name, "0" * 14))
+    return build_request(hyperparameters(parsed, samples), channels, settings, context)
 
 
 def add_label_map(s3: Any, config: Config, channels: dict[str, str]) -> None:
-    """Add the label_map channel where the data stand on S3 with one beside the others and none was given."""
+    """Add the label_map channel next to the other channels on S3 if it exists and none was given."""
     if "label_map" in channels or config.data is None or not is_s3(config.data):
         return
     uri = f"{s3_folder(config.data)}label_map/"
     bucket, prefix = parse_uri(uri)
-    with aws_errors(f"looking into {uri}"):
+    with aws_errors(f"listing {uri}"):
         if s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents"):
             channels["label_map"] = uri
             print(f"label_map: {uri}")
 
 
 def submit(session: Any, request: Mapping[str, Any], settings: JobSettings) -> str:
-    """Create the job through ModelTrainer, which uploads the source and names the job; returns the job's name."""
+    """Create the job through ModelTrainer, which uploads the source and names the job; return the job's name."""
     from sagemaker_entry.training.job_source import stage_source
 
     with tempfile.TemporaryDirectory(prefix="pspnet-source-") as folder, aws_errors("submitting the job", settings):
         stage_source(Path(folder), image_python38(request["AlgorithmSpecification"]["TrainingImage"]))
         silence_sdk()
-        # The SDK would ask IAM whether the role may do far more than a job without a VPC needs, and refuse a role with
-        # least privilege. SageMaker itself says whether it can take on the role.
+        # The SDK checks for far more permissions than a job without a VPC needs, and refuses a role with least
+        # privilege. SageMaker itself reports a role that it cannot assume.
         os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")
         trainer = make_trainer(session, request, settings, Path(folder))
         trainer.train(wait=False, logs=False)
@@ -160,8 +158,8 @@ def submit(session: Any, request: Mapping[str, Any], settings: JobSettings) -> s
 
 
 def silence_sdk() -> None:
-    """The SDK's log would repeat, over many lines, what this command says itself; its errors come as exceptions."""
-    import sagemaker.train  # noqa: F401  (its loggers exist, with levels of their own, once it is loaded)
+    """Silence the SDK's log, which repeats this command's output at length; its errors are exceptions."""
+    import sagemaker.train  # noqa: F401  (creates its loggers and sets their levels)
 
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] == "sagemaker":
@@ -169,7 +167,7 @@ def silence_sdk() -> None:
 
 
 def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings, source: Path) -> Any:
-    """The ModelTrainer whose CreateTrainingJob request is the given one, but for the date in the job's name."""
+    """Return the ModelTrainer whose CreateTrainingJob request equals the given one, except the date in the name."""
     from sagemaker.core.helper.session_helper import Session
     from sagemaker.core.training import configs
     from sagemaker.train import ModelTrainer
@@ -177,8 +175,7 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
     bucket, _ = parse_uri(_channel_uri(request, "code"))
 
     class Trainer(ModelTrainer):  # type: ignore[misc]
-        """Stages the source where the request says, whatever IAM's simulation says of the whole bucket, and starts the
-        container as the request says."""
+        """ModelTrainer with the request's staging bucket (without IAM's simulation) and container arguments."""
 
         def _resolve_staging_bucket(self) -> tuple[str, None]:
             return bucket, None
@@ -191,8 +188,8 @@ def make_trainer(session: Any, request: Mapping[str, Any], settings: JobSettings
     algorithm, machines = request["AlgorithmSpecification"], request["ResourceConfig"]
     checkpoints = None
     if settings.spot or settings.checkpoint_s3_uri:
-        place = {"s3_uri": settings.checkpoint_s3_uri} if settings.checkpoint_s3_uri else {}
-        checkpoints = configs.CheckpointConfig(local_path=CHECKPOINT_FOLDER, **place)
+        location = {"s3_uri": settings.checkpoint_s3_uri} if settings.checkpoint_s3_uri else {}
+        checkpoints = configs.CheckpointConfig(local_path=CHECKPOINT_FOLDER, **location)
     limit = {} if settings.wait_limit is None else {"max_wait_time_in_seconds": settings.wait_limit}
     trainer = Trainer(
         sagemaker_session=Session(boto_session=session, default_bucket=bucket, sagemaker_config=quiet_sdk_config()),
@@ -246,7 +243,7 @@ def _trainer_channel(configs: Any, channel: Mapping[str, Any]) -> Any:
 
 
 def quiet_sdk_config() -> dict[str, Any]:
-    """The user's own SDK defaults, with the SDK's telemetry off unless they say otherwise."""
+    """Return the user's SDK defaults, with the SDK's telemetry off unless they enable it."""
     from sagemaker.core.config.config import load_sagemaker_config
 
     config: dict[str, Any] = load_sagemaker_config() or {}
@@ -257,5 +254,5 @@ def quiet_sdk_config() -> dict[str, Any]:
 
 
 def console_address(region: str, name: str) -> str:
-    """Where the job stands in AWS's console."""
+    """Return the job's page in the AWS console."""
     return f"https://{region}.console.aws.amazon.com/sagemaker/home?region={region}#/jobs/{name}"

@@ -1,4 +1,4 @@
-"""The container image for a machine: which of AWS's PyTorch images runs on it, and which pairs cannot work."""
+"""Container image for training: choose AWS's PyTorch image for an instance type, and check given pairs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 
 from pspnet.config.values import nearest
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.container_images import has_gpu, parse_instance_type, retrieve_image, version_numbers
 
 P2_VERSION = "1.12.1"
-"""The newest PyTorch image that SageMaker allows on the K80 machines; it has Python 3.8."""
+"""The newest PyTorch image that SageMaker allows on K80 instances; it has Python 3.8."""
 
 OLDEST_VERSION = (1, 12, 1)
-"""The oldest PyTorch that the training script runs on."""
+"""The oldest supported PyTorch for training."""
 
 P2_NOTE = (
     "AWS has retired the P2 family (K80), so the job may never start; today's equivalents are ml.g4dn.xlarge "
@@ -22,28 +23,15 @@ P2_NOTE = (
 # own builds for these.
 # H100 and H200 (compute capability 9.0) need CUDA 11.8, B200, B300 and RTX PRO (10.0, 10.3, 12.0) need CUDA 12.8.
 _OLDEST = {"p5": (2, 0), "p6": (2, 7), "g7": (2, 7)}
-# SageMaker offers nothing newer for the K80, and CUDA 13 has nothing for the V100 (7.0).
+# SageMaker offers nothing newer for the K80, and CUDA 13 does not support the V100 (7.0).
 _NEWEST = {"p2": ("K80", (1, 12, 1)), "p3": ("V100", (2, 8, 0))}
 _IMAGE = re.compile(
     r"(?P<repository>[\w./-]*?pytorch-[\w-]+):(?P<version>\d+(?:\.\d+)+)-(?P<processor>cpu|gpu)-?(?P<python>py\d+)?"
 )
 
 
-def parse_instance_type(instance_type: str) -> tuple[str, str]:
-    """("g4dn", "xlarge") of ml.g4dn.xlarge; raises ConfigError for anything that is no instance type."""
-    match = re.fullmatch(r"ml\.([a-z][a-z0-9-]*)\.([a-z0-9]+)", instance_type)
-    if match is None:
-        raise ConfigError(f"instance_type: found {instance_type!r}; expected ml.FAMILY.SIZE, such as ml.g4dn.xlarge.")
-    return match.group(1), match.group(2)
-
-
-def has_gpu(instance_type: str) -> bool:
-    """Whether the machine has NVIDIA GPUs: the families g and p."""
-    return parse_instance_type(instance_type)[0][0] in "gp"
-
-
 def check_known(instance_type: str) -> None:
-    """Raise ConfigError for a machine that the installed boto3 does not know as one for training."""
+    """Raise ConfigError for an instance type that the installed boto3 does not list for training."""
     import botocore
     import botocore.session
 
@@ -53,16 +41,16 @@ def check_known(instance_type: str) -> None:
     if instance_type not in known:
         like = nearest(instance_type, known)
         raise ConfigError(
-            f"instance_type: {instance_type} is no training machine of SageMaker that botocore {botocore.__version__} "
-            f"knows{f'; did you mean {like}?' if like else '.'} For a machine newer than that, upgrade boto3."
+            f"instance_type: unknown {instance_type}; botocore {botocore.__version__} does not list it for SageMaker "
+            f"training{f'; did you mean {like}?' if like else '.'} For a newer instance type, upgrade boto3."
         )
 
 
 def choose_image(instance_type: str, region: str, version: str | None = None) -> str:
-    """The URI of AWS's PyTorch training image: the newest that the SDK knows and the GPU runs, or `version`.
+    """Return the URI of AWS's PyTorch training image: `version`, or the newest in the SDK that the GPU supports.
 
-    Raises ConfigError for a machine that no such image runs on, a version that does not exist or cannot run there,
-    and an unknown region.
+    Raises ConfigError for an instance type without such an image, an unknown or unsupported version, and an unknown
+    region.
     """
     from sagemaker.core import image_uris
 
@@ -80,42 +68,16 @@ def choose_image(instance_type: str, region: str, version: str | None = None) ->
     return retrieve_image("training", version, instance_type, region)
 
 
-def retrieve_image(scope: str, version: str, instance_type: str, region: str) -> str:
-    """The URI of AWS's PyTorch image for `training` or `inference`, as the SageMaker SDK knows it.
-
-    Raises ConfigError for a region or a machine that has none.
-    """
-    from sagemaker.core import image_uris
-
-    versions = image_uris.config_for_framework("pytorch")[scope]["versions"]
-    try:
-        uri: str = image_uris.retrieve(
-            "pytorch",
-            region,
-            version=version,
-            py_version=versions[version]["py_versions"][-1],
-            instance_type=instance_type,
-            image_scope=scope,
-        )
-    except ValueError as error:
-        if "region" in str(error).lower():
-            raise ConfigError(
-                f"region: {region} has no PyTorch {scope} image that this SageMaker SDK knows."
-            ) from error
-        raise ConfigError(f"instance_type {instance_type} with PyTorch {version}: {error}") from error
-    return uri
-
-
 def check_image(instance_type: str, uri: str) -> None:
-    """Raise ConfigError if one of AWS's images cannot run the training on the machine; other images are not judged."""
+    """Raise ConfigError if one of AWS's images cannot train on the instance type; other images are not checked."""
     match = _IMAGE.search(uri)
     if match is None:
         if "pytorch-training-neuron" in uri or "pytorch-inference" in uri:
-            raise ConfigError(f"image_uri: {uri} is no image for training on a GPU or CPU; use a pytorch-training one.")
+            raise ConfigError(f"image_uri: {uri} cannot train on a GPU or CPU; use a pytorch-training image.")
         check_pair(instance_type, None)
         return
     if not match["repository"].endswith("pytorch-training"):
-        raise ConfigError(f"image_uri: {uri} is no image for training on a GPU or CPU; use a pytorch-training one.")
+        raise ConfigError(f"image_uri: {uri} cannot train on a GPU or CPU; use a pytorch-training image.")
     check_pair(instance_type, match["version"])
     if match["processor"] == "gpu" and not has_gpu(instance_type):
         raise ConfigError(
@@ -124,17 +86,17 @@ def check_image(instance_type: str, uri: str) -> None:
 
 
 def check_pair(instance_type: str, version: str | None) -> None:
-    """Raise ConfigError if PyTorch `version` (None: unknown) cannot train on the machine."""
+    """Raise ConfigError if PyTorch `version` (None: unknown) cannot train on the instance type."""
     family, _ = parse_instance_type(instance_type)
     if family.startswith(("trn", "inf")):
         raise ConfigError(
             f"instance_type: {instance_type} has AWS's own accelerator, which this project does not support; "
-            "use a GPU machine such as ml.g5.xlarge."
+            "use a GPU instance such as ml.g5.xlarge."
         )
     if re.match(r"[a-z]+\d+g|p6e-gb", family):
         raise ConfigError(
             f"instance_type: {instance_type} has an ARM processor, and AWS's PyTorch training images are for x86; "
-            "use a machine such as ml.g5.xlarge or ml.m5.xlarge."
+            "use an instance such as ml.g5.xlarge or ml.m5.xlarge."
         )
     if version is None:
         return
@@ -158,15 +120,10 @@ def check_pair(instance_type: str, version: str | None) -> None:
 
 
 def _newest(family: str) -> tuple[str, tuple[int, ...] | None]:
-    """GPU and newest PyTorch of a family whose GPUs the newest images do not run on; None where they do."""
+    """Return GPU and newest supported PyTorch of an instance family; ("", None) without a limit."""
     return next((found for name, found in _NEWEST.items() if family.startswith(name)), ("", None))
 
 
 def image_python38(uri: str) -> bool:
-    """Whether the image has Python 3.8, which needs other requirements."""
+    """Return True for an image with Python 3.8, which needs other requirements."""
     return "-py38" in uri.rpartition(":")[2]
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """1.12.1 -> (1, 12, 1), which compare as versions do."""
-    return tuple(int(part) for part in version.split("."))

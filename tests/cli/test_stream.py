@@ -158,7 +158,7 @@ def test_endpoint_mode_runs_without_torch(tmp_path: Path) -> None:
     )
     assert "torch" not in result.stderr
     assert "2 failed" in result.stderr
-    assert "http://127.0.0.1:9: nothing listens there" in result.stderr
+    assert "http://127.0.0.1:9: connection refused" in result.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,4 +1,4 @@
-"""Probabilities in the built-in algorithm's format, against bytes written by hand and against the project's encoder."""
+"""Probability decoder against hand-written bytes and against the project's encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pspnet.errors import DataError
 
 
 def record(shape: tuple[int, ...], values: np.ndarray) -> bytes:
-    """A Record in a RecordIO frame, written by hand from the format's description."""
+    """Return a Record in a RecordIO frame, written by hand from the format's description."""
 
     def varint(number: int) -> bytes:
         head = b""
@@ -44,7 +44,7 @@ def test_records_with_and_without_a_frame_and_damaged_ones() -> None:
         decode_probabilities(record((3, 2, 2), values))
 
 
-def test_the_projects_own_encoder_and_this_decoder_agree() -> None:
+def test_the_decoder_reads_the_projects_encoder() -> None:
     from pspnet.serving.protocol.recordio import encode_probabilities
 
     values = np.random.default_rng(1).random((21, 7, 300), dtype=np.float32)

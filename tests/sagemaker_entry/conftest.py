@@ -1,4 +1,4 @@
-"""AWS for these tests: moto's server on the loopback address. No test here reaches the network."""
+"""AWS fixtures: moto's server on the loopback address. No test reaches the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AWS_VARIABLES = ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN", "AWS_ENDPOINT
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A developer's own AWS settings stay out, and no machine's metadata service is asked for credentials."""
+    """Hide the developer's AWS settings and the instance metadata service."""
     for name in (*AWS_VARIABLES, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
@@ -37,7 +37,7 @@ def moto_address() -> Iterator[str]:
 
 @dataclass
 class Aws:
-    """The stand-in for AWS: its session, the requests that reached it, and answers to give instead of its own."""
+    """Fake AWS: its session, the received requests, and answers that replace moto's."""
 
     session: Any
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Aws:
 
 @pytest.fixture
 def aws(moto_address: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
-    """An empty account in one region, with the role that jobs take on."""
+    """An empty account in one region, with the role of the jobs."""
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'pspnet[sagemaker]'")
     import urllib.request
 
@@ -80,7 +80,7 @@ def aws(moto_address: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
         if operation in account.answers:
             return account.answers[operation](parameters)
         answer = call(client, operation, parameters)
-        # moto answers with empty structures that AWS leaves out, and that the SDK's models refuse.
+        # moto includes empty structures that AWS leaves out and the SDK's models refuse.
         return without_empty(answer) if operation == "DescribeTrainingJob" else answer
 
     monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
@@ -106,7 +106,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory as training writes it. Not to be changed."""
+    """A model directory as training writes it. Do not modify it."""
     from tests.sagemaker_entry.hosting.hosting_fixtures import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("hosting") / "model")
@@ -114,7 +114,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stored(aws: Aws, tiny_model: Path, tmp_path: Path) -> str:
-    """The address of that model's archive on S3."""
+    """The S3 address of that model's archive."""
     from tests.sagemaker_entry.hosting.hosting_fixtures import pack, upload
 
     return upload(aws, pack(tiny_model, tmp_path / "model.tar.gz", ("code", "config.json", "model.safetensors")))

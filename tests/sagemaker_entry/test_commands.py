@@ -1,4 +1,4 @@
-"""The command line: both ways to call it, from any folder, the dry run without credentials, missing packages."""
+"""SageMaker command line: both entry points, any working directory, dry run without credentials, missing packages."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def dry_run(capsys: pytest.CaptureFixture, *argv: str) -> tuple[dict[str, Any], 
     return json.loads(captured.out), captured.err
 
 
-def test_the_dry_run_of_the_users_own_job_in_a_process_without_credentials(sdk: None, tmp_path: Path) -> None:
+def test_the_dry_run_of_the_users_job_without_credentials(sdk: None, tmp_path: Path) -> None:
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    # A proxy that does not exist: whatever wanted the network would fail.
+    # A proxy that does not exist: any network access would fail.
     variables.update(
         HTTPS_PROXY="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9", AWS_EC2_METADATA_DISABLED="true"
     )
@@ -59,11 +59,11 @@ def test_the_dry_run_of_the_users_own_job_in_a_process_without_credentials(sdk: 
     assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 
-def test_what_the_dry_run_cannot_know_is_named(sdk: None, capsys: pytest.CaptureFixture) -> None:
+def test_the_dry_run_reports_placeholders(sdk: None, capsys: pytest.CaptureFixture) -> None:
     request, told = dry_run(capsys, "--config", VOC)
     assert request["RoleArn"] == "arn:aws:iam::ACCOUNT_ID:role/ROLE"
     for text in (
-        "us-east-1 stands for it; give --region",
+        "us-east-1 is a placeholder; give --region",
         "give --role with its ARN",
         "give --bucket",
         "will be counted",
@@ -92,24 +92,24 @@ def test_the_dry_run_counts_local_data_and_uploads_nothing(
     assert uris[:2] == ["s3://ours/cars/train/", "s3://ours/cars/train_annotation/"]
 
 
-def test_a_given_image_is_taken(sdk: None, capsys: pytest.CaptureFixture) -> None:
+def test_a_given_image_is_used(sdk: None, capsys: pytest.CaptureFixture) -> None:
     image = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/our-own:3"
     request, _ = dry_run(capsys, "--config", VOC, "--image_uri", image, "--instance_type", "ml.g5.xlarge")
     assert request["AlgorithmSpecification"]["TrainingImage"] == image
 
 
-def test_mistakes_end_in_one_message_and_code_2(sdk: None, capsys: pytest.CaptureFixture) -> None:
-    for argv, said in (
+def test_user_errors_are_one_message_and_exit_code_2(sdk: None, capsys: pytest.CaptureFixture) -> None:
+    for argv, expected in (
         (["--config", VOC, "--learning_rte", "1"], "did you mean learning_rate?"),
         (["--config", VOC, "--max_run", "0"], "max_run: found 0"),
-        (["--config", VOC, "--instance_type", "ml.g5.huge"], "ml.g5.huge is no training machine"),
-        (["--config", VOC, "--data", "/none"], "there is no folder '/none/train'"),
+        (["--config", VOC, "--instance_type", "ml.g5.huge"], "unknown ml.g5.huge"),
+        (["--config", VOC, "--data", "/none"], "no such folder '/none/train'"),
         (["--config", "/none.yaml"], "cannot read /none.yaml"),
         (["--epochs", "3"], "num_classes: missing"),
     ):
         assert run_guarded(cli.dispatch, ["train", "--dry_run", *argv]) == 2
         captured = capsys.readouterr()
-        assert said in captured.err
+        assert expected in captured.err
         assert captured.out == ""
 
 
@@ -128,7 +128,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture) -> N
     assert ("--instance_type" in out) == (command != "upload")
 
 
-def test_every_setting_of_training_can_be_looked_up(sdk: None, capsys: pytest.CaptureFixture) -> None:
+def test_help_lists_every_training_setting(sdk: None, capsys: pytest.CaptureFixture) -> None:
     assert cli.dispatch(["train", "--config", VOC, "--print_config", "--epochs", "3"]) == 0
     assert "\nepochs: 3\n" in capsys.readouterr().out
 
@@ -142,7 +142,7 @@ def test_upload_takes_no_settings(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("argv", "missing"), [(["train", "--config", VOC], "sagemaker and boto3"), (["upload", "folder"], "boto3")]
 )
-def test_missing_packages_name_the_extra(
+def test_missing_packages_report_the_extra(
     argv: list[str], missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("pspnet.system.optional_packages.find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""The own container without Docker: its steps parsed and done in a private folder, its command started and asked."""
+"""Custom container without Docker: parse its steps, do them in a private folder, start its command and query it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Stage:
 
 
 def read_stages() -> dict[str, Stage]:
-    """Instructions of every stage of the Dockerfile, continuation lines joined."""
+    """Return the instructions of every stage of the Dockerfile, continuation lines joined."""
     text = (DOCKER / "Dockerfile").read_text()
     lines = "\n".join(line for line in text.split("\n") if not line.startswith("#")).replace("\\\n", " ").split("\n")
     stages: dict[str, Stage] = {}
@@ -55,7 +55,7 @@ def read_stages() -> dict[str, Stage]:
 
 
 def pinned() -> dict[str, str]:
-    """Name -> version of both lists of requirements."""
+    """Return name -> version of both requirements files."""
     lines = [
         line
         for name in ("requirements.txt", "requirements-torch.txt")
@@ -70,7 +70,7 @@ def test_the_stages_and_who_runs_them() -> None:
     stages = read_stages()
     assert list(stages) == ["packages", "base", "server", "sagemaker"]
     assert stages["server"].of("USER") == ["10001"]
-    # What SageMaker asks of a container: started with the argument serve, port 8080, root, signals to the process.
+    # SageMaker's requirements of a container: the argument serve, port 8080, root, signals to the process.
     assert stages["sagemaker"].base == "base"
     assert not stages["sagemaker"].steps
     assert json.loads(stages["base"].of("ENTRYPOINT")[0]) == ["python", "-m", "pspnet.cli"]
@@ -78,7 +78,7 @@ def test_the_stages_and_who_runs_them() -> None:
     assert stages["base"].of("EXPOSE") == ["8080"]
 
 
-def test_what_is_copied_exists_and_is_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     allowed = [
         line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().split("\n") if line.startswith("!")
     ]
@@ -93,12 +93,12 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_no_address_of_an_index_and_no_secret_is_in_the_files() -> None:
+def test_the_files_have_no_index_url_and_no_secret() -> None:
     for path in DOCKER.iterdir():
         assert not re.search(r"https?://(?!127\.0\.0\.1)|password|secret|token", path.read_text(), re.IGNORECASE), path
 
 
-def test_every_version_is_pinned_and_fits_the_packages_own_bounds() -> None:
+def test_every_version_is_pinned_within_the_packages_bounds() -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -128,7 +128,7 @@ def test_the_pinned_versions_can_be_installed_together() -> None:
         pytest.skip("the package index cannot be reached")
     assert result.returncode == 0, result.stderr
     resolved = {line.split("==")[0] for line in result.stdout.split("\n") if "==" in line}
-    # Nothing else comes along but what torch's CUDA wheel asks for.
+    # The only additional packages are those of torch's CUDA wheel.
     assert not [name for name in resolved - set(pinned()) if not name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
@@ -143,7 +143,7 @@ sys.meta_path.insert(0, Missing())
 
 
 def stage_container(folder: Path) -> None:
-    """What the COPY steps bring, and a guard against packages of this environment that the container lacks."""
+    """Stage the files of the COPY steps, and block packages of this environment that the container lacks."""
     source, _, target = read_stages()["packages"].of("COPY")[1].partition(" ")
     assert (source, target) == ("pspnet", "/opt/pspnet/pspnet")
     shutil.copytree(ROOT / source, folder / "pspnet", ignore=shutil.ignore_patterns("__pycache__"))
@@ -184,7 +184,7 @@ def wait_for_ping(url: str, process: subprocess.Popen[str], seconds: float = 180
     pytest.fail("the container's command did not answer /ping")
 
 
-def test_the_containers_command_answers_with_nothing_but_the_pinned_packages(tmp_path: Path) -> None:
+def test_the_containers_command_answers_with_only_the_pinned_packages(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'pspnet[serve]'")
     model, app, port = save_tiny_model(tmp_path / "model"), tmp_path / "opt", free_port()
     app.mkdir()

@@ -1,4 +1,4 @@
-"""Start of a SageMaker job: number of processes, torchrun arguments, failures and stops."""
+"""Launcher of a SageMaker job: number of processes, torchrun's arguments, failures and stops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pspnet.errors import ConfigError, PspnetError
 from pspnet.training import launch
 from pspnet.training.launch import (
     GRACE_SECONDS,
-    extend_stop_timeout,
+    extend_grace_period,
     network_environment,
     torchrun_arguments,
     wait_for_host,
@@ -39,28 +39,28 @@ def test_one_process_per_gpu() -> None:
 
 
 @pytest.mark.parametrize(("host", "rank"), [("algo-1", 0), ("algo-10", 1), ("algo-2", 2)])
-def test_every_machine_gets_its_node_rank(host: str, rank: int) -> None:
+def test_every_host_gets_its_rank(host: str, rank: int) -> None:
     env = {"SM_HOSTS": THREE, "SM_CURRENT_HOST": host, "SM_NUM_GPUS": "4"}
     assert torchrun_arguments(env) == [
         "--nnodes=3", f"--node_rank={rank}", "--nproc_per_node=4", "--master_addr=algo-1", "--master_port=7777",
     ]  # fmt: skip
-    # Machines without a GPU run one process each.
+    # Hosts without a GPU run one process each.
     assert "--nproc_per_node=1" in torchrun_arguments({**env, "SM_NUM_GPUS": "0"})
 
 
-def test_machines_use_the_jobs_network_unless_the_user_sets_another() -> None:
+def test_network_variables_default_to_the_jobs_interface() -> None:
     env = {"SM_NETWORK_INTERFACE_NAME": "ethwe", "GLOO_SOCKET_IFNAME": "eth1"}
     assert network_environment(env, machines=1) == {"NCCL_SOCKET_IFNAME": "ethwe"}
     assert network_environment(env, machines=2) == {"NCCL_SOCKET_IFNAME": "ethwe", "NCCL_PROTO": "simple"}
 
 
-def test_the_error_outside_a_job_names_the_command_to_run() -> None:
-    with pytest.raises(ConfigError, match=r"SM_HOSTS is not set: .* inside a SageMaker job\. Elsewhere run train\.py"):
+def test_outside_a_job_the_error_names_the_fix() -> None:
+    with pytest.raises(ConfigError, match=r"SM_HOSTS is not set: .* inside a SageMaker job; elsewhere run train\.py"):
         torchrun_arguments({})
 
 
-def test_flags_are_rejected() -> None:
-    with pytest.raises(ConfigError, match="found '--epochs 3'; expected no flags: set the job's hyperparameters"):
+def test_flags_are_refused() -> None:
+    with pytest.raises(ConfigError, match="found '--epochs 3'; expected no flags"):
         launch.launch(["--epochs", "3"])
 
 
@@ -72,32 +72,30 @@ def test_a_single_process_replaces_the_launcher(tmp_path: Path) -> None:
         assert process.communicate(timeout=120)[0] == f"{process.pid} ['train.py']\n"
 
 
-def test_a_name_that_resolves_late_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    lookups: list[str] = []
+def test_waits_for_a_host_name_that_resolves_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
 
     def resolve(name: str, port: int) -> list[Any]:
-        lookups.append(name)
-        if len(lookups) < 3:
+        asked.append(name)
+        if len(asked) < 3:
             raise socket.gaierror(-2, "Name or service not known")
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(launch.time, "sleep", lambda _: None)
     wait_for_host("algo-1")
-    assert lookups == ["algo-1"] * 3
-    lookups.clear()
-    with pytest.raises(
-        PspnetError, match=r"algo-1: the name of the job's first machine did not resolve in 0 s \(Name or"
-    ):
+    assert asked == ["algo-1"] * 3
+    asked.clear()
+    with pytest.raises(PspnetError, match=r"algo-1: the job's first host did not resolve within 0 s \(Name or"):
         wait_for_host("algo-1", seconds=0)
 
 
-def test_a_stop_uses_sagemakers_grace_period(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_grants_sagemakers_grace_period(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 
     given: list[int] = []
     monkeypatch.setattr(PContext, "close", lambda self, death_sig=None, timeout=30: given.append(timeout))
-    extend_stop_timeout()
+    extend_grace_period()
     context: Any = object()
     PContext.close(context)
     try:
@@ -108,11 +106,11 @@ def test_a_stop_uses_sagemakers_grace_period(monkeypatch: pytest.MonkeyPatch) ->
     assert 30 < GRACE_SECONDS < 120
 
 
-# Script of both processes: exit code and failure message of the job.
+# Script of both processes -> exit code of the job, and its failure reason.
 SCRIPTS = {
-    "import os, sys\nsys.exit(3 if os.environ['RANK'] == '1' else 0)": (3, "rank 1 ended with exit code 3; see its"),
+    "import os, sys\nsys.exit(3 if os.environ['RANK'] == '1' else 0)": (3, "rank 1 failed with exit code 3; see"),
     "import os, signal, time\nos.environ['RANK'] == '1' and os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(1)": (
-        137, "rank 1 was ended by SIGKILL; memory may be exhausted",
+        137, "rank 1 was killed by SIGKILL; it may be out of memory",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What the tests of hosting share: a tiny model directory, and a bucket with its archive."""
+"""Shared hosting test helpers: a tiny model directory, and a bucket with its archive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAMP = r"20\d{12}"
 
 
 def save_tiny_model(folder: Path) -> Path:
-    """A model directory of 3 classes as training writes it, code/ included."""
+    """Write a model directory of 3 classes as training does, code/ included."""
     from pspnet.artifact.bundle import write_code
     from pspnet.artifact.model_directory import architecture_of, save_artifact
     from pspnet.config.schema import Config
@@ -33,7 +33,7 @@ def save_tiny_model(folder: Path) -> Path:
 
 
 def pack(folder: Path, archive: Path, names: tuple[str, ...] = ("model.safetensors", "config.json", "code")) -> Path:
-    """A model.tar.gz with these of the folder's entries, in this order."""
+    """Write a model.tar.gz with these entries of the folder, in this order."""
     with tarfile.open(archive, "w:gz") as tar:
         for name in names:
             tar.add(folder / name, arcname=name)
@@ -41,7 +41,7 @@ def pack(folder: Path, archive: Path, names: tuple[str, ...] = ("model.safetenso
 
 
 def upload(aws: Aws, archive: Path, uri: str = ARCHIVE) -> str:
-    """Put an archive onto S3, making the default bucket if need be."""
+    """Upload an archive to S3; create the default bucket if needed."""
     bucket, _, key = uri[len("s3://") :].partition("/")
     s3 = aws.session.client("s3")
     if bucket not in [one["Name"] for one in s3.list_buckets()["Buckets"]]:
@@ -57,7 +57,7 @@ def only(aws: Aws, operation: str) -> dict[str, Any]:
 
 
 def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
-    """The last line of a failing deployment."""
+    """Return the last line of a failing deployment."""
     capsys.readouterr()
     assert run_guarded(dispatch, [*DEPLOY, *argv]) in (1, 2)
     error = capsys.readouterr().err

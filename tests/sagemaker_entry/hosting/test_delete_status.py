@@ -1,4 +1,4 @@
-"""Listing and removing: only what carries the project's tag, in the right order, after asking."""
+"""`delete` and `status`: only resources with the project's tag, in the right order, after confirmation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(aws: Aws, name: str, owner: str | None, **variant: Any) -> None:
-    """Model, configuration and endpoint of one name, with the project's tag unless the owner is None."""
+    """Create model, configuration and endpoint of one name, with the project's tag unless the owner is None."""
     client, tags = aws.session.client("sagemaker"), [] if owner is None else [{"Key": "pspnet", "Value": owner}]
     client.create_model(ModelName=name, ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "x"}, Tags=tags)
     variant = variant or {"InitialInstanceCount": 2, "InstanceType": "ml.t2.xlarge"}
@@ -46,7 +46,7 @@ def everything(name: str) -> set[str]:
     return {f"endpoint {name}", f"config {name}", f"model {name}"}
 
 
-def test_an_endpoint_goes_with_all_that_was_made_for_it(aws: Aws, capsys: pytest.CaptureFixture) -> None:
+def test_delete_removes_an_endpoint_and_its_resources(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "cars", "cars")
     make(aws, "cars-2", "cars-2")
     client = aws.session.client("sagemaker")
@@ -68,7 +68,7 @@ def test_an_endpoint_goes_with_all_that_was_made_for_it(aws: Aws, capsys: pytest
     assert "Removed the autoscaling of cars\nDeleted the endpoint cars\n" in out
 
 
-def test_all_lists_everything_of_the_project_and_touches_nothing_else(aws: Aws, capsys: pytest.CaptureFixture) -> None:
+def test_delete_all_removes_only_resources_of_the_project(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "one", "one")
     make(aws, "two", "two", **SERVERLESS)
     make(aws, "theirs", None)
@@ -78,10 +78,12 @@ def test_all_lists_everything_of_the_project_and_touches_nothing_else(aws: Aws, 
     assert "  endpoint one\n" in out
     assert "theirs" not in out
     assert dispatch(["delete", "--all", "--yes"]) == 0
-    assert "There is nothing of this project in ap-northeast-1." in capsys.readouterr().out
+    assert "Found no resources of this project in ap-northeast-1." in capsys.readouterr().out
 
 
-def test_it_asks_and_takes_only_yes(aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_delete_asks_and_accepts_only_yes(
+    aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     make(aws, "cars", "cars")
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda prompt: "n")
@@ -98,41 +100,39 @@ def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
     return capsys.readouterr().err.rstrip("\n").split("\n")[-1]
 
 
-def test_what_is_not_deleted(aws: Aws, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_deletions(aws: Aws, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     make(aws, "theirs", None)
     make(aws, "cars", "cars")
-    assert "there is no endpoint none" in fails(capsys, "delete", "none", "--yes")
-    assert "the endpoint theirs was not made by this project" in fails(capsys, "delete", "theirs", "--yes")
+    assert "no such endpoint none" in fails(capsys, "delete", "none", "--yes")
+    assert "the endpoint theirs was not created by this project" in fails(capsys, "delete", "theirs", "--yes")
     assert "give either the name of an endpoint, or --all" in fails(capsys, "delete")
     assert "give either the name of an endpoint, or --all" in fails(capsys, "delete", "cars", "--all")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    assert "nobody can be asked here; give --yes" in fails(capsys, "delete", "cars")
+    assert "no terminal to ask for confirmation; give --yes" in fails(capsys, "delete", "cars")
     assert left(aws) == everything("theirs") | everything("cars")
 
 
-def test_leftovers_of_an_endpoint_that_is_gone_are_removed(aws: Aws) -> None:
+def test_leftovers_of_a_deleted_endpoint_are_removed(aws: Aws) -> None:
     make(aws, "cars", "cars")
     aws.session.client("sagemaker").delete_endpoint(EndpointName="cars")
     assert dispatch(["delete", "cars", "--yes"]) == 0
     assert left(aws) == set()
 
 
-def test_one_that_cannot_be_deleted_does_not_keep_the_others(aws: Aws, capsys: pytest.CaptureFixture) -> None:
+def test_a_failed_deletion_does_not_block_the_others(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "one", "one")
     aws.refuse("DeleteModel", "AccessDeniedException", "not authorized to perform: sagemaker:DeleteModel")
     assert dispatch(["delete", "--all", "--yes"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: deleting the model one: AWS refused it (not authorized")
+    assert error.startswith("error: deleting the model one: access denied (not authorized")
     assert left(aws) == {"model one"}
 
 
-def test_without_permission_for_autoscaling_the_endpoint_is_deleted_all_the_same(
-    aws: Aws, capsys: pytest.CaptureFixture
-) -> None:
+def test_delete_works_without_permission_for_autoscaling(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "cars", "cars")
     aws.refuse("DescribeScalableTargets", "AccessDeniedException", "access denied: not authorized")
     assert dispatch(["delete", "cars", "--yes"]) == 0
-    assert "warning: autoscaling of cars: AWS refused it" in capsys.readouterr().err
+    assert "warning: autoscaling of cars: access denied" in capsys.readouterr().err
     assert left(aws) == set()
 
 
@@ -148,7 +148,7 @@ def test_groups_of_long_names(aws: Aws) -> None:
     assert (group.endpoint, group.configs, sorted(group.models)) == (long, [long], sorted([long, name]))
 
 
-def test_status_tells_state_machine_and_what_it_costs(aws: Aws, capsys: pytest.CaptureFixture) -> None:
+def test_status_shows_state_machine_and_billing(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "cars", "cars")
     make(aws, "small", "small", **SERVERLESS)
     make(aws, "theirs", None)
@@ -165,13 +165,16 @@ def test_status_tells_state_machine_and_what_it_costs(aws: Aws, capsys: pytest.C
     since = start.strftime("%Y-%m-%d %H:%M UTC")
     assert f"endpoint cars: InService, since {since}, ml.t2.xlarge x 2\n" in out
     assert "  billed by the hour until deleted: 26.0 hours of ml.t2.xlarge x 2 so far; python -m" in out
-    assert f"endpoint small: InService, since {since}, serverless with 4096 MB, 5 at a time\n  billed by request" in out
+    assert (
+        f"endpoint small: InService, since {since}, serverless with 4096 MB, 5 concurrent requests\n  billed by request"
+        in out
+    )
     assert "theirs" not in out
 
 
-def test_status_of_jobs_and_of_nothing(aws: Aws, capsys: pytest.CaptureFixture) -> None:
+def test_status_of_jobs_and_without_resources(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     assert dispatch(["status"]) == 0
-    assert capsys.readouterr().out == "There is nothing of this project in ap-northeast-1.\n"
+    assert capsys.readouterr().out == "Found no resources of this project in ap-northeast-1.\n"
     client = aws.session.client("sagemaker")
     s3 = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://b/i/"}}
     for name in ("xporter-segmentation-1", "other-xporter-segmentation"):
@@ -194,7 +197,7 @@ def test_status_of_jobs_and_of_nothing(aws: Aws, capsys: pytest.CaptureFixture) 
     assert lines[2].startswith("  model s3://")
     assert dispatch(["status", "xporter-segmentation-2"]) == 0
     assert capsys.readouterr().out.startswith("training job xporter-segmentation-2")
-    assert "there is no endpoint, batch transform or training job of this name" in fails(capsys, "status", "none")
+    assert "no endpoint, batch transform or training job of this name" in fails(capsys, "status", "none")
 
 
 def test_no_region_and_no_credentials(capsys: pytest.CaptureFixture) -> None:

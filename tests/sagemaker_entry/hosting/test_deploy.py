@@ -1,4 +1,4 @@
-"""Deploying against moto: from every kind of model to an endpoint; updates; and every failure leaves nothing behind."""
+"""`deploy` against moto: every kind of model, updates, and no leftovers after a failure."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def names_in(aws: Aws) -> tuple[list[str], list[str], list[str]]:
     )
 
 
-def test_an_archive_on_s3_that_is_complete_is_deployed_from_where_it_is(
-    aws: Aws, stored: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_complete_archive_on_s3_is_deployed_in_place(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     assert dispatch([*DEPLOY, stored]) == 0
     assert only(aws, "CreateModel")["PrimaryContainer"]["ModelDataUrl"] == stored
     assert not aws.sent("PutObject") + aws.sent("CreateMultipartUpload")
@@ -43,11 +41,11 @@ def test_an_archive_on_s3_that_is_complete_is_deployed_from_where_it_is(
     assert f"Endpoint: {endpoint}\nConsole: https://{REGION}.console.aws.amazon.com/" in out
     assert "[InService] after 0 s" in out
     assert f"python -m sagemaker_entry predict {endpoint} IMAGE" in out
-    assert "It costs ml.t2.xlarge x 1 by the hour until it is deleted. Delete it with: " in out
+    assert "It is billed as ml.t2.xlarge x 1 by the hour until deleted. Delete it with: " in out
     assert out.endswith(f"python -m sagemaker_entry delete {endpoint}\n")
 
 
-def test_what_is_sent_is_what_the_dry_run_prints(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
+def test_the_dry_run_prints_the_sent_requests(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     options = ["--endpoint_name", "cars", "--max_instances", "3", "--data_capture", "10", "--tag", "team=cars"]
     assert dispatch([*DEPLOY, stored, *options, "--dry_run", "--bucket", BUCKET]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -61,20 +59,18 @@ def test_what_is_sent_is_what_the_dry_run_prints(aws: Aws, stored: str, capsys: 
         assert without_date(only(aws, operation)) == without_date(request), operation
 
 
-def test_an_existing_name_is_refused_unless_it_is_to_be_updated(
-    aws: Aws, stored: str, capsys: pytest.CaptureFixture
-) -> None:
-    assert "there is no endpoint cars to update" in fails(capsys, stored, "--endpoint_name", "cars", "--update")
+def test_an_existing_name_is_refused_without_update(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
+    assert "no such endpoint cars to update" in fails(capsys, stored, "--endpoint_name", "cars", "--update")
     assert dispatch([*DEPLOY, stored, "--endpoint_name", "cars"]) == 0
     aws.requests.clear()
-    assert "there is already an endpoint cars (InService); give --update" in fails(
+    assert "the endpoint cars already exists (InService); give --update" in fails(
         capsys, stored, "--endpoint_name", "cars"
     )
     assert not aws.sent("CreateModel")
 
 
 class Updating:
-    """UpdateEndpoint, which moto does not have: the endpoint then names the new configuration, or goes back."""
+    """Fake UpdateEndpoint, which moto lacks: the endpoint gets the new configuration, or rolls back."""
 
     def __init__(self, aws: Aws, works: bool = True) -> None:
         self.aws, self.works, self.config = aws, works, None
@@ -98,7 +94,7 @@ class Updating:
         return {"EndpointArn": found["EndpointArn"]}
 
 
-def test_an_update_gives_the_endpoint_the_new_model_and_removes_the_old_one(
+def test_an_update_deploys_the_new_model_and_removes_the_old_one(
     aws: Aws, stored: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sagemaker_entry.hosting.deploy.unique_name", lambda base, stamp: f"{base}-1")
@@ -114,7 +110,7 @@ def test_an_update_gives_the_endpoint_the_new_model_and_removes_the_old_one(
     assert "Deleted the endpoint configuration cars-1\nDeleted the model cars-1" in out
 
 
-def test_an_update_that_fails_leaves_the_old_model(
+def test_a_failed_update_keeps_the_old_model(
     aws: Aws, stored: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sagemaker_entry.hosting.deploy.unique_name", lambda base, stamp: f"{base}-1")
@@ -123,8 +119,8 @@ def test_an_update_that_fails_leaves_the_old_model(
     Updating(aws, works=False)
     line = fails(capsys, stored, "--endpoint_name", "cars", "--update")
     assert line == (
-        "error: the endpoint cars failed (InService): the container did not answer /ping. It still has the model that "
-        "it had before."
+        "error: the endpoint cars failed (InService): the container did not answer /ping. It still serves the "
+        "previous model."
     )
     assert names_in(aws) == (["cars"], ["cars-1"], ["cars-1"])
 
@@ -137,9 +133,9 @@ def test_foreign_and_serverless_endpoints_are_not_updated(aws: Aws, stored: str,
     client.create_endpoint(EndpointName="theirs", EndpointConfigName="theirs")
     aws.requests.clear()
     line = fails(capsys, stored, "--endpoint_name", "theirs", "--update")
-    assert "the endpoint theirs was not made by this project, so it is left alone." in line
+    assert "the endpoint theirs was not created by this project, so it is not updated." in line
     dispatch([*DEPLOY, stored, "--endpoint_name", "cars"])
-    assert "is on machines, and SageMaker does not change that" in fails(
+    assert "is on instances, and SageMaker cannot change that" in fails(
         capsys, stored, "--endpoint_name", "cars", "--update", "--serverless"
     )
 
@@ -151,34 +147,32 @@ QUOTA = (
 
 
 @pytest.mark.parametrize(
-    ("operation", "code", "message", "said"),
+    ("operation", "code", "message", "expected"),
     [
         ("CreateEndpoint", "ResourceLimitExceeded", QUOTA, "(Amazon SageMaker, `ml.t2.xlarge for endpoint usage`)"),
         ("CreateEndpointConfig", "AccessDeniedException", "not authorized to perform x", "the policy in docs/"),
-        ("CreateModel", "ValidationException", "Could not assume role", "cannot take on the role"),
-        ("CreateEndpointConfig", "ValidationException", "Invalid InstanceType", "does not know or offer ml.t2.xlarge"),
+        ("CreateModel", "ValidationException", "Could not assume role", "cannot assume the role"),
+        ("CreateEndpointConfig", "ValidationException", "Invalid InstanceType", "does not offer ml.t2.xlarge"),
     ],
 )
-def test_a_refusal_half_way_leaves_nothing(
-    operation: str, code: str, message: str, said: str, aws: Aws, stored: str, capsys: pytest.CaptureFixture
+def test_a_refused_request_leaves_no_resources(
+    operation: str, code: str, message: str, expected: str, aws: Aws, stored: str, capsys: pytest.CaptureFixture
 ) -> None:
     aws.refuse(operation, code, message)
-    assert said in fails(capsys, stored)
+    assert expected in fails(capsys, stored)
     assert names_in(aws) == ([], [], [])
 
 
-def test_what_cannot_be_removed_again_is_named(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
+def test_resources_that_cannot_be_removed_are_reported(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     aws.refuse("CreateEndpoint", "ResourceLimitExceeded", QUOTA)
     aws.refuse("DeleteModel", "AccessDeniedException", "not authorized to perform sagemaker:DeleteModel")
     assert run_guarded(dispatch, [*DEPLOY, stored, "--endpoint_name", "cars"]) == 1
     error = capsys.readouterr().err
-    assert re.search(rf"perhaps still there: endpoint configuration cars-{STAMP}, model cars-{STAMP}\.", error)
+    assert re.search(rf"may still exist: endpoint configuration cars-{STAMP}, model cars-{STAMP}\.", error)
     assert error.rstrip("\n").split("\n")[-1].startswith("error: creating the endpoint: the account's quota")
 
 
-def test_an_endpoint_that_fails_is_removed_with_its_log_shown(
-    aws: Aws, stored: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_failed_endpoint_is_removed_and_its_log_printed(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     logs = aws.session.client("logs")
     group = "/aws/sagemaker/Endpoints/cars"
     logs.create_log_group(logGroupName=group)
@@ -209,7 +203,7 @@ def test_an_endpoint_that_fails_is_removed_with_its_log_shown(
     assert names_in(aws) == ([], [], [])
 
 
-def test_ctrl_c_while_waiting_says_that_it_costs(
+def test_ctrl_c_while_waiting_warns_about_billing(
     aws: Aws, stored: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
@@ -217,7 +211,7 @@ def test_ctrl_c_while_waiting_says_that_it_costs(
 
     monkeypatch.setattr("sagemaker_entry.hosting.deploy.follow_endpoint", interrupted)
     assert dispatch([*DEPLOY, stored, "--endpoint_name", "cars"]) == 130
-    assert "and costs. Delete it with: python -m sagemaker_entry delete cars" in capsys.readouterr().err
+    assert "and is billed. Delete it with: python -m sagemaker_entry delete cars" in capsys.readouterr().err
     assert names_in(aws)[0] == ["cars"]
 
 

@@ -1,4 +1,4 @@
-"""EndpointPredictor over HTTP and over InvokeEndpoint, against small servers that answer as they are told."""
+"""EndpointPredictor over HTTP and over InvokeEndpoint, against a small configurable server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pspnet.client import endpoint_client
 from pspnet.client.transport import EndpointError
 from pspnet.errors import DataError, PspnetError
 from sagemaker_entry import EndpointPredictor
-from sagemaker_entry.hosting import endpoint_predictor as endpoint
 from tests.client.test_probability_record import record
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,7 +39,7 @@ Reply = tuple[int, dict[str, str], bytes]
 
 @dataclass
 class Server:
-    """Answers as `answer` says, and keeps what it was asked."""
+    """State of the fake endpoint: its answer function and the received requests."""
 
     answer: Callable[[bytes, dict[str, str]], Reply] = lambda body, headers: (
         200, {"Content-Type": "image/png"}, png(MASK),
@@ -76,7 +76,7 @@ def server() -> Iterator[Server]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
-    http.handle_error = lambda *_: None  # a client that gave up
+    http.handle_error = lambda *_: None  # a client that disconnected
     threading.Thread(target=http.serve_forever, daemon=True).start()
     state.url = f"http://127.0.0.1:{http.server_port}"
     yield state
@@ -90,7 +90,7 @@ def jpeg(tmp_path: Path) -> Path:
     return tmp_path / "frame.jpg"
 
 
-def test_every_kind_of_image_is_sent_as_what_it_is(server: Server, jpeg: Path, tmp_path: Path) -> None:
+def test_every_image_type_is_sent_with_its_content_type(server: Server, jpeg: Path, tmp_path: Path) -> None:
     Image.new("RGB", (48, 32)).save(tmp_path / "frame.webp")
     pixels = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     with EndpointPredictor(server.url) as predictor:
@@ -107,12 +107,12 @@ def test_every_kind_of_image_is_sent_as_what_it_is(server: Server, jpeg: Path, t
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), pixels)
 
 
-def test_the_connection_is_kept_and_opened_again_where_the_server_closed_it(server: Server, jpeg: Path) -> None:
+def test_the_connection_is_reused_and_reopened_after_the_server_closed_it(server: Server, jpeg: Path) -> None:
     predictor = EndpointPredictor(server.url)
     for _ in range(3):
         predictor(jpeg)
     assert len(server.connections) == 1
-    server.hang_up = True  # without telling so in a header
+    server.hang_up = True  # without a Connection header
     predictor(jpeg)
     predictor(jpeg)
     assert len(server.requests) == 5
@@ -127,11 +127,11 @@ def test_several_threads_share_a_predictor(server: Server, jpeg: Path) -> None:
     assert len(server.connections) <= 8
 
 
-def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names(
+def test_a_busy_endpoint_is_retried_after_its_retry_after(
     server: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    monkeypatch.setattr(endpoint_client.time, "sleep", pauses.append)
     replies = iter([(503, {"Retry-After": "3"}, b"busy"), (429, {}, b"slow down"), (503, {}, b"busy")])
     server.answer = lambda body, headers: next(replies, (200, {}, png(MASK)))
     np.testing.assert_array_equal(EndpointPredictor(server.url)(jpeg), MASK)
@@ -146,7 +146,7 @@ def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names(
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "expected"),
     [
         (400, b"The body is no readable image.\n", "answered 400: The body is no readable image."),
         (413, b"<html>\n <b>Too large</b>", "answered 413: <html> <b>Too large</b>"),
@@ -155,54 +155,54 @@ def test_a_busy_endpoint_is_asked_again_after_the_time_that_it_names(
         (404, b'{"detail": "Not Found"}', "answered 404: Not Found"),
     ],
 )
-def test_the_endpoints_own_sentence_is_in_the_error(
-    status: int, body: bytes, said: str, server: Server, jpeg: Path
+def test_the_error_includes_the_endpoints_message(
+    status: int, body: bytes, expected: str, server: Server, jpeg: Path
 ) -> None:
     server.answer = lambda *_: (status, {}, body)
     with pytest.raises(EndpointError) as caught:
         EndpointPredictor(server.url)(jpeg)
-    assert str(caught.value) == f"{server.url} {said}"
+    assert str(caught.value) == f"{server.url} {expected}"
     assert len(server.requests) == 1
 
 
-def test_answers_that_are_no_masks(server: Server, jpeg: Path) -> None:
+def test_invalid_answers(server: Server, jpeg: Path) -> None:
     predictor = EndpointPredictor(server.url)
     server.answer = lambda *_: (200, {}, b"hello")
-    with pytest.raises(DataError, match=r"the endpoint's answer is no image .* expected an 8-bit PNG"):
+    with pytest.raises(DataError, match=r"the endpoint's answer is not an image .* expected an 8-bit PNG"):
         predictor(jpeg)
     server.answer = lambda *_: (200, {}, png(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(DataError, match="a PNG image of mode RGB"):
         predictor(jpeg)
     server.answer = lambda *_: (200, {}, b"hello")
-    with pytest.raises(DataError, match="not the JSON summary"):
+    with pytest.raises(DataError, match="not the requested JSON summary"):
         predictor.summary(jpeg)
     with pytest.raises(DataError, match=r"expected probabilities of the shape \(1, C, H, W\)"):
         predictor.probabilities(jpeg)
 
 
-def test_images_that_are_none_are_not_sent(server: Server, tmp_path: Path) -> None:
+def test_invalid_images_are_not_sent(server: Server, tmp_path: Path) -> None:
     predictor = EndpointPredictor(server.url)
     (tmp_path / "text.jpg").write_text("hello")
-    for image, said in (
-        (tmp_path / "text.jpg", r"text\.jpg: begins with b'hello', so it is no JPEG"),
+    for image, expected in (
+        (tmp_path / "text.jpg", r"text\.jpg: begins with b'hello'; expected a JPEG"),
         (tmp_path / "none.jpg", r"none\.jpg: cannot be read"),
         (b"", "the image: is empty"),
         (np.zeros((4, 4), np.uint8), r"shape \(4, 4\) and type uint8"),
         (np.zeros((4, 4, 3), np.float32), "type float32"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=expected):
             predictor(image)
     assert server.requests == []
 
 
 @pytest.mark.parametrize("url", ["http://", "http://host:port", "http://user:pass@host", "http://host/?x=1"])
-def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(PspnetError, match=r"is no address of an endpoint; expected http://HOST:PORT"):
+def test_invalid_urls(url: str) -> None:
+    with pytest.raises(PspnetError, match=r"not the URL of an endpoint; expected http://HOST:PORT"):
         EndpointPredictor(url)
 
 
-def test_nothing_listens_or_nobody_answers(server: Server, jpeg: Path) -> None:
-    with pytest.raises(EndpointError, match=r"nothing listens there; start it with `pspnet serve MODEL_DIR`"):
+def test_connection_refused_and_timeout(server: Server, jpeg: Path) -> None:
+    with pytest.raises(EndpointError, match=r"connection refused; start the server with `pspnet serve MODEL_DIR`"):
         EndpointPredictor("http://127.0.0.1:9")(jpeg)
     released = threading.Event()
 
@@ -229,7 +229,7 @@ def test_probabilities_and_summary(server: Server, jpeg: Path) -> None:
     assert accepted == ["application/x-recordio-protobuf", "application/json"]
 
 
-# By name, through boto3: a loopback server stands for the runtime of SageMaker.
+# By name, through boto3: a loopback server replaces SageMaker's runtime.
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def refused(status: int, code: str, **content: Any) -> Callable[..., Reply]:
     return lambda *_: (status, fields, json.dumps(content).encode())
 
 
-def test_an_endpoint_by_its_name(runtime: Server, jpeg: Path) -> None:
+def test_an_endpoint_by_name(runtime: Server, jpeg: Path) -> None:
     with EndpointPredictor("cars") as predictor, ThreadPoolExecutor(4) as pool:
         masks = list(pool.map(predictor, [jpeg] * 8))
     assert all(np.array_equal(mask, MASK) for mask in masks)
@@ -257,7 +257,7 @@ def test_an_endpoint_by_its_name(runtime: Server, jpeg: Path) -> None:
     assert body == jpeg.read_bytes()
 
 
-def test_the_containers_own_status_and_sentence(runtime: Server, jpeg: Path) -> None:
+def test_the_containers_status_and_message(runtime: Server, jpeg: Path) -> None:
     message = 'Received client error (400) from primary with message "The body is damaged."'
     runtime.answer = refused(
         424, "ModelError", Message=message, OriginalStatusCode=400, OriginalMessage="The body is damaged."
@@ -269,10 +269,10 @@ def test_the_containers_own_status_and_sentence(runtime: Server, jpeg: Path) -> 
     assert len(runtime.requests) == 1
 
 
-def test_throttling_and_a_busy_container_are_tried_again(
+def test_throttling_and_a_busy_container_are_retried(
     runtime: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(endpoint_client.time, "sleep", lambda seconds: None)
     replies = [
         refused(400, "ThrottlingException", message="Rate exceeded"),
         refused(424, "ModelError", Message="m", OriginalStatusCode=503, OriginalMessage="busy"),
@@ -284,26 +284,24 @@ def test_throttling_and_a_busy_container_are_tried_again(
     assert len(runtime.requests) == 5
 
 
-def test_errors_by_name_are_one_sentence(runtime: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aws_errors_are_one_sentence(runtime: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = EndpointPredictor("cars")
-    for reply, said in (
+    for reply, expected in (
         (
             refused(400, "ValidationError", Message="Endpoint cars of account 1 not found."),
-            "there is none of this name",
+            "not found in this account and region",
         ),
-        (refused(403, "AccessDeniedException", Message="not authorized to perform: x"), "AWS refused it"),
+        (refused(403, "AccessDeniedException", Message="not authorized to perform: x"), "access denied"),
         (refused(400, "ExpiredTokenException", message="expired"), "the AWS sign-in has expired"),
-        (refused(413, "413", message="HTTP content length exceeded"), "SageMaker refused the size of the request"),
+        (refused(413, "413", message="HTTP content length exceeded"), "the request exceeds SageMaker's size limit"),
     ):
         runtime.answer = reply
         with pytest.raises(PspnetError, match=r"^endpoint cars") as caught:
             predictor(jpeg)
-        assert said in str(caught.value)
+        assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
     large = np.random.default_rng(0).integers(0, 255, (1500, 1500, 3), dtype=np.uint8)
-    with pytest.raises(
-        DataError, match=r"bytes as image/png, and a request carries at most 6,291,456; send it as JPEG"
-    ):
+    with pytest.raises(DataError, match=r"bytes as image/png, above the request limit of 6,291,456; send it as JPEG"):
         predictor(large)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -314,7 +312,7 @@ def test_errors_by_name_are_one_sentence(runtime: Server, jpeg: Path, monkeypatc
         EndpointPredictor("cars")
 
 
-def test_without_boto3_an_address_works_and_a_name_names_the_extra(
+def test_without_boto3_a_url_works_and_a_name_reports_the_extra(
     server: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pspnet.system.optional_packages.find_spec", lambda name: None)

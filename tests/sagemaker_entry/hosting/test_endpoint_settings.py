@@ -1,4 +1,4 @@
-"""Settings and requests of an endpoint: what is refused here, and what AWS's own description says of the requests."""
+"""Endpoint settings and requests: local validation, and validation of the requests by boto3's API description."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sagemaker_entry.hosting import hosting_images
 from sagemaker_entry.hosting import hosting_requests as requests
 from sagemaker_entry.hosting.deploy import names, requests_of
 from sagemaker_entry.hosting.endpoint_settings import HostSettings
-from sagemaker_entry.hosting.hosting_requests import HostPlace
+from sagemaker_entry.hosting.hosting_requests import HostContext
 from sagemaker_entry.hosting.transform import Images, transform_request
 
 ROLE = "arn:aws:iam::123456789012:role/SageMakerRole"
-PLACE = HostPlace("cars", "cars-1", "repo/image:1", ROLE, "s3://b/model.tar.gz", "bucket")
+CONTEXT = HostContext("cars", "cars-1", "repo/image:1", ROLE, "s3://b/model.tar.gz", "bucket")
 SERVICES = {"RegisterScalableTarget": "application-autoscaling", "PutScalingPolicy": "application-autoscaling"}
 
 
 def check_against_aws(operation: str, parameters: dict[str, Any]) -> None:
-    """Names, types, bounds and choices as in the description of the API that boto3 carries."""
+    """Check names, types, bounds and enums against boto3's API description."""
     session_module = pytest.importorskip("botocore.session", reason="boto3 is not installed")
     from botocore.validate import ParamValidator
 
@@ -33,7 +33,7 @@ def check_against_aws(operation: str, parameters: dict[str, Any]) -> None:
 
 
 def check_bounds(value: Any, shape: Any, where: str) -> None:
-    """What ParamValidator leaves out: patterns of names, choices and upper bounds."""
+    """Check what ParamValidator leaves out: patterns, enums and upper bounds."""
     import re
 
     if shape.type_name == "structure":
@@ -47,7 +47,7 @@ def check_bounds(value: Any, shape: Any, where: str) -> None:
         assert len(value) <= shape.metadata.get("max", 10_000), where
         assert not getattr(shape, "enum", None) or value in shape.enum, f"{where}: {value}"
         pattern = shape.metadata.get("pattern", "")
-        # botocore carries Java's patterns, and one that is wrong as it stands, for the addresses of captured data.
+        # botocore has Java patterns, and a wrong one for the addresses of captured data.
         if pattern and not any(text in pattern for text in ("\\p", "\\u", "([^/])/?")):
             assert re.fullmatch(pattern, value), f"{where}: {value}"
     elif shape.type_name in ("integer", "long", "float", "double"):
@@ -65,13 +65,13 @@ def check_bounds(value: Any, shape: Any, where: str) -> None:
         HostSettings(update=True, endpoint_name="cars"),
     ],
 )
-def test_requests_are_those_that_aws_describes(settings: HostSettings) -> None:
-    for operation, parameters in requests_of(settings, PLACE).items():
+def test_requests_match_the_api_description(settings: HostSettings) -> None:
+    for operation, parameters in requests_of(settings, CONTEXT).items():
         check_against_aws(operation, parameters)
 
 
 def test_the_requests_of_the_first_users_endpoint() -> None:
-    sent = requests_of(HostSettings(), PLACE)
+    sent = requests_of(HostSettings(), CONTEXT)
     assert list(sent) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
     tags = [{"Key": "pspnet", "Value": "cars"}]
     environment = sent["CreateModel"]["PrimaryContainer"].pop("Environment")
@@ -96,9 +96,9 @@ def test_the_requests_of_the_first_users_endpoint() -> None:
     assert sent["CreateEndpoint"] == {"EndpointName": "cars", "EndpointConfigName": "cars-1", "Tags": tags}
 
 
-def test_limits_follow_the_kind_of_endpoint_and_the_users_variables_win() -> None:
+def test_limits_follow_the_kind_of_endpoint_and_env_overrides_them() -> None:
     def environment(settings: HostSettings) -> dict[str, str]:
-        return requests_of(settings, PLACE)["CreateModel"]["PrimaryContainer"]["Environment"]
+        return requests_of(settings, CONTEXT)["CreateModel"]["PrimaryContainer"]["Environment"]
 
     assert environment(HostSettings(serverless=True))["PSPNET_ANSWER_BYTES"] == "4000000"
     slow = environment(HostSettings(asynchronous=True))
@@ -107,7 +107,7 @@ def test_limits_follow_the_kind_of_endpoint_and_the_users_variables_win() -> Non
     assert (own["PSPNET_PIXELS"], own["TS_MAX_REQUEST_SIZE"]) == ("5", "7")
 
 
-def test_the_variables_are_those_that_the_server_reads() -> None:
+def test_the_server_reads_the_variables() -> None:
     from pspnet.inference.limits import Limits
 
     environment = requests.container_environment(HostSettings(), 5_000_000)
@@ -122,7 +122,7 @@ def test_names() -> None:
     assert name == "a" * 48 + "-20260101000000"
 
 
-def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
+def test_the_transform_payload_fits_the_largest_image() -> None:
     settings = HostSettings(instance_type="ml.m5.xlarge")
     small = transform_request(
         settings, Images("s3://b/i/", "image/jpeg", 90_000), "s3://b/o/", "image/png", 4, "m", "job-1"
@@ -137,7 +137,7 @@ def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         (["--instance_count", "0"], "instance_count: found 0"),
         (["--endpoint_name", "a_b"], "endpoint_name: found 'a_b'"),
@@ -145,7 +145,7 @@ def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
         (["--serverless", "--memory", "1000"], "memory: found 1000; AWS offers 1024, 2048"),
         (["--serverless", "--asynchronous"], "serverless: given with asynchronous"),
         (["--serverless", "--concurrency", "201"], "allowed: 1 to 200"),
-        (["--serverless", "--data_capture", "5"], "serverless endpoints do not have it"),
+        (["--serverless", "--data_capture", "5"], "serverless endpoints do not support it"),
         (["--serverless", "--max_instances", "3"], "max_instances: given with serverless"),
         (["--concurrency", "2"], "concurrency: given for a real-time endpoint"),
         (["--output_path", "s3://b/o"], "output_path: given without asynchronous"),
@@ -161,20 +161,22 @@ def test_a_transform_asks_for_as_much_as_its_images_need() -> None:
         (["--tag", "team"], "tag: found 'team'"),
         (["--env", "=1"], "env: found '=1'"),
         (["--role", "arn:aws:iam::12:role/R"], "role: found"),
-        (["--instance_type", "ml.t2.huge"], "is no machine for hosting"),
+        (["--instance_type", "ml.t2.huge"], "does not list it for SageMaker hosting"),
         (["--instance_type", "ml.inf2.xlarge"], "AWS's own accelerators"),
         (["--instance_type", "ml.p2.xlarge"], "(K80) is retired"),
     ],
 )
-def test_wrong_settings_are_one_message(argv: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_all_wrong_settings_are_reported_in_one_message(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("botocore")
     assert run_guarded(cli.dispatch, ["deploy", "s3://b/model.tar.gz", "--dry_run", *argv]) == 2
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert expected in captured.err
     assert captured.out == ""
 
 
-def test_the_image_follows_the_machine() -> None:
+def test_the_image_follows_the_instance_type() -> None:
     pytest.importorskip("sagemaker.core", reason="sagemaker is not installed: pip install 'pspnet[sagemaker]'")
     choose = hosting_images.choose_host_image
     start = "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch-inference"
@@ -182,27 +184,27 @@ def test_the_image_follows_the_machine() -> None:
     assert choose(None, "eu-west-1") == f"{start}:2.6.0-cpu-py312"
     assert choose("ml.g4dn.xlarge", "eu-west-1") == f"{start}:2.6.0-gpu-py312"
     assert choose("ml.c7g.large", "eu-west-1").startswith(f"{start}-arm64:2.6.0-cpu")
-    with pytest.raises(ConfigError, match="region: nowhere-1 has no PyTorch inference image"):
+    with pytest.raises(ConfigError, match="region: this SageMaker SDK knows no PyTorch inference image in nowhere-1"):
         choose("ml.t2.xlarge", "nowhere-1")
 
 
 @pytest.mark.parametrize(
-    ("machine", "image", "said"),
+    ("machine", "image", "expected"),
     [
         ("ml.t2.xlarge", "pytorch-inference:2.6.0-gpu-py312", "is for GPUs, and ml.t2.xlarge has none"),
         (None, "pytorch-inference:2.6.0-gpu-py312", "a serverless endpoint has none"),
-        ("ml.t2.xlarge", "pytorch-training:2.6.0-cpu-py312", "is no image that serves this model"),
+        ("ml.t2.xlarge", "pytorch-training:2.6.0-cpu-py312", "cannot serve this model"),
         ("ml.t2.xlarge", "pytorch-inference:1.12.1-cpu-py38", "from 2.1.0 to 2.6.0"),
         ("ml.t2.xlarge", "pytorch-inference-arm64:2.6.0-cpu-py312", "use a pytorch-inference image"),
         ("ml.c7g.large", "pytorch-inference:2.6.0-cpu-py312", "use a pytorch-inference-arm64 image"),
     ],
 )
-def test_impossible_images_are_refused(machine: str | None, image: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_impossible_images_are_refused(machine: str | None, image: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         hosting_images.check_host_image(machine, f"763104351884.dkr.ecr.eu-west-1.amazonaws.com/{image}")
 
 
-def test_other_images_are_not_judged() -> None:
+def test_other_images_are_not_checked() -> None:
     hosting_images.check_host_image("ml.t2.xlarge", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/our-own:3")
     hosting_images.check_host_image(
         "ml.g5.xlarge", "763104351884.dkr.ecr.eu-west-1.amazonaws.com/pytorch-inference:2.6.0-gpu-py312"
@@ -224,7 +226,7 @@ def test_help_and_unknown_flags_of_every_command(command: str, capsys: pytest.Ca
     assert "unrecognized arguments: " in capsys.readouterr().err
 
 
-def test_flags_with_hyphens_are_the_same(capsys: pytest.CaptureFixture) -> None:
+def test_flags_accept_hyphens(capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("sagemaker.core", reason="sagemaker is not installed: pip install 'pspnet[sagemaker]'")
     pytest.importorskip("botocore")
     argv = [

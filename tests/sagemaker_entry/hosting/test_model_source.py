@@ -1,4 +1,4 @@
-"""Every kind of model on its way to S3: jobs, archives, directories; completed, kept, or refused in time."""
+"""Source of a hosted model: jobs, archives and directories; completed, used in place, or refused early."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def test_a_job_is_deployed_by_its_name(aws: Aws, stored: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "said"),
+    ("job", "expected"),
     [
         ({"TrainingJobStatus": "InProgress"}, "the job cars-1 is still running; deploy it when it has completed."),
-        ({"TrainingJobStatus": "Failed", "FailureReason": "label 9"}, "the job cars-1 failed, so it left no model to"),
-        ({"TrainingJobStatus": "Stopped"}, "the job cars-1 is Stopped and left no model"),
+        ({"TrainingJobStatus": "Failed", "FailureReason": "label 9"}, "the job cars-1 failed and has no model to"),
+        ({"TrainingJobStatus": "Stopped"}, "the job cars-1 is Stopped and has no model"),
     ],
 )
-def test_jobs_without_a_model(aws: Aws, job: dict[str, Any], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_jobs_without_a_model(aws: Aws, job: dict[str, Any], expected: str, capsys: pytest.CaptureFixture) -> None:
     aws.answers["DescribeTrainingJob"] = lambda _: {"TrainingJobName": "cars-1", **job}
-    assert said in fails(capsys, "cars-1")
+    assert expected in fails(capsys, "cars-1")
     assert not aws.sent("CreateModel")
 
 
@@ -61,17 +61,17 @@ def test_a_model_directory_is_packed_and_uploaded(aws: Aws, tiny_model: Path) ->
     assert sorted(str(path) for path in tiny_model.rglob("*")) == before
 
 
-@pytest.mark.parametrize("place", ["directory", "archive", "s3"])
-def test_a_model_without_code_gets_it(
-    place: str, aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("location", ["directory", "archive", "s3"])
+def test_missing_code_is_added(
+    location: str, aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("model.safetensors", "config.json"):
         (bare / name).write_bytes((tiny_model / name).read_bytes())
     packed = pack(bare, tmp_path / "bare.tar.gz", ("model.safetensors", "config.json"))
-    argument = {"directory": str(bare), "archive": str(packed), "s3": ARCHIVE}[place]
-    if place == "s3":
+    argument = {"directory": str(bare), "archive": str(packed), "s3": ARCHIVE}[location]
+    if location == "s3":
         upload(aws, packed)
     assert dispatch([*DEPLOY, argument, "--no_wait"]) == 0
     uri = only(aws, "CreateModel")["PrimaryContainer"]["ModelDataUrl"]
@@ -80,7 +80,7 @@ def test_a_model_without_code_gets_it(
     assert not (bare / "code").exists()
 
 
-def test_the_code_of_a_model_is_kept_or_renewed(
+def test_the_code_of_a_model_is_kept_or_refreshed(
     aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     old = tmp_path / "old"
@@ -91,7 +91,7 @@ def test_the_code_of_a_model_is_kept_or_renewed(
     (old / "code" / "pspnet" / "__init__.py").write_text("")
     (old / "code" / "inference.py").write_text("# an older version")
     dispatch([*DEPLOY, str(old), "--no_wait", "--endpoint_name", "kept"])
-    assert f"note: {old} carries code of another version; --refresh_code replaces it." in capsys.readouterr().err
+    assert f"note: {old} includes code of another version; --refresh_code replaces it." in capsys.readouterr().err
     dispatch([*DEPLOY, str(old), "--no_wait", "--endpoint_name", "renewed", "--refresh_code"])
     assert "note:" not in capsys.readouterr().err
     kept, renewed = (one["PrimaryContainer"]["ModelDataUrl"] for one in aws.sent("CreateModel"))
@@ -106,13 +106,13 @@ def damaged_config(folder: Path) -> str:
 
 def foreign_config(folder: Path) -> str:
     (folder / "config.json").write_text('{"format": "other"}')
-    return "of the format 'other'; expected 'pspnet-model-1'"
+    return "has the format 'other'; expected 'pspnet-model-1'"
 
 
 def built_in(folder: Path) -> str:
     (folder / "model.safetensors").rename(folder / "model_algo-1")
     (folder / "config.json").unlink()
-    return "It is the built-in algorithm's artifact: `pspnet import --from gluoncv` makes a model of it."
+    return "It is the built-in algorithm's artifact: `pspnet import --from gluoncv` converts it."
 
 
 def cut_weights(folder: Path) -> str:
@@ -129,28 +129,30 @@ def test_wrong_models_are_refused_before_anything_is_created(
     copy.mkdir()
     for name in ("model.safetensors", "config.json"):
         (copy / name).write_bytes((tiny_model / name).read_bytes())
-    said = spoil(copy)
-    assert said in fails(capsys, str(copy))
-    if spoil is not cut_weights:  # for which the weights would have to be read
-        assert said in fails(capsys, str(copy), "--dry_run")
+    expected = spoil(copy)
+    assert expected in fails(capsys, str(copy))
+    if spoil is not cut_weights:  # a dry run does not read the weights
+        assert expected in fails(capsys, str(copy), "--dry_run")
     packed = pack(copy, tmp_path / "spoilt.tar.gz", tuple(path.name for path in copy.iterdir()))
-    assert said in fails(capsys, str(packed))
-    assert said in fails(capsys, upload(aws, packed))
+    assert expected in fails(capsys, str(packed))
+    assert expected in fails(capsys, upload(aws, packed))
     assert not aws.sent("CreateModel")
 
 
-def test_archives_that_are_none_or_lead_elsewhere(aws: Aws, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_archives_and_paths_outside_the_directory(
+    aws: Aws, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "text.tar.gz").write_text("no archive")
     assert "not a readable model archive" in fails(capsys, str(tmp_path / "text.tar.gz"))
     (tmp_path / "x").write_text("x")
     with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "x", arcname="../../etc/x")
-    assert "holds the path '../../etc/x', which leads out" in fails(capsys, str(tmp_path / "evil.tar.gz"))
+    assert "the path '../../etc/x' is outside the model directory" in fails(capsys, str(tmp_path / "evil.tar.gz"))
 
 
-def test_models_that_are_not_there(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
-    assert "there is no such file or folder" in fails(capsys, "some/where")
-    assert "S3 holds no such object" in fails(capsys, f"s3://{BUCKET}/none/model.tar.gz")
-    assert "there is no S3 bucket" in fails(capsys, "s3://nobodys-bucket/model.tar.gz")
+def test_missing_models(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
+    assert "no such file or folder" in fails(capsys, "some/where")
+    assert "no such S3 object" in fails(capsys, f"s3://{BUCKET}/none/model.tar.gz")
+    assert "no such S3 bucket" in fails(capsys, "s3://nobodys-bucket/model.tar.gz")
     assert "expected the address of an archive" in fails(capsys, f"s3://{BUCKET}/jobs/")
     assert not aws.sent("CreateModel")

@@ -1,4 +1,4 @@
-"""`predict` writes what `pspnet predict` writes: masks of files, folders and patterns, from a server at an address."""
+"""`predict` of files, folders and patterns through a server writes the same masks as `pspnet predict`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(model: Path) -> Iterator[str]:
-    """The endpoint's own handlers behind the smallest server."""
+    """The endpoint's handlers behind a minimal server."""
     from pspnet.inference.predictor import Predictor
     from pspnet.serving.protocol.accept import choose_answer
     from pspnet.serving.protocol.answers import encode
@@ -75,25 +75,25 @@ def frames(tmp_path: Path) -> Path:
 def test_the_same_files_as_from_pspnet_predict(
     url: str, model: Path, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    asked, here = tmp_path / "asked", tmp_path / "here"
-    assert dispatch(["predict", url, str(frames), "--output", str(asked), "--overlay"]) == 0
-    assert capsys.readouterr().out == f"4 masks in {asked}\n"
+    served, here = tmp_path / "served", tmp_path / "here"
+    assert dispatch(["predict", url, str(frames), "--output", str(served), "--overlay"]) == 0
+    assert capsys.readouterr().out == f"4 masks in {served}\n"
     images = sorted(str(path) for path in frames.iterdir() if path.suffix != ".txt")
     assert pspnet_cli.dispatch(["predict", str(model), *images, "--output", str(here), "--overlay"]) == 0
-    names = sorted(path.name for path in asked.iterdir())
+    names = sorted(path.name for path in served.iterdir())
     assert names == sorted(f"{stem}{end}" for stem in "abcd" for end in (".png", "_overlay.jpg"))
     for name in names:
-        assert (asked / name).read_bytes() == (here / name).read_bytes(), name
-    assert Image.open(asked / "a.png").mode == "P"
+        assert (served / name).read_bytes() == (here / name).read_bytes(), name
+    assert Image.open(served / "a.png").mode == "P"
 
 
-def test_patterns_and_single_files_in_their_order(url: str, frames: Path, tmp_path: Path) -> None:
+def test_patterns_and_single_files_keep_their_order(url: str, frames: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert dispatch(["predict", url, str(frames / "d*"), str(frames / "b.png"), "--output", str(output)]) == 0
     assert sorted(path.name for path in output.iterdir()) == ["b.png", "d.png"]
 
 
-def test_images_that_fail_are_a_line_each_and_the_others_are_written(
+def test_failed_images_are_reported_and_the_others_written(
     url: str, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (frames / "e.jpg").write_bytes((frames / "a.jpg").read_bytes()[:400])
@@ -103,12 +103,12 @@ def test_images_that_fail_are_a_line_each_and_the_others_are_written(
     lines = captured.err.strip().split("\n")
     assert len(lines) == 2
     assert lines[0].startswith(f"error: {frames / 'e.jpg'}: {url} answered 400: The body is not a readable JPEG")
-    assert "f.png: begins with b'no image', so it is no JPEG" in lines[1]
+    assert "f.png: begins with b'no image'; expected a JPEG" in lines[1]
     assert captured.out == f"4 masks in {tmp_path / 'out'}, 2 images failed\n"
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
-def test_grey_masks_get_the_usual_colours(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greyscale_masks_get_the_voc_palette(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     from pspnet.classes import voc_palette
@@ -124,7 +124,7 @@ def test_grey_masks_get_the_usual_colours(frames: Path, tmp_path: Path, monkeypa
         assert np.unique(np.asarray(picture)).tolist() == [2]
 
 
-def test_probabilities_summary_and_mask_agree_however_they_travel(url: str, frames: Path) -> None:
+def test_probabilities_summary_and_mask_agree_in_every_format(url: str, frames: Path) -> None:
     from sagemaker_entry import EndpointPredictor
 
     with EndpointPredictor(url) as predictor:
@@ -141,23 +141,23 @@ def test_probabilities_summary_and_mask_agree_however_they_travel(url: str, fram
     )
 
 
-def test_mistakes_are_one_sentence(url: str, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_user_errors_are_one_sentence(url: str, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = ["--output", str(tmp_path / "out")]
-    for argv, said in (
+    for argv, expected in (
         ([url, str(tmp_path / "none.jpg"), *output], "no such image file"),
         ([url, str(frames / "a.jpg"), *output, "--workers", "0"], "workers: found 0"),
         ([url, str(frames / "a.jpg"), *output, "--retries", "-1"], "retries: found -1"),
         ([url, str(frames / "a.jpg"), "--output", str(frames / "a.jpg")], "--output: "),
-        (["http://127.0.0.1:9", str(frames / "a.jpg"), *output], "nothing listens there"),
-        (["http://x:y", str(frames / "a.jpg"), *output], "is no address of an endpoint"),
+        (["http://127.0.0.1:9", str(frames / "a.jpg"), *output], "connection refused"),
+        (["http://x:y", str(frames / "a.jpg"), *output], "not the URL of an endpoint"),
     ):
         assert run_guarded(dispatch, ["predict", *argv]) == 1
         error = capsys.readouterr().err
-        assert said in error
+        assert expected in error
         assert error.count("\n") == 1
 
 
-def test_what_concerns_every_image_ends_the_command(
+def test_an_error_that_affects_every_image_ends_the_command(
     frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("boto3", reason="boto3 is not installed: pip install 'pspnet[sagemaker]'")

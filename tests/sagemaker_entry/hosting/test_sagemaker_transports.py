@@ -1,4 +1,4 @@
-"""Asynchronous endpoints: requests inline or through S3, answers and failures that appear there."""
+"""Transport of asynchronous endpoints: requests inline or through S3, answers and failures on S3."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUCKET = "answers-bucket"
 
 
 class Queue:
-    """InvokeEndpointAsync: the answer appears after some looks, or a failure does."""
+    """Fake InvokeEndpointAsync: the answer or a failure appears after `looks` polls."""
 
     def __init__(self, aws: Aws, looks: int = 2, failure: bytes | None = None) -> None:
         self.s3, self.looks, self.failure = aws.session.client("s3"), looks, failure
@@ -69,7 +69,7 @@ def endpoint(aws: Aws) -> Aws:
     return aws
 
 
-def test_small_images_go_inline_and_large_ones_through_s3(endpoint: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_images_are_sent_inline_and_large_ones_through_s3(endpoint: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = Queue(endpoint)
     monkeypatch.setattr("sagemaker_entry.hosting.sagemaker_transports.time.sleep", queue.sleep)
     large = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
@@ -84,7 +84,7 @@ def test_small_images_go_inline_and_large_ones_through_s3(endpoint: Aws, monkeyp
     assert left["KeyCount"] == 0
 
 
-def test_predict_finds_out_that_an_endpoint_is_asynchronous(
+def test_predict_detects_an_asynchronous_endpoint(
     endpoint: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = Queue(endpoint, looks=1)
@@ -95,11 +95,11 @@ def test_predict_finds_out_that_an_endpoint_is_asynchronous(
         np.testing.assert_array_equal(np.asarray(mask), MASK)
 
 
-def test_failures_and_answers_that_never_come(endpoint: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_and_timeouts(endpoint: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((6, 8, 3), np.uint8)
     queue = Queue(endpoint, looks=1, failure=b"The body is no readable image.")
     monkeypatch.setattr("sagemaker_entry.hosting.sagemaker_transports.time.sleep", queue.sleep)
-    with pytest.raises(EndpointError, match=r"^endpoint slow could not answer: The body is no readable image\."):
+    with pytest.raises(EndpointError, match=r"^endpoint slow failed: The body is no readable image\."):
         EndpointPredictor("slow", asynchronous=True)(image)
     queue.looks = 10**9
     queue.failure = None
@@ -110,10 +110,10 @@ def test_failures_and_answers_that_never_come(endpoint: Aws, monkeypatch: pytest
         predictor(image)
 
 
-def test_a_caller_who_may_not_describe_endpoints_is_taken_to_a_real_time_one(endpoint: Aws) -> None:
-    from sagemaker_entry.hosting.sagemaker_transports import answers_of
+def test_without_permission_to_describe_the_endpoint_is_treated_as_real_time(endpoint: Aws) -> None:
+    from sagemaker_entry.hosting.sagemaker_transports import async_output_path
 
-    assert answers_of(endpoint.session, "slow") == f"s3://{BUCKET}/out"
-    assert answers_of(endpoint.session, "none") is None
+    assert async_output_path(endpoint.session, "slow") == f"s3://{BUCKET}/out"
+    assert async_output_path(endpoint.session, "none") is None
     endpoint.refuse("DescribeEndpoint", "AccessDeniedException", "not authorized")
-    assert answers_of(endpoint.session, "slow") is None
+    assert async_output_path(endpoint.session, "slow") is None

@@ -1,4 +1,4 @@
-"""Batch transforms against moto: what S3 holds decides the request; masks are fetched under their images' names."""
+"""Batch transforms against moto: the images on S3 determine the request; fetched masks are named like them."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
     return error.rstrip("\n").split("\n")[-1]
 
 
-def test_an_archive_becomes_a_model_for_as_long_as_the_transform_takes(
-    aws: Aws, model: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_model_is_created_for_the_transform_and_removed(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
     assert dispatch([*TRANSFORM, model, IMAGES]) == 0
     request = only(aws, "CreateTransformJob")
     assert request["ModelName"] == request["TransformJobName"] == only(aws, "CreateModel")["ModelName"]
@@ -80,7 +78,7 @@ def test_an_archive_becomes_a_model_for_as_long_as_the_transform_takes(
     assert f"named like {MASKS}a.jpg.out" in out
 
 
-def test_a_model_of_sagemaker_is_used_by_its_name_and_stays(aws: Aws, model: str) -> None:
+def test_an_existing_model_is_used_and_kept(aws: Aws, model: str) -> None:
     client = aws.session.client("sagemaker")
     client.create_model(ModelName="ours", ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "x"})
     aws.requests.clear()
@@ -90,7 +88,7 @@ def test_a_model_of_sagemaker_is_used_by_its_name_and_stays(aws: Aws, model: str
     assert [one["ModelName"] for one in client.list_models()["Models"]] == ["ours"]
 
 
-def test_the_masks_are_fetched_under_their_images_names(
+def test_fetched_masks_are_named_like_their_images(
     aws: Aws, model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     buffer = io.BytesIO()
@@ -103,31 +101,31 @@ def test_the_masks_are_fetched_under_their_images_names(
     assert (folder / "left" / "b.png").read_bytes() == buffer.getvalue()
     assert capsys.readouterr().out.endswith(f"2 masks in {folder}\n")
     aws.session.client("s3").delete_object(Bucket=BUCKET, Key="masks/a.jpg.out")
-    assert f"{MASKS}: holds no mask of a.jpg." in fails(capsys, model, IMAGES, "--fetch", str(folder))
+    assert f"{MASKS}: no mask of a.jpg." in fails(capsys, model, IMAGES, "--fetch", str(folder))
 
 
-def test_names_of_objects_that_lead_out_of_the_folder_are_refused(aws: Aws, model: str, tmp_path: Path) -> None:
+def test_object_names_outside_the_folder_are_refused(aws: Aws, model: str, tmp_path: Path) -> None:
     s3 = aws.session.client("s3")
     for name in ("../evil.jpg", "/etc/evil.jpg"):
-        with pytest.raises(DataError, match="its name leads out of the folder"):
+        with pytest.raises(DataError, match="its path is outside the folder"):
             fetch_masks(s3, MASKS, [name], str(tmp_path / "folder"))
     with pytest.raises(DataError, match=r"a\.jpg, a\.png: their masks would all be named"):
         fetch_masks(s3, MASKS, ["a.jpg", "a.png"], str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_s3_holds_is_looked_at_first(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
-    assert "S3 holds nothing there" in fails(capsys, model, f"s3://{BUCKET}/empty")
-    assert "there is no S3 bucket" in fails(capsys, model, "s3://nobodys-bucket/frames")
+def test_the_images_on_s3_are_checked_first(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
+    assert "no objects on S3" in fails(capsys, model, f"s3://{BUCKET}/empty")
+    assert "no such S3 bucket" in fails(capsys, model, "s3://nobodys-bucket/frames")
     put(aws, "frames/notes.txt", b"x")
     line = fails(capsys, model, IMAGES)
-    assert f"{IMAGES}/: holds notes.txt, and a batch transform takes every object as an image" in line
+    assert f"{IMAGES}/: found notes.txt, and a batch transform reads every object as an image" in line
     assert not aws.sent("CreateModel") + aws.sent("CreateTransformJob")
 
 
 def test_large_images(aws: Aws, model: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sagemaker_entry.hosting.transform.MOST_MEGABYTES", 0)
-    assert "a.jpg (100 bytes), left/b.jpg (200 bytes) is more than a batch transform carries" in fails(
+    assert "a.jpg (100 bytes), left/b.jpg (200 bytes) exceeds the limit of a batch transform" in fails(
         capsys, model, IMAGES
     )
 
@@ -141,28 +139,30 @@ def test_a_refused_or_failed_transform_leaves_no_model(aws: Aws, model: str, cap
         "FailureReason": "ClientError: See job logs",
     }
     line = fails(capsys, model, IMAGES)
-    assert "has failed: ClientError: See job logs. Masks made before are in" in line
+    assert "has failed: ClientError: See job logs. Earlier masks are in" in line
     assert aws.session.client("sagemaker").list_models()["Models"] == []
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "expected"),
     [
         (["frames"], "images: found 'frames'"),
-        ([MASKS], "output: is the folder of the images"),
+        ([MASKS], "output: the same folder as the images"),
         ([IMAGES, "--concurrent", "0"], "concurrent: found 0"),
         ([IMAGES, "--fetch", "x", "--no_wait"], "fetch: given with no_wait"),
-        ([IMAGES, "--instance_type", "ml.t2.xlarge"], "is no machine for batch transform"),
+        ([IMAGES, "--instance_type", "ml.t2.xlarge"], "does not list it for SageMaker batch transform"),
         ([IMAGES, "--workers", "0"], "workers: found 0"),
     ],
 )
-def test_mistakes_send_nothing(argv: list[str], said: str, aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
-    assert said in fails(capsys, model, *argv)
+def test_user_errors_send_nothing(
+    argv: list[str], expected: str, aws: Aws, model: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert expected in fails(capsys, model, *argv)
     assert aws.requests == []
 
 
 def test_unknown_models(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
-    assert "none: SageMaker has neither a model nor a training job of this name." in fails(capsys, "none", IMAGES)
+    assert "none: no SageMaker model or training job of this name." in fails(capsys, "none", IMAGES)
 
 
 def test_the_dry_run_needs_no_account(capsys: pytest.CaptureFixture) -> None:
@@ -170,4 +170,4 @@ def test_the_dry_run_needs_no_account(capsys: pytest.CaptureFixture) -> None:
     captured = capsys.readouterr()
     printed = json.loads(captured.out)
     assert list(printed) == ["CreateModel", "CreateTransformJob"]
-    assert "content type and payload follow from the images" in captured.err
+    assert "content type and payload are placeholders" in captured.err

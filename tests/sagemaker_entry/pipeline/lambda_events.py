@@ -1,4 +1,4 @@
-"""Events as AWS sends them to a function, in the shape that S3's and Lambda's documentation show."""
+"""Lambda events in the format of the S3 and Lambda documentation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TEST_EVENT = {
 
 
 def sqs_event(*bodies: Any) -> dict[str, Any]:
-    """A batch of messages; a body that is no text is sent as JSON. Message n is called message-n."""
+    """Return a batch of messages; a body that is not a string is encoded as JSON. The id of message n is message-n."""
     return {
         "Records": [
             {

@@ -1,4 +1,4 @@
-"""The function with the events that AWS sends, against S3, SQS and SNS on the loopback address."""
+"""Lambda function with AWS's events, against moto's S3, SQS and SNS."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROAD, CAR, SKY = 3, 8, 0
 
 
 def mask() -> np.ndarray:
-    """Sky above, a road that narrows, a car on it."""
+    """Return a mask of sky, a narrowing road and a car on it."""
     picture = np.full((6, 8), SKY, dtype=np.uint8)
     picture[5], picture[4, 1:7], picture[3, 2:6] = ROAD, ROAD, ROAD
     picture[3, 3:5] = CAR
@@ -37,18 +37,18 @@ def mask() -> np.ndarray:
 
 @pytest.fixture
 def bucket(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The bucket of the masks, and the function in the state in which Lambda starts it."""
+    """The mask bucket, and the function in its initial state."""
     s3 = aws.session.client("s3")
     s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
     for name in ("CLASSES", "DRIVABLE", "VEHICLE_WIDTH", "FORWARD_TO", "LARGEST_BYTES", "OUTPUT_PREFIX"):
         monkeypatch.delenv(f"PSPNET_{name}", raising=False)
-    start_anew()
+    reset_function()
     aws.requests.clear()
     yield s3
-    start_anew()
+    reset_function()
 
 
-def start_anew() -> None:
+def reset_function() -> None:
     lambda_handler._settings.cache_clear()
     lambda_handler._client.cache_clear()
 
@@ -66,7 +66,7 @@ def keys(s3: Any) -> list[str]:
     return [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
 
-def test_a_mask_becomes_a_line_of_class_shares(bucket: Any) -> None:
+def test_a_mask_gives_a_line_of_class_fractions(bucket: Any) -> None:
     put(bucket, "masks/frame_7.png", encode_mask(mask()))
     assert lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/frame_7.png"))) == {"batchItemFailures": []}
     assert lines(bucket, "summaries/masks/frame_7.png.jsonl") == [
@@ -80,8 +80,8 @@ def test_a_mask_becomes_a_line_of_class_shares(bucket: Any) -> None:
     ]
 
 
-def test_a_segment_becomes_a_line_for_each_frame(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PSPNET_DRIVABLE", "road")  # the segment brings the names of its classes
+def test_a_segment_gives_a_line_per_frame(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSPNET_DRIVABLE", "road")  # the segment includes its class names
     monkeypatch.setenv("PSPNET_CLASSES", "voc")
     second = mask()
     second[3, 3:5] = ROAD
@@ -113,7 +113,7 @@ def test_a_damaged_segment_writes_nothing(bucket: Any) -> None:
     assert keys(bucket) == ["masks/a.pspm"]
 
 
-def test_with_drivable_classes_the_way_ahead_is_told(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drivable_classes_add_corridor_and_obstacle(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_CLASSES", "camvid")
     monkeypatch.setenv("PSPNET_DRIVABLE", "road, pavement")
     monkeypatch.setenv("PSPNET_VEHICLE_WIDTH", "0.25")
@@ -152,10 +152,10 @@ def test_keys_are_decoded(bucket: Any) -> None:
     assert keys(bucket) == [key, f"summaries/{key}.jsonl"]
 
 
-def test_what_is_no_mask_is_left_alone(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_are_skipped(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         s3_record(BUCKET, "summaries/masks/a.png.jsonl"),
-        s3_record(BUCKET, "summaries/masks/a.png"),  # whoever wrote it: the output never starts the function
+        s3_record(BUCKET, "summaries/masks/a.png"),  # the output never triggers the function, whoever wrote it
         s3_record(BUCKET, "masks/notes.txt"),
         s3_record(BUCKET, "masks/a.pspm.open"),
         s3_record(BUCKET, "masks/a.png", name="ObjectRemoved:Delete"),
@@ -163,20 +163,20 @@ def test_what_is_no_mask_is_left_alone(bucket: Any, capsys: pytest.CaptureFixtur
     ]
     assert lambda_handler.handler(s3_event(*records)) == {"batchItemFailures": []}
     assert keys(bucket) == []
-    assert capsys.readouterr().out.count("is no file of masks; left alone.") == 4
+    assert capsys.readouterr().out.count("not a mask file; skipped.") == 4
 
 
-def test_the_event_of_a_new_notification_is_nothing(bucket: Any) -> None:
+def test_the_test_event_of_a_new_notification_is_ignored(bucket: Any) -> None:
     assert lambda_handler.handler(TEST_EVENT) == {"batchItemFailures": []}
     assert lambda_handler.handler(sqs_event(TEST_EVENT)) == {"batchItemFailures": []}
 
 
-def test_a_file_that_was_deleted_meanwhile_is_no_failure(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deleted_file_is_not_a_failure(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert lambda_handler.handler(sqs_event(s3_event(s3_record(BUCKET, "masks/a.png")))) == {"batchItemFailures": []}
-    assert "masks/a.png: is not there any more" in capsys.readouterr().out
+    assert "masks/a.png: no longer exists" in capsys.readouterr().out
 
 
-def test_of_messages_only_those_that_failed_come_again(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_failed_messages_are_retried(bucket: Any, capsys: pytest.CaptureFixture[str]) -> None:
     put(bucket, "masks/good.png", encode_mask(mask()))
     put(bucket, "masks/cut.png", encode_mask(mask())[:40])
     event = sqs_event(
@@ -193,13 +193,13 @@ def test_of_messages_only_those_that_failed_come_again(bucket: Any, capsys: pyte
         ]
     }
     assert "summaries/masks/good.png.jsonl" in keys(bucket)
-    said = capsys.readouterr().out
-    assert f"s3://{BUCKET}/masks/cut.png: " in said
-    assert "not a readable PNG file of a mask" in said
-    assert "message message-2: is no S3 event" in said
+    printed = capsys.readouterr().out
+    assert f"s3://{BUCKET}/masks/cut.png: " in printed
+    assert "not a readable PNG file of a mask" in printed
+    assert "message message-2: not an S3 event" in printed
 
 
-def test_of_a_plain_event_the_others_are_done_before_the_failure_is_raised(bucket: Any) -> None:
+def test_a_plain_event_processes_every_file_before_raising(bucket: Any) -> None:
     put(bucket, "masks/cut.png", b"no picture")
     put(bucket, "masks/good.png", encode_mask(mask()))
     event = s3_event(s3_record(BUCKET, "masks/cut.png"), s3_record(BUCKET, "masks/good.png"))
@@ -208,7 +208,7 @@ def test_of_a_plain_event_the_others_are_done_before_the_failure_is_raised(bucke
     assert "summaries/masks/good.png.jsonl" in keys(bucket)
 
 
-def test_what_aws_refuses_comes_again(bucket: Any, aws: Aws, capsys: pytest.CaptureFixture[str]) -> None:
+def test_aws_errors_are_retried(bucket: Any, aws: Aws, capsys: pytest.CaptureFixture[str]) -> None:
     put(bucket, "masks/a.png", encode_mask(mask()))
     aws.refuse("PutObject", "SlowDown", "please")
     assert lambda_handler.handler(sqs_event(s3_event(s3_record(BUCKET, "masks/a.png")))) == {
@@ -217,7 +217,7 @@ def test_what_aws_refuses_comes_again(bucket: Any, aws: Aws, capsys: pytest.Capt
     assert "SlowDown" in capsys.readouterr().out
 
 
-def test_pictures_are_no_masks(bucket: Any) -> None:
+def test_rgb_images_are_not_masks(bucket: Any) -> None:
     content = io.BytesIO()
     Image.new("RGB", (4, 4)).save(content, "PNG")
     put(bucket, "masks/overlay.png", content.getvalue())
@@ -225,15 +225,19 @@ def test_pictures_are_no_masks(bucket: Any) -> None:
         lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/overlay.png")))
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_file_that_is_too_large_is_not_read(bucket: Any, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+@pytest.mark.parametrize("size_in_event", [True, False])
+def test_a_file_that_is_too_large_is_not_read(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, size_in_event: bool
+) -> None:
     monkeypatch.setenv("PSPNET_LARGEST_BYTES", "50")
     put(bucket, "masks/a.png", encode_mask(mask()) * 2)
-    with pytest.raises(RuntimeError, match="has 120 bytes, more than 50" if told else "has grown beyond 50 bytes"):
-        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png", size=120 if told else 0)))
+    with pytest.raises(
+        RuntimeError, match="has 120 bytes, more than 50" if size_in_event else "has more than 50 bytes now"
+    ):
+        lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png", size=120 if size_in_event else 0)))
 
 
-def test_a_file_as_it_is_now_counts(bucket: Any) -> None:
+def test_the_current_version_of_a_file_is_read(bucket: Any) -> None:
     put(bucket, "masks/a.png", encode_mask(mask()))
     put(bucket, "masks/a.png", encode_mask(np.full((2, 2), CAR, dtype=np.uint8)))
     lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
@@ -293,7 +297,7 @@ def test_results_are_forwarded_to_another_region(
 
 
 class Clock:
-    """Lambda's context: so many seconds are left, fewer with each question."""
+    """Lambda's context: the remaining seconds decrease with each call."""
 
     def __init__(self, *left: float) -> None:
         self.left = list(left)
@@ -302,16 +306,16 @@ class Clock:
         return int(1000 * self.left.pop(0))
 
 
-def test_messages_for_which_no_time_is_left_come_again(
+def test_messages_without_time_left_are_retried(
     bucket: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(bucket, "masks/a.png", encode_mask(mask()))
     event = sqs_event(*[s3_event(s3_record(BUCKET, "masks/a.png"))] * 4)
     left = {"batchItemFailures": [{"itemIdentifier": "message-2"}, {"itemIdentifier": "message-3"}]}
     assert lambda_handler.handler(event, Clock(40, 4)) == left
-    assert "2 of 4 messages are left for another time." in capsys.readouterr().out
+    assert "2 of 4 messages left for a retry: not enough time." in capsys.readouterr().out
     assert lambda_handler.handler(event, Clock(40, 30, 20)) == {"batchItemFailures": []}
-    # The next message may take as long as the longest one did, and half as much again.
+    # The next message may take 1.5 times as long as the longest one.
     moments = iter([0.0, 10.0, 10.0, 11.0, 11.0, 12.0])
     monkeypatch.setattr(lambda_handler, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     assert lambda_handler.handler(event, Clock(16, 14)) == left
@@ -325,25 +329,27 @@ def test_messages_for_which_no_time_is_left_come_again(
         "text",
     ],
 )
-def test_a_record_that_is_none_fails_alone(bucket: Any, capsys: pytest.CaptureFixture[str], broken: Any) -> None:
+def test_a_malformed_record_does_not_block_the_others(
+    bucket: Any, capsys: pytest.CaptureFixture[str], broken: Any
+) -> None:
     put(bucket, "masks/a.png", encode_mask(mask()))
     good = s3_record(BUCKET, "masks/a.png")
     event = sqs_event(s3_event(broken, good), s3_event(good), {"Records": None})
     assert lambda_handler.handler(event) == {
         "batchItemFailures": [{"itemIdentifier": "message-0"}, {"itemIdentifier": "message-2"}]
     }
-    said = capsys.readouterr().out
-    assert "record 0 of the event: is none of S3's (" in said
-    assert said.count("masks/a.png.jsonl: 1 frames") == 2
+    printed = capsys.readouterr().out
+    assert "record 0 of the event: not an S3 record (" in printed
+    assert printed.count("masks/a.png.jsonl: 1 frames") == 2
 
 
-def test_settings_that_cannot_be_stop_every_event(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_settings_fail_every_event(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_DRIVABLE", "street")
     monkeypatch.setenv("PSPNET_CLASSES", "camvid")
     put(bucket, "masks/a.png", encode_mask(mask()))
     with pytest.raises(RuntimeError, match="PSPNET_DRIVABLE: found street; the masks' classes are sky, building"):
         lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
     monkeypatch.setenv("PSPNET_COLUMN", "half")
-    start_anew()
+    reset_function()
     with pytest.raises(ConfigError, match="PSPNET_COLUMN: found 'half', expected a number"):
         lambda_handler.handler(s3_event())

@@ -1,4 +1,4 @@
-"""The function's package: the function runs from what is in it, and from nothing else of the project."""
+"""Lambda package: the function runs from its files alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sagemaker_entry.pipeline.lambda_package import CODE, write_package
 _ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_package_holds_the_code_and_is_the_same_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_package_holds_the_code_and_is_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "a.zip", tmp_path / "b.zip"
     assert dispatch(["lambda_package", "--output", str(first), "--code_only"]) == 0
     assert dispatch(["lambda_package", "--output", str(second), "--code_only"]) == 0
@@ -23,24 +23,25 @@ def test_the_package_holds_the_code_and_is_the_same_twice(tmp_path: Path, capsys
     with zipfile.ZipFile(first) as package:
         assert tuple(package.namelist()) == CODE
         assert all(info.external_attr >> 16 == 0o100644 for info in package.infolist())
-    said = capsys.readouterr().out
-    assert "Next: aws s3 cp" in said
+    printed = capsys.readouterr().out
+    assert "Next: aws s3 cp" in printed
     assert first.stat().st_size < 60_000
 
 
-def test_the_template_is_written_beside_it(tmp_path: Path) -> None:
+def test_the_template_is_written(tmp_path: Path) -> None:
     template = tmp_path / "pipeline.yaml"
     dispatch(["lambda_package", "--output", str(tmp_path / "a.zip"), "--code_only", "--template", str(template)])
     assert template.read_text() == (_ROOT / "sagemaker_entry" / "pipeline" / "pipeline_template.yaml").read_text()
 
 
 def test_the_function_starts_from_the_package_alone(tmp_path: Path) -> None:
-    """In another folder, without torch: an event of a test goes through, and a mask is summarised."""
+    """In another folder, without torch: handle a test event, summarise a mask, and import every file of the package."""
     write_package(tmp_path / "lambda.zip", tmp_path / "none")
     code = (
         "import sys, json\n"
         f"sys.path.insert(0, {str(tmp_path / 'lambda.zip')!r})\n"
-        "import sagemaker_entry.pipeline.handler as it\n"
+        "import sagemaker_entry.lambda_handler, sagemaker_entry.pipeline.handler as it\n"
+        "assert sagemaker_entry.lambda_handler.handler is it.handler\n"
         f"assert it.__file__.startswith({str(tmp_path)!r}), it.__file__\n"
         "import pspnet; assert pspnet.__file__.startswith(sys.path[0])\n"
         "assert it.handler({'Event': 's3:TestEvent'}, None) == {'batchItemFailures': []}\n"
@@ -48,6 +49,8 @@ def test_the_function_starts_from_the_package_alone(tmp_path: Path) -> None:
         "picture = io.BytesIO(); Image.new('L', (4, 2), 3).save(picture, 'PNG')\n"
         "lines = list(it._lines(picture.getvalue(), 'masks/a.png', it._settings()))\n"
         "assert json.loads(lines[0])['classes'] == {'3': 1.0}, lines\n"
+        "own = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('pspnet', 'sagemaker_entry')]\n"
+        f"assert sorted(path[len(sys.path[0]) + 1:] for path in own) == {sorted(CODE)!r}, own\n"
         "heavy = {'torch', 'torchvision', 'cv2', 'av', 'pydantic', 'albumentations', 'boto3'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -55,7 +58,7 @@ def test_the_function_starts_from_the_package_alone(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_packages_files_are_taken_and_their_tests_left_out(tmp_path: Path) -> None:
+def test_the_packages_tests_and_stubs_are_left_out(tmp_path: Path) -> None:
     for name in ("numpy/__init__.py", "numpy/tests/test_a.py", "numpy/a.pyi", "bin/f2py", "PIL/b.so"):
         path = tmp_path / "packages" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def test_the_packages_files_are_taken_and_their_tests_left_out(tmp_path: Path) -
         assert unzipped == sum(info.file_size for info in package.infolist())
 
 
-def test_where_pip_cannot_fetch_it_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pip_failure_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pspnet.errors import PspnetError
 
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")

@@ -1,4 +1,4 @@
-"""The function's environment: what it means, and what is said about what it cannot mean."""
+"""Lambda function settings from the environment, and their error messages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def settings(**values: str) -> dict[str, str]:
     return {f"PSPNET_{name}": value for name, value in values.items()}
 
 
-def test_nothing_set_gives_class_shares_alone() -> None:
+def test_the_defaults_give_class_fractions_only() -> None:
     found = read_settings({})
     assert (found.output_prefix, found.classes, found.forward_to) == ("summaries/", (), None)
     assert found.largest_bytes == LARGEST_BYTES
     assert found.view(CAMVID_CLASSES) is None
 
 
-def test_empty_texts_are_those_of_a_template_without_a_value() -> None:
+def test_empty_values_are_the_defaults() -> None:
     names = ("OUTPUT_PREFIX", "CLASSES", "DRIVABLE", "VEHICLE_WIDTH", "COLUMN", "CAMERA_HEIGHT", "FORWARD_TO")
     assert read_settings(settings(**dict.fromkeys(names, ""))) == read_settings({})
 
@@ -30,7 +30,7 @@ def test_names_and_ids_of_classes() -> None:
     found = read_settings(settings(CLASSES="sky, road ,kerb", DRIVABLE="road, 7"))
     assert found.classes == ("sky", "road", "kerb")
     assert found.view(found.classes) == View(frozenset({1, 7}))
-    # Masks may bring their own names.
+    # Masks may include their own names.
     assert found.view(("road", "sky")) == View(frozenset({0, 7}))
 
 
@@ -71,23 +71,23 @@ def test_a_target() -> None:
             {"DRIVABLE": "3", "CAMERA_HEIGHT": "0", "CAMERA_PITCH": "0", "CAMERA_FOCAL": "1"},
             "camera: found height 0",
         ),
-        ({"COLUMN": "0.5"}, "PSPNET_DRIVABLE: is not set"),
+        ({"COLUMN": "0.5"}, "PSPNET_DRIVABLE: not set"),
         ({"FORWARD_TO": "https://example.com"}, "PSPNET_FORWARD_TO: found 'https://example.com', expected the ARN"),
         ({"LARGEST_BYTES": "1 MB"}, "PSPNET_LARGEST_BYTES: found '1 MB'"),
     ],
 )
-def test_what_cannot_be_is_a_sentence(values: dict[str, str], sentence: str) -> None:
+def test_a_wrong_value_is_one_sentence(values: dict[str, str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         read_settings(settings(**values))
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         read_settings(settings(OUTPUT_PREFIX="out", COLUMN="x", FORWARD_TO="y"))
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_a_drivable_class_must_be_one_of_the_masks() -> None:
+def test_a_drivable_class_must_be_a_class_of_the_masks() -> None:
     found = read_settings(settings(DRIVABLE="road"))
-    with pytest.raises(ConfigError, match="PSPNET_DRIVABLE: found road; the masks' classes are none known: set PSPNET"):
+    with pytest.raises(ConfigError, match="PSPNET_DRIVABLE: found road; the masks' classes are unknown: set PSPNET"):
         found.view(())

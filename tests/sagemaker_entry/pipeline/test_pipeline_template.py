@@ -1,4 +1,4 @@
-"""The template: clean for cfn-lint, no permission but those of the calls that are made, and no way around the queue."""
+"""CloudFormation template: passes cfn-lint, has exactly the required permissions, routes every event by the queue."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pspnet.client import transport as transports
 from pspnet.stream.sinks import mask_files as mask_sinks
 from pspnet.stream.sources import kinesis_client
+from sagemaker_entry.hosting import sagemaker_transports
 from sagemaker_entry.pipeline import handler as lambda_handler
 from sagemaker_entry.pipeline.lambda_settings import read_settings
 
@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).resolve().parents[3] / "sagemaker_entry" / "pipeline" 
 
 
 class Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short forms: !Ref x becomes {"Ref": x}, !GetAtt x {"Fn::GetAtt": x}."""
+    """YAML loader for CloudFormation's short forms: !Ref x becomes {"Ref": x}, !GetAtt x {"Fn::GetAtt": x}."""
 
 
 def _short_form(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str, Any]:
@@ -69,13 +69,13 @@ def actions(resource: dict[str, Any]) -> set[str]:
     return found
 
 
-# What AWS itself calls with a function's role: the queue's messages, the log.
+# Calls of AWS itself with a function's role: the queue's messages, the log.
 _BY_LAMBDA = {
     "sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "logs:CreateLogStream", "logs:PutLogEvents",
 }  # fmt: skip
 
 
-def test_the_function_may_do_what_its_code_calls_and_no_more(template: dict[str, Any]) -> None:
+def test_the_function_has_exactly_the_permissions_of_its_calls(template: dict[str, Any]) -> None:
     code = Path(lambda_handler.__file__).read_text()
     calls = {
         "s3:GetObject": ".get_object(",
@@ -85,18 +85,18 @@ def test_the_function_may_do_what_its_code_calls_and_no_more(template: dict[str,
         "sns:Publish": ".publish(",
     }
     assert all(call in code for call in calls.values())
-    assert code.count("_client(") == 1 + len(calls) + 1  # its definition, the calls, the one at the start
+    assert code.count("_client(") == 1 + len(calls) + 1  # its definition, the calls, the one at import
     # Without s3:ListBucket, S3 answers 403 instead of 404 for a file that was deleted.
     assert actions(template["Resources"]["SummaryRole"]) == set(calls) | _BY_LAMBDA | {"s3:ListBucket"}
 
 
-def test_the_machine_of_the_stream_may_do_what_its_code_calls_and_no_more(template: dict[str, Any]) -> None:
+def test_the_stream_machine_has_exactly_the_permissions_of_its_calls(template: dict[str, Any]) -> None:
     calls = {
         "kinesisvideo:GetDataEndpoint": (kinesis_client, ".get_data_endpoint("),
         "kinesisvideo:GetMedia": (kinesis_client, ".get_media("),
         "s3:PutObject": (mask_sinks, ".put_object("),
         "s3:GetObject": (mask_sinks, ".head_object("),
-        "sagemaker:InvokeEndpoint": (transports, ".invoke_endpoint("),
+        "sagemaker:InvokeEndpoint": (sagemaker_transports, ".invoke_endpoint("),
     }
     for module, call in calls.values():
         assert call in Path(module.__file__ or "").read_text(), call
@@ -119,7 +119,7 @@ def test_no_permission_is_for_all_resources_or_actions(template: dict[str, Any])
             )
 
 
-def test_summaries_start_nothing(template: dict[str, Any]) -> None:
+def test_summaries_trigger_nothing(template: dict[str, Any]) -> None:
     resources = template["Resources"]
     (notification,) = resources["MaskBucket"]["Properties"]["NotificationConfiguration"]["QueueConfigurations"]
     (rule,) = notification["Filter"]["S3Key"]["Rules"]
@@ -129,7 +129,7 @@ def test_summaries_start_nothing(template: dict[str, Any]) -> None:
     assert not lambda_handler.output_key("masks/a.png", settings).startswith(rule["Value"])
 
 
-def test_every_setting_of_the_template_is_one_that_the_function_reads(template: dict[str, Any]) -> None:
+def test_the_function_reads_every_setting_of_the_template(template: dict[str, Any]) -> None:
     variables = template["Resources"]["SummaryFunction"]["Properties"]["Environment"]["Variables"]
     source = (TEMPLATE.parent / "lambda_settings.py").read_text()
     for name in variables:
@@ -141,7 +141,7 @@ def test_every_setting_of_the_template_is_one_that_the_function_reads(template: 
     assert read_settings(defaults) == read_settings({})
 
 
-def test_the_queue_waits_six_times_the_functions_timeout_and_gives_up_to_another(template: dict[str, Any]) -> None:
+def test_the_queue_visibility_timeout_and_dead_letter_queue(template: dict[str, Any]) -> None:
     resources = template["Resources"]
     queue, function = resources["MaskQueue"]["Properties"], resources["SummaryFunction"]["Properties"]
     assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]
@@ -150,14 +150,14 @@ def test_the_queue_waits_six_times_the_functions_timeout_and_gives_up_to_another
     assert resources["SummaryEvents"]["Properties"]["BatchSize"] == 1  # the whole timeout for each
 
 
-def test_masks_are_kept_from_the_public_and_encrypted(template: dict[str, Any]) -> None:
+def test_the_bucket_is_private_and_encrypted(template: dict[str, Any]) -> None:
     bucket = template["Resources"]["MaskBucket"]
     assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
     assert "BucketEncryption" in bucket["Properties"]
     assert bucket["DeletionPolicy"] == "Retain"
 
 
-def test_the_handler_is_the_one_that_is_packed(template: dict[str, Any]) -> None:
+def test_the_template_names_the_packed_handler(template: dict[str, Any]) -> None:
     from sagemaker_entry.pipeline.lambda_package import CODE
 
     module, _, function = template["Resources"]["SummaryFunction"]["Properties"]["Handler"].rpartition(".")

@@ -1,7 +1,6 @@
-"""The job under the SDK's own drivers (sm_train.sh), in a mount and process namespace with a real /opt/ml.
+"""Training job under the SDK's own drivers (sm_train.sh), in a mount and process namespace with a real /opt/ml.
 
-PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1, to start and stop the job of a machine with several GPUs under
-it as well.
+PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1, to also start and stop a multi-GPU job under it.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ TINY = {
 
 HOSTS = ("algo-1", "algo-2")
 
-# The machines' names, and no name server to wait for; a tmpfs over /opt that shows all of the old /opt and `ml` beside
-# it; then the container's own first process.
+# Set the host names without a name server, mount a tmpfs over /opt with the old content of /opt and `ml`, then exec the
+# container's first process.
 NAMESPACE = """
 ip link set lo up 2>/dev/null || true
 mount --bind "$3" /etc/hosts && mount --bind /dev/null /etc/resolv.conf
@@ -63,7 +62,7 @@ pytestmark = [
 
 
 class Job:
-    """A folder that becomes /opt/ml, with the drivers as the SDK uploads them; one machine of the job's `hosts`."""
+    """A folder mounted as /opt/ml, with the SDK's drivers; one host of the job's `hosts`."""
 
     def __init__(self, folder: Path, data: Path, host: str = "localhost") -> None:
         self.folder, self.data, self.host = folder, data, host
@@ -78,7 +77,7 @@ class Job:
         self, hyperparameters: dict[str, str], command: str | None = None, processes: int = 0,
         hosts: tuple[str, ...] = (), gpus: int = 0,
     ) -> None:  # fmt: skip
-        """Lay out the job; with a `command`, as this project starts it, otherwise as the SDK's own drivers do."""
+        """Prepare the job; with a `command`, as this project starts it, else as the SDK's own drivers do."""
         from sagemaker.core.utils import install_requirements
         from sagemaker.train import templates
         from sagemaker.train.constants import DEFAULT_CONTAINER_ARGUMENTS, SM_DRIVERS_LOCAL_PATH
@@ -116,14 +115,14 @@ class Job:
         path.write_text(json.dumps({**resources, "hosts": list(hosts), "current_host": self.host}))
 
     def _show_gpus(self, count: int) -> None:
-        """What the SDK's environment.py counts GPUs with; torch sees none, so the processes meet over gloo."""
+        """Fake nvidia-smi for the SDK's environment.py; torch finds no GPU, so the processes use gloo."""
         tool = self.folder / "bin" / "nvidia-smi"
         tool.parent.mkdir(exist_ok=True)
         tool.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {number}: a name'\n" for number in range(count)))
         tool.chmod(0o755)
 
     def start(self, python: str = sys.executable, network: int | None = None) -> subprocess.Popen[str]:
-        """Start the container, in a network of its own or in that of another process."""
+        """Start the container in a private network namespace or in that of another process."""
         env = {key: value for key, value in self.container.environment().items() if not key.startswith("SAGEMAKER_")}
         env["PATH"] = os.pathsep.join([str(self.folder / "bin"), str(Path(python).parent), env["PATH"]])
         env["OMP_NUM_THREADS"] = "1"
@@ -143,7 +142,7 @@ class Job:
         return process.returncode, printed
 
     def start_anew(self, hyperparameters: dict[str, str], checkpoints: Path, **how: Any) -> None:
-        """The same job on a new machine: SageMaker restores the checkpoints from S3."""
+        """Return the same job on a new host: SageMaker restores the checkpoints from S3."""
         kept = self.container.base.parent / "s3"
         shutil.copytree(checkpoints, kept)
         self.prepare(hyperparameters, COMMAND, **how)
@@ -167,11 +166,11 @@ def history(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if " validation:mIOU=" in line]
 
 
-def test_the_basic_driver_trains_and_leaves_a_model(job: Job) -> None:
+def test_the_basic_driver_trains_and_writes_a_model(job: Job) -> None:
     job.prepare(TINY)
     exit_code, printed = job.run()
     assert exit_code == 0, printed[-3000:]
-    # What this driver makes of the hyperparameters: in the order in which they were sent, false as JSON has it.
+    # This driver keeps the order of the hyperparameters, and JSON's false.
     assert "train.py --num_classes 7 --use_pretrained_model false --width 4" in printed
     assert len(history(printed)) == 2
     assert load_artifact(job.container.model).class_names[1] == "disc"
@@ -180,7 +179,7 @@ def test_the_basic_driver_trains_and_leaves_a_model(job: Job) -> None:
     assert not job.container.failure.exists()
 
 
-def test_the_reason_in_the_failure_file_is_the_scripts(job: Job) -> None:
+def test_the_failure_file_has_the_scripts_reason(job: Job) -> None:
     job.prepare({**TINY, "epochs": "0"})
     exit_code, printed = job.run()
     assert exit_code == 2, printed[-3000:]
@@ -192,11 +191,11 @@ def test_torchrun_with_two_processes_trains_one_model(job: Job) -> None:
     exit_code, printed = job.run()
     assert exit_code == 0, printed[-3000:]
     assert "--nproc_per_node=2 train.py" in printed
-    assert len(history(printed)) == 2  # one voice for both processes
+    assert len(history(printed)) == 2  # only rank 0 logs
     assert load_artifact(job.container.model).architecture["num_classes"] == 7
 
 
-def test_torchrun_tells_the_first_reason(job: Job) -> None:
+def test_torchrun_reports_the_first_reason(job: Job) -> None:
     for path in (job.data / "train_annotation").iterdir():
         path.write_bytes(b"no image")
     job.prepare(TINY, processes=2)
@@ -208,12 +207,12 @@ def test_torchrun_tells_the_first_reason(job: Job) -> None:
 
 
 def first_process(process: subprocess.Popen[Any]) -> int:
-    """The namespace's process 1, seen from here."""
+    """Return the host's process id of the namespace's PID 1."""
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
 def stop_when_trained(process: subprocess.Popen[str], stopped: subprocess.Popen[str]) -> str:
-    """SIGTERM to the container `stopped` in the third epoch; all that `process` prints until its end."""
+    """Send SIGTERM to the container `stopped` in the third epoch; return the output of `process`."""
     assert process.stdout is not None
     lines, asked = [], 0.0
     for line in process.stdout:
@@ -228,8 +227,8 @@ def stop_when_trained(process: subprocess.Popen[str], stopped: subprocess.Popen[
     return printed
 
 
-def went_on(printed: str) -> bool:
-    """Whether a run began at the checkpoint, and not anew."""
+def resumed(printed: str) -> bool:
+    """Return True if a run started from the checkpoint."""
     again = [line for line in history(printed) if line.startswith(("epoch=1 ", "epoch=2 "))]
     return "Resuming from /opt/ml/checkpoints/last.safetensors" in printed and not again
 
@@ -239,7 +238,7 @@ STOPPED = "The job was stopped by a signal (exit code 143)"
 
 
 def test_sigterm_to_the_container_reaches_the_script(job: Job) -> None:
-    # Neither bash nor the drivers hand SIGTERM on. A command that replaces them makes the script process 1.
+    # Neither bash nor the drivers forward SIGTERM. A command that replaces them makes the script PID 1.
     job.prepare(FOREVER, COMMAND)
     process = job.start()
     printed = stop_when_trained(process, process)
@@ -250,7 +249,7 @@ def test_sigterm_to_the_container_reaches_the_script(job: Job) -> None:
     job.start_anew(FIVE, job.container.checkpoints)
     exit_code, printed = job.run()
     assert exit_code == 0, printed[-3000:]
-    assert went_on(printed)
+    assert resumed(printed)
 
 
 @pytest.mark.parametrize("python", [sys.executable, os.environ.get("PSPNET_PYTHON38")], ids=["this Python", "python38"])
@@ -269,15 +268,15 @@ def test_sigterm_reaches_all_processes_of_a_machine_with_several_gpus(job: Job, 
     job.start_anew(FIVE, job.container.checkpoints, gpus=2)
     exit_code, printed = job.run(python)
     assert exit_code == 0, printed[-3000:]
-    assert went_on(printed)
-    assert len(history(printed)) == len(set(history(printed)))  # one voice for both processes
+    assert resumed(printed)
+    assert len(history(printed)) == len(set(history(printed)))  # only rank 0 logs
     assert load_artifact(job.container.model).architecture["num_classes"] == 7
     assert not job.container.failure.exists()
 
 
 @pytest.fixture
 def network() -> Iterator[int]:
-    """A process whose network the machines of a job share."""
+    """A process whose network namespace the hosts of a job share."""
     ready = "ip link set lo up && echo ready && exec sleep 600"
     with subprocess.Popen(["unshare", "-rn", "sh", "-c", ready], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -298,7 +297,7 @@ def test_sigterm_to_one_of_two_machines_stops_both_with_a_checkpoint(
     assert (first.returncode, second.returncode) == (143, 143), (printed + also)[-6000:]
     assert "torchrun --nnodes=2 --node_rank=0 --nproc_per_node=1 --master_addr=algo-1 --master_port=7777" in printed
     assert "torchrun --nnodes=2 --node_rank=1 --nproc_per_node=1 --master_addr=algo-1 --master_port=7777" in also
-    assert not history(also)  # one voice for both machines
+    assert not history(also)  # only rank 0 logs
     assert (machines[0].container.checkpoints / "last.safetensors").is_file()
     for machine in machines:
         assert machine.container.failure.read_text().startswith(STOPPED)

@@ -1,4 +1,4 @@
-"""The request, field by field; needs no AWS package."""
+"""CreateTrainingJob request, field by field; needs no AWS package."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import pytest
 
 from pspnet.config.parsing import load_config, parse_arguments
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.account_settings import unique_name
 from sagemaker_entry.training.job_request import (
-    Place,
+    JobContext,
     build_request,
     channel_uris,
     data_environment,
     hyperparameters,
     local_channels,
     metric_definitions,
-    unique_name,
 )
 from sagemaker_entry.training.job_settings import JobSettings, add_job_arguments, read_settings
 from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS
 
 ROOT = Path(__file__).resolve().parents[3]
 VOC = str(ROOT / "configs" / "voc2012.yaml")
-PLACE = Place("image:1", "arn:aws:iam::123456789012:role/R", "bucket", "xporter-segmentation-20260131235959")
+CONTEXT = JobContext("image:1", "arn:aws:iam::123456789012:role/R", "bucket", "xporter-segmentation-20260131235959")
 
-# The users' own job (the built-in algorithm's names and values), and the names of the classes.
+# The users' job (the built-in algorithm's names and values), and the class names.
 VOC_HYPERPARAMETERS = {
     "backbone": "resnet-50",
     "algorithm": "psp",
@@ -59,7 +59,7 @@ def request_of(*argv: str, rest: tuple[str, ...] = ("--config", VOC), samples: i
     settings = settings_of(*argv)
     parsed = parse_arguments(rest, data_environment(settings, "bucket"))
     channels = channel_uris(parsed.config, settings, "bucket")
-    return build_request(hyperparameters(parsed, samples), channels, settings, PLACE)
+    return build_request(hyperparameters(parsed, samples), channels, settings, CONTEXT)
 
 
 def channel(name: str, uri: str, mode: str = "File", distribution: str = "FullyReplicated") -> dict[str, Any]:
@@ -67,7 +67,7 @@ def channel(name: str, uri: str, mode: str = "File", distribution: str = "FullyR
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": mode}
 
 
-def test_the_users_own_job_field_by_field() -> None:
+def test_the_users_job_field_by_field() -> None:
     request = request_of(samples=1464)
     job = "s3://bucket/xporter-segmentation/xporter-segmentation-20260131235959/input"
     algorithm = request.pop("AlgorithmSpecification")
@@ -95,7 +95,7 @@ def test_the_users_own_job_field_by_field() -> None:
     assert [metric["Name"] for metric in algorithm["MetricDefinitions"]] == [name for name, _ in METRIC_DEFINITIONS]
 
 
-def test_every_argument_of_the_job_reaches_its_field() -> None:
+def test_every_job_argument_sets_its_field() -> None:
     request = request_of(
         "--instance_type=ml.g4dn.12xlarge", "--instance-count=2", "--volume_size=80", "--max_run=3600",
         "--spot", "--max_wait=7200", "--checkpoint_s3_uri=s3://c/k", "--input_mode=FastFile",
@@ -112,7 +112,7 @@ def test_every_argument_of_the_job_reaches_its_field() -> None:
     assert request["AlgorithmSpecification"]["MetricDefinitions"][-1] == {"Name": "mine", "Regex": "x=([0-9]+)"}
 
 
-def test_spot_keeps_checkpoints_and_waits_as_long_as_it_may_run() -> None:
+def test_spot_keeps_checkpoints_and_max_wait_defaults_to_max_run() -> None:
     request = request_of("--spot")
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 360000, "MaxWaitTimeInSeconds": 360000}
     place = "s3://bucket/xporter-segmentation/xporter-segmentation-20260131235959/checkpoints"
@@ -120,7 +120,7 @@ def test_spot_keeps_checkpoints_and_waits_as_long_as_it_may_run() -> None:
     assert "CheckpointConfig" not in request_of()
 
 
-def test_sharding_is_for_one_machine_only() -> None:
+def test_sharding_requires_one_machine() -> None:
     request = request_of("--distribution", "ShardedByS3Key")
     kinds = [one["DataSource"]["S3DataSource"]["S3DataDistributionType"] for one in request["InputDataConfig"]]
     assert kinds == ["ShardedByS3Key"] * 4 + ["FullyReplicated"] * 2
@@ -128,7 +128,7 @@ def test_sharding_is_for_one_machine_only() -> None:
         settings_of("--distribution", "ShardedByS3Key", "--instance_count", "2")
 
 
-def test_channels_of_ones_own_with_label_map_and_model() -> None:
+def test_custom_channels_with_label_map_and_model() -> None:
     rest = (
         "--num_classes=3", "--data=s3://d/set/", "--validation=s3://v/images", "--label_map=s3://d/maps/",
         "--model=s3://m/old/output/model.tar.gz",
@@ -145,18 +145,18 @@ def test_channels_of_ones_own_with_label_map_and_model() -> None:
     assert request["HyperParameters"] == {"num_classes": "3"}
 
 
-def test_local_folders_stand_for_the_place_that_they_are_uploaded_to(tmp_path: Path) -> None:
+def test_local_folders_map_to_their_upload_address(tmp_path: Path) -> None:
     for name in ("train", "train_annotation", "validation", "validation_annotation", "label_map"):
         (tmp_path / name).mkdir()
     request = request_of("--prefix=cars", rest=("--num_classes=3", f"--data={tmp_path}"))
     uris = [one["DataSource"]["S3DataSource"]["S3Uri"] for one in request["InputDataConfig"]]
     assert uris[0] == "s3://bucket/cars/train/"
     assert uris[4] == "s3://bucket/cars/label_map/"
-    with pytest.raises(ConfigError, match=r"train: there is no folder '/none/train'"):
+    with pytest.raises(ConfigError, match=r"train: no such folder '/none/train'"):
         local_channels(load_config(None, {"num_classes": 3, "data": "/none"}))
 
 
-def test_the_built_in_set_needs_no_channels() -> None:
+def test_the_synthetic_data_set_needs_no_channels() -> None:
     request = request_of(rest=("--data=shapes", "--num_classes=7"))
     assert request["HyperParameters"] == {"num_classes": "7", "data": "shapes"}
     assert [one["ChannelName"] for one in request["InputDataConfig"]] == ["code", "sm_drivers"]
@@ -166,7 +166,7 @@ def sent(*argv: str, samples: int | None = None) -> dict[str, str]:
     return hyperparameters(parse_arguments(["--data=s3://b/d", "--num_classes=3", *argv], {}), samples)
 
 
-def test_only_what_was_set_is_sent_and_all_as_texts() -> None:
+def test_only_given_settings_are_sent_as_texts() -> None:
     assert sent() == {"num_classes": "3"}
     assert sent("--learning_rate=1e-4", "--syncbn", "--crop_size=241", "--epochs=12", "--loss=ohem") == {
         "num_classes": "3",
@@ -193,13 +193,13 @@ def test_only_what_was_set_is_sent_and_all_as_texts() -> None:
         ("--class_weights=0.5, 1, 2", "--learning_rate=1e-5", "--workers=auto", "--early_stopping=False"),
     ],
 )
-def test_what_is_sent_is_read_back_as_the_same_config(argv: tuple[str, ...]) -> None:
+def test_hyperparameters_parse_back_to_the_same_config(argv: tuple[str, ...]) -> None:
     base = ["--data=s3://b/d", "--num_classes=3", *argv]
     parsed = parse_arguments(base, {})
     texts = hyperparameters(parsed)
     flags = [part for key, value in sorted(texts.items()) for part in (f"--{key}", value)]
     assert parse_arguments([*flags, "--data", "s3://b/d"], {}).config == parsed.config
-    # The SDK's driver decodes each text as JSON where it can, and encodes the value again.
+    # The SDK's driver decodes each text as JSON if possible, and encodes the value again.
     flags = []
     for key, value in texts.items():
         try:
@@ -210,7 +210,7 @@ def test_what_is_sent_is_read_back_as_the_same_config(argv: tuple[str, ...]) -> 
     assert parse_arguments([*flags, "--data", "s3://b/d"], {}).config == parsed.config
 
 
-def test_what_sagemaker_cannot_carry_is_refused_here() -> None:
+def test_sagemakers_limits_are_checked_locally() -> None:
     names = ",".join(f"{'class':x<30}{number}" for number in range(200))
     with pytest.raises(ConfigError, match=r"class_names: is [\d,]+ characters long.*at most 2,500"):
         sent("--num_classes=200", f"--class_names={names}")
@@ -219,7 +219,7 @@ def test_what_sagemaker_cannot_carry_is_refused_here() -> None:
     assert len(metric_definitions(settings_of(*(f"--metric=m{number}=x" for number in range(35))))) == 40
 
 
-def test_all_problems_of_the_job_are_reported_at_once() -> None:
+def test_all_problems_of_the_job_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         settings_of(
             "--instance_count=0", "--max_run=0", "--input_mode=Pipe", "--distribution=Half", "--output_path=/x",
@@ -242,7 +242,7 @@ def test_all_problems_of_the_job_are_reported_at_once() -> None:
         settings_of("--spot", "--max_run=20", "--max_wait=10")
 
 
-def test_a_job_name_keeps_to_sagemakers_length() -> None:
+def test_a_job_name_has_at_most_sagemakers_length() -> None:
     name = unique_name("a" * 48, "20260131235959")
     assert len(name) == 63
     assert name.endswith("-20260131235959")
@@ -270,11 +270,11 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_metrics_are_read_from_the_lines_of_training(line: str) -> None:
+def test_metric_patterns_match_the_training_log(line: str) -> None:
     found = {name: re.search(regex, line) for name, regex in METRIC_DEFINITIONS}
     assert {name: float(match.group(1)) for name, match in found.items() if match} == LINES[line]
 
 
-def test_metrics_keep_sagemakers_limits() -> None:
+def test_metrics_respect_sagemakers_limit() -> None:
     assert len(METRIC_DEFINITIONS) <= 40
     assert all(len(name) <= 255 and len(regex) <= 500 for name, regex in METRIC_DEFINITIONS)

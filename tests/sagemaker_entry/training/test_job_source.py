@@ -1,4 +1,4 @@
-"""What a job's source holds, from a checkout and from an installed wheel."""
+"""Source of a training job, from a checkout and from an installed wheel."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ def test_the_source_is_the_package_the_scripts_and_the_configs(tmp_path: Path) -
     assert {name.split("/")[0] for name in names} == {
         "train.py", "inference.py", "requirements.txt", "configs", "pspnet",
     }  # fmt: skip
-    package = {str(path.relative_to(ROOT)) for path in (ROOT / "pspnet").rglob("*.py")}
+    package = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "pspnet").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert any(name.endswith("templates/report.html") for name in package)
+    assert any(name.endswith("page/page.js") for name in package)
     assert {name for name in names if name.startswith("pspnet/")} == package
     assert sum((tmp_path / name).stat().st_size for name in names) < LARGEST_SOURCE
 
 
-def test_the_staged_script_reads_its_settings_far_from_the_checkout(tmp_path: Path) -> None:
+def test_the_staged_script_runs_outside_the_checkout(tmp_path: Path) -> None:
     stage_source(tmp_path / "code")
     command = [sys.executable, "-I", "train.py", "--config", "configs/voc2012.yaml", "--data=x", "--print_config"]
     # -I leaves out the folder of the script as well, so the package is found only through PYTHONPATH's replacement.
@@ -46,21 +52,24 @@ def test_a_wheel_holds_scripts_and_configs_inside_the_package(tmp_path: Path, mo
     (package / "scripts").mkdir(parents=True)
     (package / "configs").mkdir()
     (package.parent / "train.py").write_text("another project's")
-    for name in ("scripts/train.py", "scripts/inference.py", "__init__.py"):
+    files = ("scripts/train.py", "scripts/inference.py", "__init__.py", "py.typed", "templates/a.html")
+    for name in (*files, "__pycache__/a.pyc", "templates/.cache", ".cache/b.txt", "c.pyc"):
+        (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text(f"# {name}")
     (package / "configs" / "voc2012.yaml").write_text("num_classes: 21")
     monkeypatch.setattr(locations, "PACKAGE", package)
     monkeypatch.setattr(source, "PACKAGE", package)
     staged = stage_source(tmp_path / "job")
     assert [str(path) for path in staged] == [
-        "configs/voc2012.yaml", "inference.py", "pspnet/__init__.py", "requirements.txt", "train.py",
+        "configs/voc2012.yaml", "inference.py", "pspnet/__init__.py", "pspnet/py.typed", "pspnet/templates/a.html",
+        "requirements.txt", "train.py",
     ]  # fmt: skip
     assert (tmp_path / "job" / "train.py").read_text() == "# scripts/train.py"
 
 
-def test_an_incomplete_installation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_installation_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "PACKAGE", tmp_path / "pspnet")
-    with pytest.raises(PspnetError, match=r"train\.py is missing beside the package.*Install the package again"):
+    with pytest.raises(PspnetError, match=r"train\.py is missing next to the package.*Install the package again"):
         stage_source(tmp_path / "job")
 
 

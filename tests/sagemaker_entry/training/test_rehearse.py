@@ -1,6 +1,6 @@
-"""The rehearsal under the real training toolkit: success, user error, SIGTERM and resume, channels alike.
+"""Rehearsal under the real training toolkit: success, user errors, SIGTERM and resume.
 
-PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1 and sagemaker-training, to rehearse what runs on ml.p2 machines.
+PSPNET_PYTHON38 may name a Python 3.8 with torch 1.12.1 and sagemaker-training, for the job of ml.p2 instances.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def start(output: Path, data: Path, **settings: str) -> subprocess.Popen[str]:
 
 
 def stop_at(process: subprocess.Popen[str], beginning: str, act: Callable[[], None]) -> str:
-    """Read the output and act once at a line that begins like this; the whole output."""
+    """Read the output, call `act` once at a line with this beginning, and return the whole output."""
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -81,14 +81,14 @@ def stop_at(process: subprocess.Popen[str], beginning: str, act: Callable[[], No
 
 
 @needs_toolkit
-def test_a_rehearsal_ends_in_a_model_that_evaluate_accepts(
+def test_a_rehearsal_writes_a_model_that_evaluate_accepts(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(path for path in data.rglob("*"))
     argv = ["rehearse", "--data", str(data), "--output", str(tmp_path / "job"), *flags()]
     assert run_guarded(dispatch, argv) == 0
     printed = capsys.readouterr().out
-    # What the toolkit makes of the hyperparameters: sorted, numbers parsed, True as it was sent.
+    # The toolkit sorts the hyperparameters, parses numbers and leaves True unchanged.
     assert '"--base_size","64","--crop_size","32","--early_stopping","True"' in printed
     assert "6 training and 4 validation images" in printed
     assert "epoch=2 validation:mIOU=" in printed
@@ -113,17 +113,17 @@ def test_a_rehearsal_ends_in_a_model_that_evaluate_accepts(
 
 
 @needs_toolkit
-def test_a_job_that_fails_says_why_first(channels: dict[str, Path], tmp_path: Path) -> None:
+def test_a_failed_job_reports_its_reason(channels: dict[str, Path], tmp_path: Path) -> None:
     broken = tmp_path / "empty"
     broken.mkdir()
-    with pytest.raises(PspnetError, match=r"exit code 1\. Its failure file says:\n.*train_annotation") as caught:
+    with pytest.raises(PspnetError, match=r"exit code 1\. Its failure file:\n.*train_annotation") as caught:
         rehearse(TINY, {**channels, "train_annotation": broken}, 120, tmp_path / "job")
     assert "Traceback" not in str(caught.value)
     assert not (tmp_path / "job" / "model.tar.gz").exists()
 
 
 @needs_toolkit
-def test_a_wrong_hyperparameter_is_the_reason_that_sagemaker_shows(channels: dict[str, Path], tmp_path: Path) -> None:
+def test_a_wrong_hyperparameter_is_the_failure_reason(channels: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(PspnetError, match="exit code"):
         rehearse({**TINY, "epochs": "0", "optimiser": "sgd"}, channels, 120, tmp_path)
     reason = (tmp_path / "opt" / "ml" / "output" / "failure").read_text()[:1024]
@@ -158,7 +158,7 @@ def test_a_stopped_rehearsal_resumes_to_the_same_weights(data: Path, tmp_path: P
     again = start(tmp_path / "killed", data, epochs="30")
     printed = stop_at(again, "\0", lambda: None)
     assert again.returncode == 0, printed
-    assert "Going on from the checkpoints in" in printed
+    assert "Resuming from the checkpoints in" in printed
     assert "Resuming from" in printed
     assert "epoch=1 train:loss" not in printed
     name = "model.safetensors"
@@ -168,7 +168,7 @@ def test_a_stopped_rehearsal_resumes_to_the_same_weights(data: Path, tmp_path: P
 @needs_toolkit
 def test_the_time_limit_stops_the_job_with_a_checkpoint(channels: dict[str, Path], tmp_path: Path) -> None:
     forever = {**TINY, "epochs": "100000", "early_stopping": "False"}
-    for limit in (12, 60, 240):  # a busy machine needs longer to come to its first step
+    for limit in (12, 60, 240):  # a busy machine needs longer to reach its first step
         with pytest.raises(JobStoppedError, match=f"stopped by its time limit of {limit} s: it") as caught:
             rehearse(forever, channels, limit, tmp_path)
         if "its checkpoint is in" in str(caught.value):
@@ -195,7 +195,7 @@ def test_incremental_training_starts_from_a_packed_model(
     "PSPNET_PYTHON38" not in os.environ,
     reason="PSPNET_PYTHON38 names no Python 3.8 with torch 1.12.1 and the training toolkit (.ci/python38.sh makes one)",
 )
-def test_the_job_of_a_p2_machine_runs_under_python38(channels: dict[str, Path], tmp_path: Path) -> None:
+def test_the_job_of_a_p2_instance_runs_under_python38(channels: dict[str, Path], tmp_path: Path) -> None:
     archive = rehearse(TINY, channels, 300, tmp_path, "ml.p2.xlarge", os.environ["PSPNET_PYTHON38"])
     versions = json.loads(members(archive)["config.json"])["versions"]
     assert versions["python"].startswith("3.8.")
@@ -203,13 +203,13 @@ def test_the_job_of_a_p2_machine_runs_under_python38(channels: dict[str, Path], 
     assert "albumentations==1.4.18" in (tmp_path / "opt" / "ml" / "code" / "requirements.txt").read_text()
 
 
-def test_a_python_without_the_toolkit_is_named(channels: dict[str, Path], tmp_path: Path) -> None:
+def test_a_python_without_the_toolkit_is_reported(channels: dict[str, Path], tmp_path: Path) -> None:
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho 3 11\nexit 1\n")
     fake.chmod(0o755)
-    with pytest.raises(ConfigError, match=r"has no sagemaker-training.*-m pip install sagemaker-training"):
+    with pytest.raises(ConfigError, match=r"lacks sagemaker-training.*-m pip install sagemaker-training"):
         rehearse(TINY, channels, 60, tmp_path / "job", python=str(fake))
-    with pytest.raises(ConfigError, match=r"toolkit_python: .*missing is no Python that runs"):
+    with pytest.raises(ConfigError, match=r"toolkit_python: cannot run .*missing"):
         rehearse(TINY, channels, 60, tmp_path / "job", python=str(tmp_path / "missing"))
     assert not (tmp_path / "job").exists()
 
@@ -218,15 +218,15 @@ def test_a_python_without_the_toolkit_is_named(channels: dict[str, Path], tmp_pa
     ("more", "text"),
     [
         (["--epochs", "0"], "epochs: found '0'"),
-        (["--data", "s3://bucket/voc"], "a rehearsal reads folders here: give --data FOLDER"),
-        (["--data", "missing"], "there is no folder"),
+        (["--data", "s3://bucket/voc"], "a rehearsal reads local folders: give --data FOLDER"),
+        (["--data", "missing"], "no such folder"),
         (["--label_map", "s3://bucket/maps"], "label_map: found 's3://bucket/maps'"),
         (["--volume_size", "0"], "volume_size: found 0"),
         (["--instance_type", "nonsense"], "instance_type: "),
         (["--pytorch_version", "2.6.0"], "ml.p2.xlarge (K80) runs PyTorch up to 1.12.1"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_started(
+def test_user_errors_are_found_before_anything_is_started(
     more: list[str], text: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -248,7 +248,7 @@ def test_the_data_are_checked_as_before_an_upload(
     assert run_guarded(dispatch, argv) == 0
     captured = capsys.readouterr()
     assert "0 errors, 0 warnings: ready to train." in captured.out
-    # What train warns of, and that this is not the Python of a p2 machine.
+    # The warnings of train, and that this is not the Python of a p2 instance.
     assert "warning: early_stopping has no effect: early_stopping_min_epochs 5 is not below epochs 2." in captured.err
     assert "warning: AWS has retired the P2 family (K80)" in captured.err
     assert "warning: the job on ml.p2.xlarge would run Python 3.8 with PyTorch 1.12.1" in captured.err
@@ -261,7 +261,7 @@ def test_the_data_are_checked_as_before_an_upload(
 
 
 @needs_toolkit
-def test_two_rehearsals_at_once_need_two_folders(data: Path, tmp_path: Path) -> None:
+def test_concurrent_rehearsals_need_separate_folders(data: Path, tmp_path: Path) -> None:
     first = start(tmp_path, data, epochs="100000", early_stopping="False")
     refused: list[subprocess.CompletedProcess[str]] = []
 
@@ -272,6 +272,8 @@ def test_two_rehearsals_at_once_need_two_folders(data: Path, tmp_path: Path) -> 
 
     stop_at(first, "epoch=1 train:loss", start_another)
     assert refused[0].returncode == 1
-    text = f"error: {tmp_path}: another rehearsal is running in this folder; wait for its end, or give another --output"
+    text = (
+        f"error: {tmp_path}: another rehearsal is running in this folder; wait until it ends, or give another --output"
+    )
     assert text in refused[0].stderr
     assert first.returncode == 143

@@ -1,4 +1,4 @@
-"""Submitting against moto's server, through the SDK's ModelTrainer; and every error as one sentence."""
+"""Job submission against moto's server through the SDK's ModelTrainer, and error messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ pytest.importorskip("sagemaker.train", reason="sagemaker is not installed: pip i
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ProfileNotFound
 
 from pspnet.system.exit_codes import run_guarded
-from sagemaker_entry.aws.session import AwsError, aws_errors, boto_session, find_role
+from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.resources import job_status
+from sagemaker_entry.aws.session import boto_session, find_role
 from sagemaker_entry.commands import dispatch
-from sagemaker_entry.training.job_log import LOG_GROUP, follow_job, job_status
-from sagemaker_entry.training.job_request import Place, build_request
+from sagemaker_entry.training.job_log import LOG_GROUP, follow_job
+from sagemaker_entry.training.job_request import JobContext, build_request
 from sagemaker_entry.training.job_settings import JobSettings
 from sagemaker_entry.training.submit import quiet_sdk_config
 from tests.sagemaker_entry.conftest import ACCOUNT, REGION, ROLE, Aws
@@ -46,7 +48,7 @@ def sent_script(aws: Aws, job: str) -> str:
     return script
 
 
-def test_the_request_that_is_sent_is_the_one_that_is_described(uploaded: Aws) -> None:
+def test_the_sent_request_matches_the_built_one(uploaded: Aws) -> None:
     spot = ["--spot", "--max_wait", "400000", "--tag", "team=cars", "--metric", "mine=x=([0-9]+)"]
     assert dispatch([*TRAIN, "--learning_rate", "1e-4", "--early_stopping", *spot, "--input_mode", "FastFile"]) == 0
     request = created(uploaded)
@@ -59,14 +61,14 @@ def test_the_request_that_is_sent_is_the_one_that_is_described(uploaded: Aws) ->
         {"num_classes": "7", "learning_rate": "0.0001", "early_stopping": "True", "num_training_samples": "4"},
         {name: f"s3://{BUCKET}/xporter-segmentation/{name}/" for name in names},
         settings,
-        Place(request["AlgorithmSpecification"]["TrainingImage"], ROLE, BUCKET, request["TrainingJobName"]),
+        JobContext(request["AlgorithmSpecification"]["TrainingImage"], ROLE, BUCKET, request["TrainingJobName"]),
     )
     assert request.keys() == expected.keys()
     for field, value in expected.items():
         assert request[field] == value, field
 
 
-def test_what_the_job_needs_is_uploaded_and_nothing_more(uploaded: Aws) -> None:
+def test_only_the_job_source_is_uploaded(uploaded: Aws) -> None:
     dispatch(TRAIN)
     name = created(uploaded)["TrainingJobName"]
     s3 = uploaded.session.client("s3")
@@ -83,15 +85,15 @@ def test_what_the_job_needs_is_uploaded_and_nothing_more(uploaded: Aws) -> None:
     assert "requirements.txt" in script
 
 
-def test_a_role_with_least_privilege_is_not_judged_by_the_sdk(uploaded: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sdk_does_not_validate_a_role_with_least_privilege(uploaded: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAGEMAKER_VALIDATE_ROLE")
     assert dispatch(TRAIN) == 0
     assert not uploaded.sent("SimulatePrincipalPolicy")
     monkeypatch.delenv("SAGEMAKER_VALIDATE_ROLE")
 
 
-def test_the_container_finds_out_how_many_processes_it_runs(uploaded: Aws) -> None:
-    # One command for all machines: pspnet.training.launch counts GPUs and machines in the container.
+def test_one_command_for_any_number_of_processes(uploaded: Aws) -> None:
+    # The same command for all jobs: pspnet.training.launch counts GPUs and hosts in the container.
     dispatch([*TRAIN, "--instance_type", "ml.g4dn.12xlarge", "--instance_count", "2"])
     request = created(uploaded)
     assert request["ResourceConfig"]["InstanceCount"] == 2
@@ -100,7 +102,7 @@ def test_the_container_finds_out_how_many_processes_it_runs(uploaded: Aws) -> No
     assert "torchrun_driver.py" not in script
 
 
-def test_the_users_own_job(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
+def test_the_users_job(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
     assert dispatch(["train", "--config", VOC, "--role", "SageMakerRole", "--no_wait"]) == 0
     request = created(uploaded)
     assert request["AlgorithmSpecification"]["TrainingImage"].endswith("pytorch-training:1.12.1-gpu-py38")
@@ -132,7 +134,7 @@ def test_bad_local_data_send_nothing(aws: Aws, data: Path, capsys: pytest.Captur
     assert not aws.sent("PutObject") + aws.sent("CreateTrainingJob")
 
 
-def test_a_label_map_on_s3_comes_along(uploaded: Aws) -> None:
+def test_a_label_map_on_s3_is_added(uploaded: Aws) -> None:
     key = "xporter-segmentation/label_map/train_label_map.json"
     uploaded.session.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"{}")
     dispatch(TRAIN)
@@ -163,7 +165,7 @@ def test_status_and_log_of_a_job(uploaded: Aws, capsys: pytest.CaptureFixture) -
     assert "model.tar.gz" in out
 
 
-def test_a_failed_job_ends_in_its_reason(uploaded: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_job_raises_its_reason(uploaded: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {
         "TrainingJobName": "j",
         "TrainingJobStatus": "Failed",
@@ -176,24 +178,26 @@ def test_a_failed_job_ends_in_its_reason(uploaded: Aws, monkeypatch: pytest.Monk
     assert follow_job(uploaded.session, "j", poll=0) == 1
 
 
-def test_a_lost_network_ends_the_watching_and_not_the_job(uploaded: Aws) -> None:
+def test_a_lost_network_ends_the_follower_but_not_the_job(uploaded: Aws) -> None:
     lost = EndpointConnectionError(endpoint_url="https://x")
     uploaded.refusals["DescribeLogStreams"] = lost
     dispatch(TRAIN)
     name = created(uploaded)["TrainingJobName"]
     assert follow_job(uploaded.session, name, poll=0) == 0
     uploaded.refusals["DescribeTrainingJob"] = lost
-    with pytest.raises(AwsError, match=f"AWS cannot be reached .* The job itself goes on: aws sagemaker .* {name}$"):
+    with pytest.raises(
+        AwsError, match=f"AWS cannot be reached .* The job itself keeps running: aws sagemaker .* {name}$"
+    ):
         follow_job(uploaded.session, name, poll=0)
 
 
-def test_a_job_that_does_not_exist_is_one_sentence(aws: Aws) -> None:
-    with pytest.raises(AwsError, match=r"^asking about the job none: .*none"):
+def test_a_missing_job_is_one_sentence(aws: Aws) -> None:
+    with pytest.raises(AwsError, match=r"^describing the job none: .*none"):
         job_status(aws.session.client("sagemaker"), "none")
 
 
 def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
-    """The one line that a failing command ends in."""
+    """Return the error line of a failing command."""
     assert run_guarded(dispatch, [*TRAIN, *argv]) in (1, 2)
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -203,7 +207,7 @@ def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "said"),
+    ("code", "message", "expected"),
     [
         (
             "ResourceLimitExceeded",
@@ -214,39 +218,37 @@ def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
         (
             "ValidationException",
             f"Could not assume role {ROLE}. Please ensure that the role exists",
-            f"SageMaker cannot take on the role {ROLE} (Could not assume role",
+            f"SageMaker cannot assume the role {ROLE} (Could not assume role",
         ),
         (
             "ValidationException",
             "1 validation error detected: Value 'ml.g4dn.xlarge' at 'resourceConfig.instanceType' failed",
-            "SageMaker does not know or offer ml.g4dn.xlarge here",
+            "SageMaker does not offer ml.g4dn.xlarge here",
         ),
-        ("AccessDeniedException", "User u is not authorized to perform: iam:PassRole", "AWS refused it (User u is not"),
+        ("AccessDeniedException", "User u is not authorized to perform: iam:PassRole", "access denied (User u is not"),
         ("ThrottlingException", "Rate exceeded", "AWS answered ThrottlingException: Rate exceeded"),
         ("ExpiredTokenException", "expired", "the AWS sign-in has expired; run `aws sso login`"),
     ],
 )
-def test_what_sagemaker_refuses_is_one_sentence(
-    uploaded: Aws, capsys: pytest.CaptureFixture, code: str, message: str, said: str
+def test_sagemaker_refusals_are_one_sentence(
+    uploaded: Aws, capsys: pytest.CaptureFixture, code: str, message: str, expected: str
 ) -> None:
     uploaded.refuse("CreateTrainingJob", code, message)
     line = fails(capsys)
     assert line.startswith("error: submitting the job: ")
-    assert said in line
+    assert expected in line
 
 
 def test_wrong_roles(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
-    assert "there is no such IAM role" in fails(capsys, "--role", "Nobody")
+    assert "no such IAM role" in fails(capsys, "--role", "Nobody")
     assert run_guarded(dispatch, [*TRAIN, "--role", "arn:aws:iam::123:role/X"]) == 2
     assert "role: found 'arn:aws:iam::123:role/X'" in capsys.readouterr().err
     uploaded.refuse("GetCallerIdentity", "InvalidClientTokenId", "The security token is invalid")
-    with pytest.raises(AwsError, match=r"AWS does not know these credentials"):
+    with pytest.raises(AwsError, match=r"AWS rejected the credentials"):
         find_role(uploaded.session, JobSettings())
 
 
-def test_without_a_role_a_user_is_asked_for_one_and_a_notebook_gives_its_own(
-    aws: Aws, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_role_is_that_of_a_notebook(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     class Identity:
         arn = f"arn:aws:iam::{ACCOUNT}:user/me"
 
@@ -256,21 +258,21 @@ def test_without_a_role_a_user_is_asked_for_one_and_a_notebook_gives_its_own(
         def get_caller_identity(self) -> dict[str, str]:
             return {"Arn": self.arn, "Account": ACCOUNT}
 
-    with pytest.raises(AwsError, match=r"role: none was given, and the caller .*user/me is no role .* give --role"):
+    with pytest.raises(AwsError, match=r"role: not given, and the caller .*user/me is not a role .* give --role"):
         find_role(Identity(), JobSettings())
     Identity.arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/SageMakerRole/SageMaker"
     assert find_role(Identity(), JobSettings()) == ROLE
 
 
-def test_data_that_are_not_on_s3(aws: Aws, capsys: pytest.CaptureFixture) -> None:
+def test_missing_data_on_s3(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     line = fails(capsys)
-    assert f"S3 holds no file for train (s3://{BUCKET}/xporter-segmentation/train/), train_annotation" in line
+    assert f"no objects on S3 for train (s3://{BUCKET}/xporter-segmentation/train/), train_annotation" in line
     assert "upload DATA_DIR" in line
-    assert "there is no S3 bucket" in fails(capsys, "--data", "s3://nobodys-bucket/set")
+    assert "no such S3 bucket" in fails(capsys, "--data", "s3://nobodys-bucket/set")
 
 
 def test_unknown_machines_and_impossible_pairs_send_nothing(aws: Aws, capsys: pytest.CaptureFixture) -> None:
-    assert "ml.g4dn.tiny is no training machine" in fails(capsys, "--instance_type", "ml.g4dn.tiny")
+    assert "unknown ml.g4dn.tiny" in fails(capsys, "--instance_type", "ml.g4dn.tiny")
     line = fails(capsys, "--instance_type", "ml.p2.xlarge", "--pytorch_version", "2.6.0")
     assert "runs PyTorch up to 1.12.1, and the image has 2.6.0" in line
     assert aws.requests == []
@@ -294,14 +296,14 @@ def test_no_credentials_and_no_region(
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (lambda: NoCredentialsError(), "found no AWS credentials"),
         (lambda: ProfileNotFound(profile="x"), "profile"),
         (lambda: EndpointConnectionError(endpoint_url="https://x"), "AWS cannot be reached"),
         (
             lambda: ClientError({"Error": {"Code": "NoSuchBucket", "Message": "m", "BucketName": "b"}}, "o"),
-            "no S3 bucket b;",
+            "no such S3 bucket b;",
         ),
         (
             lambda: ValueError("Must setup local AWS configuration with a region supported by SageMaker."),
@@ -309,34 +311,32 @@ def test_no_credentials_and_no_region(
         ),
     ],
 )
-def test_every_error_of_aws_is_told_in_a_sentence(make: Callable[[], Exception], said: str) -> None:
+def test_every_aws_error_is_one_sentence(make: Callable[[], Exception], expected: str) -> None:
     with pytest.raises(AwsError, match=r"^a step: ") as caught, aws_errors("a step"):
         raise make()
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_sdks_judgement_of_a_role_is_one_sentence() -> None:
+def test_the_sdks_role_validation_error_is_one_sentence() -> None:
     from sagemaker.core.helper.iam_role_resolver import RoleValidationError, _build_validation_error_message
 
-    for options, said in (
+    for options, expected in (
         ({"trust_failed": True}, "does not allow 'sagemaker.amazonaws.com' to assume it"),
         ({"missing_actions": ["s3:GetObject"]}, "Missing permissions: s3:GetObject"),
     ):
         with pytest.raises(AwsError) as caught, aws_errors("submitting the job"):
             raise RoleValidationError(_build_validation_error_message(ROLE, "training", **options))
-        assert said in str(caught.value)
+        assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
-def test_defects_keep_their_own_error() -> None:
+def test_unexpected_exceptions_are_not_converted() -> None:
     with pytest.raises(KeyError), aws_errors("a step"):
         raise KeyError("x")
 
 
-def test_the_sdks_telemetry_is_off_unless_the_user_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sdks_telemetry_is_off_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert quiet_sdk_config()["SageMaker"]["PythonSDK"]["Modules"]["TelemetryOptOut"] is True
     own = tmp_path / "config.yaml"
     own.write_text("SchemaVersion: '1.0'\nSageMaker:\n  PythonSDK:\n    Modules:\n      TelemetryOptOut: false\n")

@@ -1,17 +1,17 @@
-"""Image by machine, and pairs that cannot work."""
+"""Choice of the training image by instance type, and impossible pairs."""
 
 from __future__ import annotations
 
 import pytest
 
 from pspnet.errors import ConfigError
+from sagemaker_entry.aws.container_images import has_gpu
 from sagemaker_entry.training.training_images import (
     P2_NOTE,
     check_image,
     check_known,
     check_pair,
     choose_image,
-    has_gpu,
     image_python38,
 )
 
@@ -26,13 +26,13 @@ def sdk() -> None:
 
 
 @pytest.mark.parametrize("machine", ["ml.p2.xlarge", "ml.p2.8xlarge", "ml.p2.16xlarge"])
-def test_k80_machines_get_the_newest_image_that_they_may_have(sdk: None, machine: str) -> None:
+def test_k80_instances_get_the_newest_allowed_image(sdk: None, machine: str) -> None:
     uri = choose_image(machine, "ap-northeast-1")
     assert uri == f"{REGISTRY}:1.12.1-gpu-py38"
     assert image_python38(uri)
 
 
-def test_other_machines_get_the_newest_image_of_the_sdk(sdk: None) -> None:
+def test_other_instances_get_the_newest_image_of_the_sdk(sdk: None) -> None:
     from sagemaker.core import image_uris
 
     versions = image_uris.config_for_framework("pytorch")["training"]["versions"]
@@ -46,7 +46,7 @@ def test_other_machines_get_the_newest_image_of_the_sdk(sdk: None) -> None:
 
 
 @pytest.mark.parametrize("machine", ["ml.p3.2xlarge", "ml.p3dn.24xlarge"])
-def test_v100_machines_get_an_image_that_still_has_code_for_them(sdk: None, machine: str) -> None:
+def test_v100_instances_get_the_newest_supported_image(sdk: None, machine: str) -> None:
     assert choose_image(machine, "ap-northeast-1") == f"{REGISTRY}:2.8.0-gpu-py312"
 
 
@@ -58,8 +58,8 @@ def test_a_version_can_be_chosen(sdk: None) -> None:
         choose_image("ml.g4dn.xlarge", "ap-northeast-1", "2.6.9")
 
 
-def test_an_unknown_region_is_named(sdk: None) -> None:
-    with pytest.raises(ConfigError, match=r"region: nowhere-1 has no PyTorch training image"):
+def test_an_unknown_region_is_reported(sdk: None) -> None:
+    with pytest.raises(ConfigError, match=r"region: this SageMaker SDK knows no PyTorch training image in nowhere-1"):
         choose_image("ml.g5.xlarge", "nowhere-1")
 
 
@@ -93,30 +93,32 @@ def test_possible_pairs_pass() -> None:
         check_pair(machine, version)
 
 
-def test_a_given_image_is_judged_by_its_name() -> None:
+def test_a_given_image_is_checked_by_name() -> None:
     check_image("ml.p2.xlarge", f"{REGISTRY}:1.12.1-gpu-py38")
     check_image("ml.p2.xlarge", "123456789012.dkr.ecr.eu-west-1.amazonaws.com/our-own:3")
     check_image("ml.g5.xlarge", f"{REGISTRY}:2.6.0-cpu-py312")
     for machine, uri, message in (
         ("ml.p2.xlarge", f"{REGISTRY}:2.6.0-gpu-py312", r"runs PyTorch up to 1\.12\.1"),
         ("ml.m5.xlarge", f"{REGISTRY}:2.6.0-gpu-py312", r"is for GPUs, and ml\.m5\.xlarge has none"),
-        ("ml.g5.xlarge", f"{REGISTRY.replace('training', 'inference')}:2.6.0-gpu-py312", r"no image for training"),
+        (
+            "ml.g5.xlarge",
+            f"{REGISTRY.replace('training', 'inference')}:2.6.0-gpu-py312",
+            r"cannot train on a GPU",
+        ),
         ("ml.trn1.2xlarge", "our-own:3", r"AWS's own accelerator"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_image(machine, uri)
 
 
-def test_unknown_machines_are_refused_with_the_nearest_one() -> None:
+def test_unknown_instance_types_are_refused_with_the_nearest_one() -> None:
     pytest.importorskip("botocore", reason="boto3 is not installed: pip install 'pspnet[sagemaker]'")
     check_known("ml.p2.xlarge")
-    with pytest.raises(
-        ConfigError, match=r"ml\.g4nd\.xlarge is no training machine .* did you mean ml\.g4dn\.xlarge\?"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown ml\.g4nd\.xlarge; .* did you mean ml\.g4dn\.xlarge\?"):
         check_known("ml.g4nd.xlarge")
 
 
-def test_every_machine_of_the_sdks_gpu_list_has_one(sdk: None) -> None:
+def test_every_gpu_instance_of_the_sdk_has_a_gpu(sdk: None) -> None:
     from sagemaker.core.instance_types_gpu_info import retrieve
 
     known = {name for region in ("us-east-1", "us-west-2") for name, info in retrieve(region).items() if info["Count"]}
@@ -125,6 +127,6 @@ def test_every_machine_of_the_sdks_gpu_list_has_one(sdk: None) -> None:
     assert not has_gpu("ml.m5.24xlarge")
 
 
-def test_the_note_names_todays_machines() -> None:
+def test_the_note_names_current_instance_types() -> None:
     assert "ml.g4dn.xlarge" in P2_NOTE
     assert "ml.g5.xlarge" in P2_NOTE

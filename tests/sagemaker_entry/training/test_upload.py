@@ -1,4 +1,4 @@
-"""Upload against moto's server: what is sent, what is skipped, what is refused."""
+"""Upload against moto's server: sent, skipped and refused files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 
 from pspnet.errors import DataError
 from pspnet.system.exit_codes import run_guarded
-from sagemaker_entry.aws.session import AwsError, find_bucket
+from sagemaker_entry.aws.aws_errors import AwsError
+from sagemaker_entry.aws.s3_objects import list_objects
+from sagemaker_entry.aws.session import find_bucket
 from sagemaker_entry.commands import dispatch
 from sagemaker_entry.training.job_settings import JobSettings
-from sagemaker_entry.training.upload import channel_files, count_images, find_channels, list_objects, upload_channels
+from sagemaker_entry.training.upload import channel_files, count_images, find_channels, upload_channels
 from tests.sagemaker_entry.conftest import ACCOUNT, REGION, Aws
 
 BUCKET = f"sagemaker-{REGION}-{ACCOUNT}"
@@ -23,7 +25,7 @@ def keys(aws: Aws, prefix: str = "xporter-segmentation/") -> set[str]:
     return {key[len(prefix) :] for key in list_objects(aws.session.client("s3"), BUCKET, prefix)}
 
 
-def test_all_channels_arrive_byte_for_byte_in_the_default_bucket(
+def test_all_channels_are_uploaded_unchanged_to_the_default_bucket(
     aws: Aws, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (data / "train" / ".DS_Store").write_text("x")
@@ -61,10 +63,10 @@ def test_a_second_upload_sends_only_what_changed(aws: Aws, data: Path, capsys: p
     aws.requests.clear()
     assert dispatch(["upload", str(data), "--skip_check"]) == 0
     assert aws.sent("PutObject") == []
-    assert "0 files sent (0 bytes), 4 were there already." in capsys.readouterr().out
+    assert "0 files sent (0 bytes), 4 unchanged." in capsys.readouterr().out
     changed = sorted((data / "train_annotation").iterdir())[0]
     content = bytearray(changed.read_bytes())
-    content[-1] ^= 1  # the same size, so only a checksum can tell
+    content[-1] ^= 1  # the same size, so only a checksum shows the change
     changed.write_bytes(content)
     aws.requests.clear()
     dispatch(["upload", str(data), "--skip_check"])
@@ -73,7 +75,7 @@ def test_a_second_upload_sends_only_what_changed(aws: Aws, data: Path, capsys: p
     ]
 
 
-def test_an_interrupted_upload_goes_on_where_it_stopped(aws: Aws, data: Path) -> None:
+def test_an_interrupted_upload_resumes(aws: Aws, data: Path) -> None:
     settings, bucket = JobSettings(), find_bucket(aws.session, JobSettings())
     upload_channels(aws.session, {"train": data / "train"}, settings, bucket)
     aws.session.client("s3").delete_object(
@@ -83,12 +85,12 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(aws: Aws, data: Path) ->
     assert (done.sent, done.skipped) == (1, 3)
 
 
-def test_objects_that_tags_cannot_judge_are_judged_by_their_sha256(
+def test_objects_with_an_unusable_tag_are_compared_by_sha256(
     aws: Aws, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, bucket = JobSettings(), find_bucket(aws.session, JobSettings())
     upload_channels(aws.session, {"train": data / "train"}, settings, bucket)
-    # With a KMS key an object's tag is no MD5.
+    # With a KMS key an object's tag is not an MD5.
     found = list_objects(aws.session.client("s3"), bucket, "xporter-segmentation/train/")
     monkeypatch.setattr(
         "sagemaker_entry.training.upload.list_objects",
@@ -108,14 +110,14 @@ def test_a_named_bucket_and_prefix(aws: Aws, data: Path) -> None:
     assert all(request["Bucket"] == "ours" for request in aws.sent("PutObject"))
 
 
-def test_objects_without_a_file_are_told(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
+def test_objects_without_a_file_are_reported(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
     dispatch(["upload", str(data), "--skip_check"])
     gone = sorted((data / "validation").iterdir())[0]
     gone.unlink()
     capsys.readouterr()
     dispatch(["upload", str(data), "--skip_check"])
     error = capsys.readouterr().err
-    assert f"holds 1 objects that {data / 'validation'} does not ({gone.name})" in error
+    assert f"has 1 objects that are not in {data / 'validation'} ({gone.name})" in error
 
 
 def test_bad_data_are_not_uploaded(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
@@ -127,16 +129,16 @@ def test_bad_data_are_not_uploaded(aws: Aws, data: Path, capsys: pytest.CaptureF
     assert aws.requests == []
 
 
-def test_missing_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not a folder"):
+def test_missing_folders_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a folder"):
         find_channels(tmp_path / "none")
     (tmp_path / "train").mkdir()
     (tmp_path / "validation").mkdir()
-    with pytest.raises(DataError, match="has no folder train_annotation and no folder validation_annotation"):
+    with pytest.raises(DataError, match="no folder train_annotation and no folder validation_annotation"):
         find_channels(tmp_path)
 
 
-def test_a_label_map_channel_goes_along(data: Path) -> None:
+def test_a_label_map_channel_is_uploaded(data: Path) -> None:
     (data / "label_map").mkdir()
     (data / "label_map" / "train_label_map.json").write_text('{"scale": 1}')
     assert list(find_channels(data))[-1] == "label_map"
@@ -146,17 +148,17 @@ def test_a_label_map_channel_goes_along(data: Path) -> None:
 def test_a_missing_bucket_is_one_sentence(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
     assert run_guarded(dispatch, ["upload", str(data), "--skip_check", "--bucket", "nobodys"]) == 1
     assert capsys.readouterr().err == (
-        "error: bucket nobodys: there is no S3 bucket nobodys; create it (`aws s3 mb`) or give another --bucket.\n"
+        "error: bucket nobodys: no such S3 bucket nobodys; create it (`aws s3 mb`) or give another --bucket.\n"
     )
 
 
-def test_a_bucket_of_somebody_else_is_refused(aws: Aws) -> None:
+def test_a_bucket_of_another_account_is_refused(aws: Aws) -> None:
     aws.refuse("HeadBucket", "403", "Forbidden")
-    with pytest.raises(AwsError, match=f"bucket {BUCKET}: AWS refused it"):
+    with pytest.raises(AwsError, match=f"bucket {BUCKET}: access denied"):
         find_bucket(aws.session, JobSettings())
 
 
-def test_an_upload_that_breaks_off_is_one_sentence(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_failed_upload_is_one_sentence(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
     aws.refuse("PutObject", "AccessDenied", "Access Denied")
     assert run_guarded(dispatch, ["upload", str(data), "--skip_check"]) == 1
-    assert "error: uploading train: AWS refused it (Access Denied)" in capsys.readouterr().err
+    assert "error: uploading train: access denied (Access Denied)" in capsys.readouterr().err
