@@ -83,7 +83,7 @@ def open_case(name: str, subject: Subject) -> Any:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a case runs the subject's own network."""
+    """True if a case runs the subject's own network."""
     return name in (PLAIN, "plain-compile", *RUNTIMES)
 
 

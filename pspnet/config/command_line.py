@@ -127,7 +127,7 @@ def _is_bool(text: str) -> bool:
 
 
 def is_requested(options: Mapping[str, str], key: str, problems: list[Problem]) -> bool:
-    """Whether a switch such as --help was given."""
+    """Return True if a switch such as --help was given."""
     if key not in options:
         return False
     if not _is_bool(options[key]):

@@ -56,7 +56,7 @@ class Setting:
 
     @property
     def is_switch(self) -> bool:
-        """Whether its flag may be given without a value, which means True."""
+        """True if its flag may be given without a value, which means True."""
         return accepts_bool(self.annotation)
 
     def parse(self, value: object) -> Any:

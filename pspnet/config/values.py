@@ -164,7 +164,7 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 
 def accepts_bool(annotation: Any) -> bool:
-    """Whether True and False are values of the type."""
+    """Return True if the type includes bool."""
     return bool in (annotation, *get_args(annotation))
 
 

@@ -75,7 +75,7 @@ class Delivery:
 
     @property
     def dead(self) -> bool:
-        """Whether the sink accepts no more items."""
+        """True if the sink accepts no more items."""
         return self._dead
 
     # --- model thread -------------------------------------------------------------------------------------------------

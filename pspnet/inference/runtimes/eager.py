@@ -163,7 +163,7 @@ class EagerRuntime:
 
 
 def all_finite(logits: Tensor) -> Tensor:
-    """Whether all values are finite: () bool on the device, in one pass without a copy.
+    """True if all values are finite: () bool on the device, in one pass without a copy.
 
     Values in float16's range have a finite sum in float32; an infinite or NaN value makes the sum non-finite.
     """

@@ -118,7 +118,7 @@ def _exported_runtimes(source: Source) -> list[str]:
 
 
 def _has_compiler(device: torch.device) -> bool:
-    """Whether the compilers of `compile` are installed, by a quick check."""
+    """Return True if the compilers of `compile` are installed, by a quick check."""
     from pspnet.inference.runtimes.compiled import check_compiler
 
     try:

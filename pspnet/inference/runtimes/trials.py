@@ -197,7 +197,7 @@ class ChoiceCache:
         self._change(lambda content: content["choices"].update({_key(model, size): asdict(choice)}))
 
     def has_compiled(self, model: str) -> bool:
-        """Whether an architecture was compiled on this machine before."""
+        """Return True if an architecture was compiled on this machine before."""
         return model in self._read()["compiled"]
 
     def keep_compiled(self, model: str) -> None:

@@ -263,7 +263,7 @@ def test_memory_is_shared_limited_and_emptied(
     assert first.limit_bytes == 20 * SIZE
     assert "less than cache_limit_gb 1: half of the free memory and of" in capsys.readouterr().err
     read_pair(pairs[0], 5, cache=first)
-    second = open_cache("memory", 1e-6, "", announce=False)  # another run while the first one goes on
+    second = open_cache("memory", 1e-6, "", announce=False)  # another run while the first one continues
     assert second is not None
     assert second.limit_bytes == 1000
     assert second.read(pairs[0]) is not None

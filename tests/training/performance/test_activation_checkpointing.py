@@ -68,7 +68,7 @@ def test_bfloat16_is_rejected_with_an_old_pytorch(monkeypatch: pytest.MonkeyPatc
         check_precision_supported(bfloat16)
 
 
-@pytest.mark.skipif(not hasattr(torch, "compile"), reason="PyTorch 2.0 remembers the number format")
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="PyTorch 2.0 remembers the precision")
 def test_the_second_forward_pass_has_the_precision_of_the_first() -> None:
     torch.manual_seed(0)
     plain = build_model(4, width=4, dropout=0.0).train()
