@@ -94,7 +94,7 @@ class GraphCache(Generic[_Graph]):
 
 
 def _has_memory_error(error: BaseException | None) -> bool:
-    """Return True if an error or one of its contexts is out-of-memory: a failed capture raises another error on exit."""
+    """True if an error or one of its contexts is out-of-memory: a failed capture raises another error on exit."""
     while error is not None:
         if is_out_of_memory(error):
             return True
