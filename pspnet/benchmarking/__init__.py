@@ -1,5 +1,5 @@
 """Measurement tools: interleaved timing, the machine's peak, operation counts, memory and the record of a run.
 
-This room may import inference and everything below it. Start reading at interleave.py, then benchmark.py, which
+This package may import inference and everything below it. Start reading at interleave.py, then benchmark.py, which
 `pspnet benchmark` runs.
 """

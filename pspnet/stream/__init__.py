@@ -1,6 +1,6 @@
 """Live masks of videos, cameras and streams: sources, the pipeline, and sinks with retries.
 
-Imports client and the rooms below it; torch is imported only when a model directory is loaded. Start with
+Imports client and the packages below it; torch is imported only when a model directory is loaded. Start with
 `streaming.run_stream`, then `pipeline.py` and `delivery.py`.
 """
 
