@@ -230,7 +230,7 @@ def test_what_rests_on_a_wrong_value_is_not_reported() -> None:
     assert lines == ["num_classes: found 1; allowed: a whole number from 2 to 254"]
 
 
-def test_errors_never_speak_pydantic() -> None:
+def test_errors_name_no_python_types() -> None:
     text = "\n".join(problems_of(num_classes="x", foo=1, backbone=5, train=["a"], workers="w", syncbn="s", name="a/b"))
     assert not re.search(r"pydantic|input|type=|valid|Field|literal", text)
 
