@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from pspnet.serving.protocol.accept import ATTRIBUTES_HEADER, AnswerForm, choose
 from pspnet.serving.protocol.answers import check_answer, encode
 from pspnet.serving.protocol.request_error import RequestError, as_request_error
 from pspnet.serving.protocol.request_image import decode_image
-from pspnet.serving.serve_settings import read_settings
+from pspnet.serving.serve_settings import ServeSettings
 
 # What TorchServe carries unless TS_MAX_RESPONSE_SIZE says otherwise, and room for the frame around an answer.
 _TORCHSERVE_RESPONSE_BYTES = 6_553_500
@@ -60,7 +60,7 @@ class Result:
 def model_fn(model_dir: str) -> Predictor:
     """The model of a model directory; PSPNET_DEVICE, PSPNET_PRECISION and PSPNET_RUNTIME count as in `pspnet serve`."""
     _let_bodies_through()
-    return open_predictor(Path(model_dir), read_settings(Path(model_dir)), _limits())
+    return open_predictor(Path(model_dir), ServeSettings.from_environment(os.environ, model_dir=model_dir), _limits())
 
 
 def input_fn(body: Any, content_type: str | None, context: Any = None) -> Request | RequestError:
@@ -131,10 +131,10 @@ def _wishes(context: Any) -> tuple[str | None, str | None]:
 
 def _limits() -> Limits:
     """The settings, with answers no larger than this server carries."""
-    limits = Limits.from_environment()
+    limits = Limits.from_environment(os.environ)
     carried = os.environ.get("TS_MAX_RESPONSE_SIZE", "")
     largest = int(carried) if carried.isdigit() else _TORCHSERVE_RESPONSE_BYTES
-    return replace(limits, answer_bytes=min(limits.answer_bytes, max(1, largest - _FRAME_BYTES)))
+    return limits.replace(answer_bytes=min(limits.answer_bytes, max(1, largest - _FRAME_BYTES)))
 
 
 def _let_bodies_through() -> None:

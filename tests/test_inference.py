@@ -222,7 +222,7 @@ def test_answers_are_no_larger_than_torchserve_carries(monkeypatch: pytest.Monke
     assert inference._limits().answer_bytes == 6_553_500 - 16_384
     monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "50000000")
     assert inference._limits().answer_bytes == 25_000_000
-    monkeypatch.setenv("PSPNET_ANSWER_BYTES", "4_000_000")
+    monkeypatch.setenv("PSPNET_ANSWER_BYTES", "4000000")
     assert inference._limits().answer_bytes == 4_000_000
     monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "1000000")
     assert inference._limits().answer_bytes == 1_000_000 - 16_384
@@ -230,7 +230,9 @@ def test_answers_are_no_larger_than_torchserve_carries(monkeypatch: pytest.Monke
 
 def test_wrong_settings_stop_the_model_from_loading(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_LARGE_IMAGES", "crop")
-    with pytest.raises(ConfigError, match="PSPNET_LARGE_IMAGES = 'crop': expected one of tile, scale, refuse"):
+    with pytest.raises(
+        ConfigError, match=r"large_images: found 'crop' .environment PSPNET_LARGE_IMAGES.; allowed: tile, scale or"
+    ):
         inference.model_fn(str(model_dir))
 
 
@@ -243,7 +245,7 @@ def test_the_model_runs_as_the_variables_of_serving_say(model_dir: Path, monkeyp
     with pytest.raises(ConfigError, match="runtime openvino runs an export as it is; bfloat16 needs the runtime"):
         inference.model_fn(str(model_dir))
     monkeypatch.setenv("PSPNET_RUNTIME", "fast")
-    with pytest.raises(ConfigError, match="PSPNET_RUNTIME: found 'fast'; expected auto or eager"):
+    with pytest.raises(ConfigError, match=r"runtime: found 'fast' .environment PSPNET_RUNTIME.; allowed: auto, eager"):
         inference.model_fn(str(model_dir))
 
 

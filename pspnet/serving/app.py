@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
@@ -19,7 +20,6 @@ from starlette.routing import Route
 
 import pspnet
 from pspnet.errors import PspnetError
-from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving.engine import Engine
@@ -31,7 +31,7 @@ from pspnet.serving.protocol.answers import choose_answer
 from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
 from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.queued_request import BUSY, QueuedRequest, RequestCancelledError
-from pspnet.serving.serve_settings import ServeSettings, read_settings
+from pspnet.serving.serve_settings import ServeSettings
 
 CLIENT_GONE = 499
 INVOCATIONS = "/invocations"
@@ -43,8 +43,8 @@ _HELD_BYTES = 512_000_000
 class Service:
     """Request handlers and their shared state: engine, metrics and log."""
 
-    def __init__(self, settings: ServeSettings, limits: Limits, engine: Engine, table: Table, slot: int, log: JsonLog):
-        self.settings, self.limits, self.engine, self.table, self.log = settings, limits, engine, table, log
+    def __init__(self, settings: ServeSettings, engine: Engine, table: Table, slot: int, log: JsonLog):
+        self.settings, self.engine, self.table, self.log = settings, engine, table, log
         self.row = table.rows[slot]
         self.draining = False
         self._held = 0
@@ -114,7 +114,7 @@ class Service:
         if self.engine.full:  # before reading the body
             raise RequestError(503, BUSY)
         try:
-            body = await exchange.read_body(self.limits.request_bytes, self.settings.body_seconds, self._hold)
+            body = await exchange.read_body(self.settings.request_bytes, self.settings.body_seconds, self._hold)
             loop = asyncio.get_running_loop()
             done: asyncio.Future[None] = loop.create_future()
             request = QueuedRequest(body, headers.get("content-type"), form, lambda _: _wake(loop, done))
@@ -190,7 +190,6 @@ class _Endpoint:
 
 def create_app(
     settings: ServeSettings | None = None,
-    limits: Limits | None = None,
     table: Table | None = None,
     slot: int = 0,
     log: JsonLog | None = None,
@@ -200,18 +199,18 @@ def create_app(
     """Return the app. Its lifespan starts and stops the model thread; `app.state.service` is the Service.
 
     Args:
-        settings, limits: read from PSPNET_* variables if None; raises ConfigError for invalid ones.
+        settings: read from PSPNET_* variables if None; raises ConfigError for invalid ones.
         table, slot: the metrics of all workers, and the index of this worker's row.
         on_started: as for Engine.
         listen_when_ready: delay the server's startup until the model is ready; for a worker that replaces another one
             while the rest keep serving.
     """
-    settings, limits = settings or read_settings(), limits or Limits.from_environment()
+    settings = settings or ServeSettings.from_environment(os.environ)
     table, log = table or Table(), log or JsonLog(worker=slot)
     started, loops, loaded = asyncio.Event(), list[asyncio.AbstractEventLoop](), list[Predictor]()
 
     def load() -> Predictor:
-        loaded.append(load_predictor(settings, limits, slot))
+        loaded.append(load_predictor(settings, slot))
         return loaded[0]
 
     def model_started(error: Exception | None) -> None:
@@ -226,10 +225,10 @@ def create_app(
             _call(loop, started.set)
 
     engine = Engine(
-        load, limits, table.rows[slot], settings.queue, settings.max_batch, settings.warmup_size,
+        load, settings, table.rows[slot], settings.queue, settings.max_batch, settings.warmup_width_height(),
         settings.stuck_seconds, model_started,
     )  # fmt: skip
-    service = Service(settings, limits, engine, table, slot, log)
+    service = Service(settings, engine, table, slot, log)
 
     app = App(
         title="pspnet",

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -85,7 +85,7 @@ def supervise(settings: ServeSettings) -> int:
     """
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    settings = replace(settings, port=port)
+    settings = settings.replace(port=port)
     # Libraries read these variables at import, so they have to be in the environment of the workers.
     os.environ["OMP_NUM_THREADS"] = str(settings.threads_per_worker())
     for name, value in _KEEP_MEMORY.items():
