@@ -9,7 +9,7 @@ from pspnet.config.command_line import parse_settings
 from pspnet.errors import ConfigError
 from pspnet.serving.serve_settings import ServeSettings
 
-_PACKAGES = ("fastapi", "uvicorn")
+_PACKAGES = ("starlette", "uvicorn")
 _DESCRIPTION = """Serve a model: POST /invocations, GET /ping, GET /metrics. Every setting is also an environment
 variable: PSPNET_PORT for --port. See docs/serving.md."""
 

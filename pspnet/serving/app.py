@@ -1,4 +1,4 @@
-"""FastAPI application of the endpoint: GET /ping, POST /invocations, GET /metrics.
+"""Starlette application of the endpoint: GET /ping, POST /invocations, GET /metrics.
 
 `create_app` is an ASGI factory: `uvicorn --factory pspnet.serving.app:create_app` serves the model directory in
 PSPNET_MODEL_DIR, in any container that runs ASGI apps. `pspnet serve` adds a supervisor and worker processes.
@@ -13,18 +13,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-import pspnet
 from pspnet.errors import PspnetError
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving.engine import Engine
 from pspnet.serving.loading import load_predictor
-from pspnet.serving.openapi import PATHS
+from pspnet.serving.openapi import openapi_schema
 from pspnet.serving.processes.json_log import JsonLog
 from pspnet.serving.processes.server_metrics import CONTENT_TYPE, STAGES, Table
 from pspnet.serving.protocol.answers import choose_answer
@@ -164,8 +164,8 @@ class Service:
             )
 
 
-class App(FastAPI):
-    """FastAPI, except that POST /invocations bypasses routing and middleware.
+class App(Starlette):
+    """Starlette, except that POST /invocations bypasses routing and middleware.
 
     Each forward pass evicts the CPU caches, so routing and middleware cost several times more than in a loop of empty
     requests. This path does not need them: it answers its own errors.
@@ -195,7 +195,7 @@ def create_app(
     log: JsonLog | None = None,
     on_started: Callable[[Exception | None], None] = lambda _: None,
     listen_when_ready: bool = False,
-) -> FastAPI:
+) -> Starlette:
     """Return the app. Its lifespan starts and stops the model thread; `app.state.service` is the Service.
 
     Args:
@@ -231,19 +231,16 @@ def create_app(
     service = Service(settings, engine, table, slot, log)
 
     app = App(
-        title="pspnet",
-        version=pspnet.__version__,
+        routes=[
+            Route("/ping", _Endpoint(service.ping), methods=["GET"]),
+            Route(INVOCATIONS, _Endpoint(service.invocations), methods=["POST"]),
+            Route("/metrics", _Endpoint(service.metrics), methods=["GET"]),
+            Route("/openapi.json", lambda _: JSONResponse(openapi_schema()), methods=["GET"]),
+        ],
         lifespan=_lifespan(service, loops, started if listen_when_ready else None),
-        description="Semantic segmentation: image in, mask out.",
+        exception_handlers={HTTPException: service.not_found},  # type: ignore[dict-item]
     )
     app.state.service = service
-    app.router.routes += [
-        Route("/ping", _Endpoint(service.ping), methods=["GET"]),
-        Route(INVOCATIONS, _Endpoint(service.invocations), methods=["POST"]),
-        Route("/metrics", _Endpoint(service.metrics), methods=["GET"]),
-    ]
-    _add_openapi_paths(app)
-    app.add_exception_handler(HTTPException, service.not_found)  # type: ignore[arg-type]
     return app
 
 
@@ -257,11 +254,11 @@ def _log_runtime_failures(log: JsonLog, predictor: Predictor) -> None:
 
 def _lifespan(
     service: Service, loops: list[asyncio.AbstractEventLoop], wait_for: asyncio.Event | None
-) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+) -> Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]:
     """Return a lifespan that starts and stops the engine, and appends the app's event loop to `loops`."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         service.row.begin()
         heartbeat = asyncio.ensure_future(_send_heartbeats(service))
@@ -275,18 +272,6 @@ def _lifespan(
         service.log.close()
 
     return lifespan
-
-
-def _add_openapi_paths(app: FastAPI) -> None:
-    """Add the plain Starlette routes, which FastAPI leaves out of its schema."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        schema["paths"] = {**schema["paths"], **PATHS}
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def _send_heartbeats(service: Service) -> None:

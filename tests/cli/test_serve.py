@@ -64,10 +64,10 @@ def test_invalid_settings_are_reported_together(
 
 
 def test_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_serve, "_PACKAGES", ("fastapi_is_not_here", "json"))
+    monkeypatch.setattr(cli_serve, "_PACKAGES", ("starlette_is_not_here", "json"))
     assert run_guarded(cli.dispatch, ["serve", "model"]) == 2
     assert capsys.readouterr().err == (
-        "error: serving needs the package fastapi_is_not_here; install it with: pip install 'pspnet[serve]'.\n"
+        "error: serving needs the package starlette_is_not_here; install it with: pip install 'pspnet[serve]'.\n"
     )
 
 
