@@ -23,8 +23,8 @@ _SERVED = (
     "__init__.py", "classes.py", "errors.py", "system/__init__.py", "system/atomic_files.py", "system/cpu.py",
     "system/locations.py", "system/precision.py", "config/__init__.py", "config/problems.py", "config/settings.py",
     "config/values.py", "data/__init__.py", "data/io/*.py", "models/*.py", "models/fused/*.py", "artifact/*.py",
-    "inference/*.py", "inference/runtimes/*.py", "masks/__init__.py", "masks/png.py", "serving/__init__.py",
-    "serving/protocol/*.py", "serving/serve_settings.py", "serving/loading.py",
+    "inference/*.py", "inference/runtimes/*.py", "masks/__init__.py", "masks/class_counts.py", "masks/png.py",
+    "serving/__init__.py", "serving/protocol/*.py", "serving/serve_settings.py", "serving/loading.py",
 )  # fmt: skip
 # What the packages of _SERVED import and the inference images lack.
 _REQUIREMENTS = """\

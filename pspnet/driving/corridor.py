@@ -139,12 +139,6 @@ class Obstacle:
     metres: float | None
 
 
-def class_shares(mask: np.ndarray) -> dict[int, float]:
-    """The share of the pixels of every class in the mask, by class id."""
-    counts = np.bincount(mask.ravel(), minlength=1)
-    return {int(index): int(counts[index]) / max(1, mask.size) for index in np.flatnonzero(counts)}
-
-
 def runs(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the runs of True in a (W,) bool row begin, and where they end (exclusive)."""
     edges = np.diff(np.concatenate(([0], row.astype(np.int8), [0])))

@@ -1,4 +1,4 @@
-"""A mask as one line of JSON: class shares and the way ahead. Needs numpy only.
+"""A mask as one line of JSON: class counts and the way ahead. Needs numpy only.
 
 Legend: H, W mask height and width.
 """
@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from pspnet.driving.corridor import Corridor, View, class_shares, drivable_corridor, nearest_obstacle
+from pspnet.driving.corridor import Corridor, View, drivable_corridor, nearest_obstacle
+from pspnet.masks.class_counts import class_counts, class_name
 
 ROWS = 8
 """Rows of the corridor that are written at most."""
 
 
 def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -> dict[str, Any]:
-    """What docs/driving.md describes, fit for JSON; without a view only size and class shares.
+    """What docs/driving.md describes, fit for JSON; without a view only size and class counts.
 
     Args:
         mask: (H, W) uint8 class ids.
-        class_names: names in the order of the ids; a class beyond them is called by its id.
+        class_names: names in the order of the ids; a class beyond them is called `class_5`.
         view: what is drivable, and where the vehicle is in the image.
     """
     rows, columns = mask.shape
-    shares = {name_of(index, class_names): round(share, 6) for index, share in class_shares(mask).items()}
-    found: dict[str, Any] = {"height": rows, "width": columns, "classes": shares}
+    found: dict[str, Any] = {"height": rows, "width": columns, "classes": class_counts(mask, class_names)}
     if view is None:
         return found
     found["corridor"] = _corridor(drivable_corridor(mask, view), view, rows, columns)
@@ -38,7 +38,7 @@ def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -
             found["obstacle"] = {
                 "row": obstacle.row,
                 "height": round(obstacle.row / rows, 6),
-                "class": name_of(obstacle.class_id, class_names),
+                "class": class_name(obstacle.class_id, class_names),
             }
             if obstacle.metres is not None:
                 found["obstacle"]["metres"] = round(obstacle.metres, 3)
@@ -63,11 +63,6 @@ def _corridor(corridor: Corridor, view: View, rows: int, columns: int) -> dict[s
         metres = view.camera.metres(row, rows) if view.camera else None
         lines.append(line if metres is None else {**line, "metres": round(metres, 3)})
     return {"bottom": corridor.bottom, "top": corridor.top, "height": round(corridor.top / rows, 6), "rows": lines}
-
-
-def name_of(index: int, class_names: Sequence[str]) -> str:
-    """A class's name, or its id as text."""
-    return class_names[index] if index < len(class_names) else str(index)
 
 
 def json_line(values: Mapping[str, Any]) -> str:

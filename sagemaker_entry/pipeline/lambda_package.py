@@ -24,6 +24,7 @@ CODE = (
     "pspnet/driving/corridor.py",
     "pspnet/driving/mask_summary.py",
     "pspnet/masks/__init__.py",
+    "pspnet/masks/class_counts.py",
     "pspnet/masks/codec.py",
     "pspnet/masks/reader.py",
     "pspnet/masks/segment.py",

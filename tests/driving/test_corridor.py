@@ -11,7 +11,6 @@ from pspnet.driving.corridor import (
     Camera,
     View,
     ViewError,
-    class_shares,
     drivable_corridor,
     nearest_obstacle,
     runs,
@@ -28,11 +27,6 @@ def drawn(*lines: str) -> np.ndarray:
 
 def view(**options: object) -> View:
     return View(frozenset({ROAD}), **options)  # type: ignore[arg-type]
-
-
-def test_shares_are_those_of_the_pixels() -> None:
-    mask = drawn("ss..", "s...", "c...", "....")
-    assert class_shares(mask) == {SKY: 3 / 16, ROAD: 12 / 16, CAR: 1 / 16}
 
 
 def test_runs() -> None:

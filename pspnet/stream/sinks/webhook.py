@@ -13,9 +13,8 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from pspnet.errors import ConfigError
+from pspnet.masks.class_counts import class_counts
 from pspnet.masks.frames import MaskedFrame
 from pspnet.masks.writer import head_of
 from pspnet.stream.sinks.base import SinkContext, SinkError, without_secrets
@@ -133,20 +132,12 @@ class WebhookSink:
 
 
 def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
-    """A mask as JSON: frame, times, labels, size, and of every class in it the id, name, pixels and share."""
-    head, counts = head_of(item), np.bincount(item.mask.ravel(), minlength=256)
-    classes = [
-        {
-            "id": int(one),
-            "name": class_names[one] if one < len(class_names) else f"class_{one}",
-            "pixels": int(counts[one]),
-            "share": round(float(counts[one]) / item.mask.size, 6),
-        }
-        for one in np.flatnonzero(counts)
-    ]
-    height, width = item.mask.shape
+    """A mask as JSON: frame, times, labels, size, and the class counts."""
+    head, (height, width) = head_of(item), item.mask.shape
     about = {"frame": head.frame, "captured": head.captured, "timestamp": head.timestamp, "labels": head.labels}
-    return json.dumps({**about, "width": width, "height": height, "classes": classes}).encode()
+    return json.dumps(
+        {**about, "width": width, "height": height, "classes": class_counts(item.mask, class_names)}
+    ).encode()
 
 
 def read_headers(text: str, environment: Mapping[str, str]) -> dict[str, str]:
