@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ from pspnet.serving.protocol.accept import ATTRIBUTES_HEADER, AnswerForm, choose
 from pspnet.serving.protocol.answers import check_answer, encode
 from pspnet.serving.protocol.request_error import RequestError, as_request_error
 from pspnet.serving.protocol.request_image import decode_image
-from pspnet.serving.serve_settings import read_settings
+from pspnet.serving.serve_settings import ServeSettings
 
 # TorchServe's default of TS_MAX_RESPONSE_SIZE, and room for the frame around an answer.
 _TORCHSERVE_RESPONSE_BYTES = 6_553_500
@@ -61,7 +61,7 @@ class Result:
 def model_fn(model_dir: str) -> Predictor:
     """Load a model directory with PSPNET_DEVICE, PSPNET_PRECISION and PSPNET_RUNTIME as in `pspnet serve`."""
     _disable_text_decoding()
-    return open_predictor(Path(model_dir), read_settings(Path(model_dir)), _limits())
+    return open_predictor(Path(model_dir), ServeSettings.from_environment(os.environ, model_dir=model_dir), _limits())
 
 
 def input_fn(body: Any, content_type: str | None, context: Any = None) -> Request | RequestError:
@@ -132,10 +132,10 @@ def _requested_form(context: Any) -> tuple[str | None, str | None]:
 
 def _limits() -> Limits:
     """Read the limits, with answers no larger than TorchServe's limit."""
-    limits = Limits.from_environment()
+    limits = Limits.from_environment(os.environ)
     maximum = os.environ.get("TS_MAX_RESPONSE_SIZE", "")
     largest = int(maximum) if maximum.isdigit() else _TORCHSERVE_RESPONSE_BYTES
-    return replace(limits, answer_bytes=min(limits.answer_bytes, max(1, largest - _FRAME_BYTES)))
+    return limits.replace(answer_bytes=min(limits.answer_bytes, max(1, largest - _FRAME_BYTES)))
 
 
 def _disable_text_decoding() -> None:

@@ -218,7 +218,7 @@ def test_answers_are_no_larger_than_the_limit_of_torchserve(monkeypatch: pytest.
     assert inference._limits().answer_bytes == 6_553_500 - 16_384
     monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "50000000")
     assert inference._limits().answer_bytes == 25_000_000
-    monkeypatch.setenv("PSPNET_ANSWER_BYTES", "4_000_000")
+    monkeypatch.setenv("PSPNET_ANSWER_BYTES", "4000000")
     assert inference._limits().answer_bytes == 4_000_000
     monkeypatch.setenv("TS_MAX_RESPONSE_SIZE", "1000000")
     assert inference._limits().answer_bytes == 1_000_000 - 16_384
@@ -226,7 +226,9 @@ def test_answers_are_no_larger_than_the_limit_of_torchserve(monkeypatch: pytest.
 
 def test_wrong_settings_stop_the_model_from_loading(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_LARGE_IMAGES", "crop")
-    with pytest.raises(ConfigError, match="PSPNET_LARGE_IMAGES = 'crop': expected one of tile, scale, refuse"):
+    with pytest.raises(
+        ConfigError, match=r"large_images: found 'crop' .environment PSPNET_LARGE_IMAGES.; allowed: tile, scale or"
+    ):
         inference.model_fn(str(model_dir))
 
 
@@ -239,7 +241,7 @@ def test_the_variables_of_serving_are_used(model_dir: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="runtime openvino runs an export unchanged; bfloat16 needs the runtime"):
         inference.model_fn(str(model_dir))
     monkeypatch.setenv("PSPNET_RUNTIME", "fast")
-    with pytest.raises(ConfigError, match="PSPNET_RUNTIME: found 'fast'; expected auto or eager"):
+    with pytest.raises(ConfigError, match=r"runtime: found 'fast' .environment PSPNET_RUNTIME.; allowed: auto, eager"):
         inference.model_fn(str(model_dir))
 
 

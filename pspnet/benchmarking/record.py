@@ -18,7 +18,7 @@ from pspnet.system.cpu import available_cores, processor_name
 _PACKAGES = (
     "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "albumentations", "simplejpeg", "deflate",
     "torchmetrics", "onnxruntime", "openvino", "nncf", "tensorrt", "segmentation-models-pytorch", "mxnet", "gluoncv",
-    "fastapi", "uvicorn", "sagemaker-pytorch-inference", "torchserve",
+    "starlette", "uvicorn", "sagemaker-pytorch-inference", "torchserve",
 )  # fmt: skip
 _READ_VERSIONS = """
 import importlib.metadata, json, platform, sys

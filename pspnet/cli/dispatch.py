@@ -22,7 +22,7 @@ from pspnet.system.exit_codes import run_guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; `train` and `sagemaker` parse their own options and are only listed."""
+    """Build the parser of all commands; `train`, `serve` and `sagemaker` parse their own options and are listed."""
     parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_model.register(subparsers)
     cli_import.register(subparsers)
     cli_export.register(subparsers)
-    cli_serve.register(subparsers)
+    subparsers.add_parser("serve", help="serve a model over HTTP (see `pspnet serve --help`)")
     cli_benchmark.register(subparsers)
     cli_stream.register(subparsers)
     cli_data.register(subparsers)
@@ -44,6 +44,8 @@ def dispatch(argv: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     if argv and argv[0] == "train":
         return train_command(argv[1:])
+    if argv and argv[0] == "serve":
+        return cli_serve.run_serve(argv[1:])
     if argv and argv[0] == "sagemaker":
         # Imported here, because only these commands need it.
         from sagemaker_entry.commands import dispatch as dispatch_sagemaker

@@ -1,4 +1,4 @@
-"""Summary of a mask as one line of JSON: class fractions, corridor and obstacle.
+"""Summary of a mask as one line of JSON: class counts, corridor and obstacle.
 
 Legend: H, W mask height and width.
 """
@@ -14,22 +14,22 @@ import numpy as np
 from pspnet.driving.corridor import Corridor, drivable_corridor
 from pspnet.driving.obstacle import nearest_obstacle
 from pspnet.driving.view import View
+from pspnet.masks.class_counts import class_counts, class_name
 
 ROWS = 8
 """Maximum number of corridor rows in a summary."""
 
 
 def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -> dict[str, Any]:
-    """Return the summary that docs/driving.md defines as JSON types; without a view only size and class fractions.
+    """Return the summary that docs/driving.md defines as JSON types; without a view only size and class counts.
 
     Args:
         mask: (H, W) uint8 class ids.
-        class_names: names in the order of the ids; a class without a name is written as its id.
+        class_names: names in the order of the ids; a class without a name is called `class_5`.
         view: drivable classes and position of the vehicle in the image.
     """
     rows, columns = mask.shape
-    fractions = {name_of(index, class_names): round(value, 6) for index, value in class_fractions(mask).items()}
-    found: dict[str, Any] = {"height": rows, "width": columns, "classes": fractions}
+    found: dict[str, Any] = {"height": rows, "width": columns, "classes": class_counts(mask, class_names)}
     if view is None:
         return found
     found["corridor"] = _corridor(drivable_corridor(mask, view), view, rows, columns)
@@ -40,7 +40,7 @@ def summarise(mask: np.ndarray, class_names: Sequence[str], view: View | None) -
             found["obstacle"] = {
                 "row": obstacle.row,
                 "height": round(obstacle.row / rows, 6),
-                "class": name_of(obstacle.class_id, class_names),
+                "class": class_name(obstacle.class_id, class_names),
             }
             if obstacle.metres is not None:
                 found["obstacle"]["metres"] = round(obstacle.metres, 3)
@@ -65,17 +65,6 @@ def _corridor(corridor: Corridor, view: View, rows: int, columns: int) -> dict[s
         metres = view.camera.metres(row, rows) if view.camera else None
         lines.append(line if metres is None else {**line, "metres": round(metres, 3)})
     return {"bottom": corridor.bottom, "top": corridor.top, "height": round(corridor.top / rows, 6), "rows": lines}
-
-
-def class_fractions(mask: np.ndarray) -> dict[int, float]:
-    """Return the fraction of pixels of every class in the mask, by class id."""
-    counts = np.bincount(mask.ravel(), minlength=1)
-    return {int(index): int(counts[index]) / max(1, mask.size) for index in np.flatnonzero(counts)}
-
-
-def name_of(index: int, class_names: Sequence[str]) -> str:
-    """Return the name of a class, or its id as text."""
-    return class_names[index] if index < len(class_names) else str(index)
 
 
 def json_line(values: Mapping[str, Any]) -> str:

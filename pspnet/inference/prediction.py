@@ -17,6 +17,7 @@ from PIL import Image
 from pspnet.classes import IGNORE_INDEX
 from pspnet.data.io.images import write_palette_png
 from pspnet.errors import ConfigError
+from pspnet.masks.class_counts import class_counts
 
 _REPR_CLASSES = 3
 
@@ -67,12 +68,7 @@ class Prediction:
 
     def counts(self) -> list[dict[str, Any]]:
         """Return id, name, pixels and fraction of every class in the mask, in the order of the ids."""
-        pixels = np.bincount(self.mask.ravel(), minlength=len(self.class_names))
-        return [
-            {"id": index, "name": name, "pixels": int(pixels[index]), "fraction": float(pixels[index] / self.mask.size)}
-            for index, name in enumerate(self.class_names)
-            if pixels[index]
-        ]
+        return class_counts(self.mask, self.class_names)
 
     def _repr_png_(self) -> bytes:
         """The overlay, which notebooks display."""

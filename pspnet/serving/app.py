@@ -1,4 +1,4 @@
-"""FastAPI application of the endpoint: GET /ping, POST /invocations, GET /metrics.
+"""Starlette application of the endpoint: GET /ping, POST /invocations, GET /metrics.
 
 `create_app` is an ASGI factory: `uvicorn --factory pspnet.serving.app:create_app` serves the model directory in
 PSPNET_MODEL_DIR, in any container that runs ASGI apps. `pspnet serve` adds a supervisor and worker processes.
@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import PlainTextResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-import pspnet
 from pspnet.errors import PspnetError
-from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving.engine import Engine
 from pspnet.serving.json_log import JsonLog
 from pspnet.serving.loading import load_predictor
-from pspnet.serving.openapi import PATHS
+from pspnet.serving.openapi import openapi_schema
 from pspnet.serving.protocol.accept import choose_answer
 from pspnet.serving.protocol.exchange import TEXT, ClientGoneError, Exchange, Receive, Send
 from pspnet.serving.protocol.request_error import RequestError
 from pspnet.serving.queued_request import BUSY, QueuedRequest, RequestCancelledError
-from pspnet.serving.serve_settings import ServeSettings, read_settings
+from pspnet.serving.serve_settings import ServeSettings
 from pspnet.serving.server_metrics import CONTENT_TYPE, STAGES, Table
 
 CLIENT_GONE = 499
@@ -43,8 +43,8 @@ _HELD_BYTES = 512_000_000
 class Service:
     """Request handlers and their shared state: engine, metrics and log."""
 
-    def __init__(self, settings: ServeSettings, limits: Limits, engine: Engine, table: Table, slot: int, log: JsonLog):
-        self.settings, self.limits, self.engine, self.table, self.log = settings, limits, engine, table, log
+    def __init__(self, settings: ServeSettings, engine: Engine, table: Table, slot: int, log: JsonLog):
+        self.settings, self.engine, self.table, self.log = settings, engine, table, log
         self.row = table.rows[slot]
         self.draining = False
         self._held = 0
@@ -114,7 +114,7 @@ class Service:
         if self.engine.full:  # before reading the body
             raise RequestError(503, BUSY)
         try:
-            body = await exchange.read_body(self.limits.request_bytes, self.settings.body_seconds, self._hold)
+            body = await exchange.read_body(self.settings.request_bytes, self.settings.body_seconds, self._hold)
             loop = asyncio.get_running_loop()
             done: asyncio.Future[None] = loop.create_future()
             request = QueuedRequest(body, headers.get("content-type"), form, lambda _: _wake(loop, done))
@@ -164,8 +164,8 @@ class Service:
             )
 
 
-class App(FastAPI):
-    """FastAPI, except that POST /invocations bypasses routing and middleware.
+class App(Starlette):
+    """Starlette, except that POST /invocations bypasses routing and middleware.
 
     Each forward pass evicts the CPU caches, so routing and middleware cost several times more than in a loop of empty
     requests. This path does not need them: it answers its own errors.
@@ -190,28 +190,27 @@ class _Endpoint:
 
 def create_app(
     settings: ServeSettings | None = None,
-    limits: Limits | None = None,
     table: Table | None = None,
     slot: int = 0,
     log: JsonLog | None = None,
     on_started: Callable[[Exception | None], None] = lambda _: None,
     listen_when_ready: bool = False,
-) -> FastAPI:
+) -> Starlette:
     """Return the app. Its lifespan starts and stops the model thread; `app.state.service` is the Service.
 
     Args:
-        settings, limits: read from PSPNET_* variables if None; raises ConfigError for invalid ones.
+        settings: read from PSPNET_* variables if None; raises ConfigError for invalid ones.
         table, slot: the metrics of all workers, and the index of this worker's row.
         on_started: as for Engine.
         listen_when_ready: delay the server's startup until the model is ready; for a worker that replaces another one
             while the rest keep serving.
     """
-    settings, limits = settings or read_settings(), limits or Limits.from_environment()
+    settings = settings or ServeSettings.from_environment(os.environ)
     table, log = table or Table(), log or JsonLog(worker=slot)
     started, loops, loaded = asyncio.Event(), list[asyncio.AbstractEventLoop](), list[Predictor]()
 
     def load() -> Predictor:
-        loaded.append(load_predictor(settings, limits, slot))
+        loaded.append(load_predictor(settings, slot))
         return loaded[0]
 
     def model_started(error: Exception | None) -> None:
@@ -226,25 +225,22 @@ def create_app(
             _call(loop, started.set)
 
     engine = Engine(
-        load, limits, table.rows[slot], settings.queue, settings.max_batch, settings.warmup_size,
+        load, settings, table.rows[slot], settings.queue, settings.max_batch, settings.warmup_width_height(),
         settings.stuck_seconds, model_started,
     )  # fmt: skip
-    service = Service(settings, limits, engine, table, slot, log)
+    service = Service(settings, engine, table, slot, log)
 
     app = App(
-        title="pspnet",
-        version=pspnet.__version__,
+        routes=[
+            Route("/ping", _Endpoint(service.ping), methods=["GET"]),
+            Route(INVOCATIONS, _Endpoint(service.invocations), methods=["POST"]),
+            Route("/metrics", _Endpoint(service.metrics), methods=["GET"]),
+            Route("/openapi.json", lambda _: JSONResponse(openapi_schema()), methods=["GET"]),
+        ],
         lifespan=_lifespan(service, loops, started if listen_when_ready else None),
-        description="Semantic segmentation: image in, mask out.",
+        exception_handlers={HTTPException: service.not_found},  # type: ignore[dict-item]
     )
     app.state.service = service
-    app.router.routes += [
-        Route("/ping", _Endpoint(service.ping), methods=["GET"]),
-        Route(INVOCATIONS, _Endpoint(service.invocations), methods=["POST"]),
-        Route("/metrics", _Endpoint(service.metrics), methods=["GET"]),
-    ]
-    _add_openapi_paths(app)
-    app.add_exception_handler(HTTPException, service.not_found)  # type: ignore[arg-type]
     return app
 
 
@@ -258,11 +254,11 @@ def _log_runtime_failures(log: JsonLog, predictor: Predictor) -> None:
 
 def _lifespan(
     service: Service, loops: list[asyncio.AbstractEventLoop], wait_for: asyncio.Event | None
-) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+) -> Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]:
     """Return a lifespan that starts and stops the engine, and appends the app's event loop to `loops`."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         service.row.begin()
         heartbeat = asyncio.ensure_future(_send_heartbeats(service))
@@ -276,18 +272,6 @@ def _lifespan(
         service.log.close()
 
     return lifespan
-
-
-def _add_openapi_paths(app: FastAPI) -> None:
-    """Add the plain Starlette routes, which FastAPI leaves out of its schema."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        schema["paths"] = {**schema["paths"], **PATHS}
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def _send_heartbeats(service: Service) -> None:

@@ -15,7 +15,7 @@ from pspnet.serving.serve_settings import AUTO, ServeSettings
 from pspnet.system.precision import choose_precision
 
 
-def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predictor:
+def load_predictor(settings: ServeSettings, slot: int) -> Predictor:
     """Load the predictor of a worker. Call it in the model thread: the CPU thread count is per thread.
 
     Raises WeightsError for an unreadable model and ConfigError for an unavailable device, precision or runtime.
@@ -27,7 +27,7 @@ def load_predictor(settings: ServeSettings, limits: Limits, slot: int) -> Predic
                 f"{settings.model_dir / ARCHIVE_NAME}: the runtime {settings.runtime} needs an export, and exports in "
                 "a packed model are ignored. Unpack it, run `pspnet export` on that folder, and serve the folder."
             )
-        return open_predictor(directory, settings, limits, slot)
+        return open_predictor(directory, settings, settings, slot)
 
 
 def open_predictor(directory: Path, settings: ServeSettings, limits: Limits, slot: int = 0) -> Predictor:

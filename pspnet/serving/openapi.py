@@ -1,9 +1,10 @@
-"""OpenAPI description of the endpoint for /openapi.json and /docs."""
+"""OpenAPI description of the endpoint for /openapi.json."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pspnet
 from pspnet.serving.protocol.accept import FORMS
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -15,7 +16,7 @@ def _refusal(description: str) -> dict[str, Any]:
     return {"description": description, "content": _SENTENCE}
 
 
-PATHS: dict[str, Any] = {
+_PATHS: dict[str, Any] = {
     "/ping": {
         "get": {
             "summary": "Readiness of the model",
@@ -58,3 +59,9 @@ PATHS: dict[str, Any] = {
         }
     },
 }
+
+
+def openapi_schema() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document."""
+    info = {"title": "pspnet", "version": pspnet.__version__, "description": "Semantic segmentation of images."}
+    return {"openapi": "3.1.0", "info": info, "paths": _PATHS}

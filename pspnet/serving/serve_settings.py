@@ -5,138 +5,83 @@ Reading them does not import torch, so invalid ones are reported immediately.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from pspnet.errors import ConfigError
-from pspnet.inference.runtimes.base import NAMES
+from pspnet.config.settings import setting
+from pspnet.inference.limits import Limits
+from pspnet.inference.runtimes.base import RuntimeName
 from pspnet.system.cpu import available_cores
 
 AUTO = "auto"
-DEFAULT_MODEL_DIR = Path("/opt/ml/model")
-"""Model directory in SageMaker's containers."""
 GPU_BATCH = 8
 """Default of --max_batch on GPUs."""
+_NETWORK, _QUEUE, _TIMEOUTS = "Model and runtime", "Request queue", "Timeouts and log"
 
 
-def _whole(low: int, high: int, auto: bool = False) -> Callable[[str], int | str]:
-    allowed = f"a whole number from {low} to {high}" + (" or auto" if auto else "")
-
-    def parse(text: str) -> int | str:
-        if auto and text == AUTO:
-            return AUTO
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            raise ValueError(allowed)
-        return int(text)
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise ValueError(f"seconds from {low:g} to {high:g}")
-        return value
-
-    return parse
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(" or ".join(choices))
-        return text
-
-    return parse
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise ValueError("True or False")
-    return text.lower() in ("true", "1")
-
-
-def _size(text: str) -> tuple[int, int]:
+def _check_size(text: str) -> str:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 32 <= int(part) <= 4096 for part in parts):
-        raise ValueError("WIDTHxHEIGHT with both from 32 to 4096, e.g. 480x360")
-    return int(parts[0]), int(parts[1])
+        raise ValueError("not WIDTHxHEIGHT")
+    return text.lower()
 
 
-def _device(text: str) -> str:
-    if text not in (AUTO, "cpu", "cuda") and not (text.startswith("cuda:") and text[5:].isdigit()):
-        raise ValueError("auto, cpu, cuda or cuda:N")
+def _check_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text, re.ASCII):
+        raise ValueError("not a device")
     return text
 
 
-def _host(text: str) -> str:
-    if not text or any(character.isspace() or character == "/" for character in text):
-        raise ValueError("an address of this machine, e.g. 127.0.0.1 or 0.0.0.0")
+def _check_host(text: str) -> str:
+    if re.search(r"[\s/]", text):
+        raise ValueError("not an address")
     return text
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Setting with flag `--name` and variable `PSPNET_NAME`. `parse` raises ValueError with the allowed values."""
+@dataclass(frozen=True, init=False)
+class ServeSettings(Limits):
+    """Settings of serving, with the limits of its requests. `threads` and `max_batch` may be `auto`."""
 
-    name: str
-    default: str
-    parse: Callable[[str], Any]
-    metavar: str
-    help: str
-
-
-SETTINGS = (
-    Setting("host", "127.0.0.1", _host, "ADDRESS", "address to listen on; 0.0.0.0 for all interfaces"),
-    Setting("port", "8080", _whole(0, 65535), "N", "port to listen on; 0 for any free port"),
-    Setting("workers", "1", _whole(1, 64), "N", "worker processes, each with its own copy of the model"),
-    Setting("threads", AUTO, _whole(1, 1024, auto=True), "N", "CPU threads of each worker; auto: cores / workers"),
-    Setting("device", AUTO, _device, "NAME", "auto, cpu, cuda or cuda:N; with auto and cuda, workers share the GPUs"),
-    Setting(
-        "precision", AUTO, _one_of("auto", "float32", "bfloat16", "float16"), "NAME",
-        "precision of the network: auto (float32 on CPUs, by device on GPUs), float32, bfloat16 or float16",
-    ),
-    Setting("runtime", AUTO, _one_of(*NAMES), "NAME", f"runtime of the network: {', '.join(NAMES)}"),
-    Setting("queue", "32", _whole(1, 10000), "N", "queued requests per worker; any more are answered with 503"),
-    Setting(
-        "max_batch", AUTO, _whole(1, 256, auto=True), "N",
-        f"largest batch of queued images of the same size; auto: 1 on CPUs, {GPU_BATCH} on GPUs",
-    ),
-    Setting("warmup_size", "480x360", _size, "WxH", "image size of the warm-up; use the size of your frames"),
-    Setting("body_seconds", "30", _seconds(0.1, 3600), "S", "timeout for receiving the body of a request"),
-    Setting("stuck_seconds", "300", _seconds(1, 86400), "S", "timeout of a forward pass; its worker is then replaced"),
-    Setting("grace_seconds", "25", _seconds(0, 3600), "S", "time to answer accepted requests at a stop"),
-    Setting("request_log", "True", _switch, "BOOL", "log one JSON line per request to standard error"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """Settings of serving. `threads` and `max_batch` may be `auto`; `warmup_size` is (width, height)."""
-
-    model_dir: Path
-    host: str
-    port: int
-    workers: int
-    threads: int | str
-    device: str
-    precision: str
-    runtime: str
-    queue: int
-    max_batch: int | str
-    warmup_size: tuple[int, int]
-    body_seconds: float
-    stuck_seconds: float
-    grace_seconds: float
-    request_log: bool
+    model_dir: Path = setting(
+        Path("/opt/ml/model"),
+        "model_dir of a training run, or a folder with model.tar.gz; default /opt/ml/model",
+        positional=True, variables=("PSPNET_MODEL_DIR", "SM_MODEL_DIR"),
+    )  # fmt: skip
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0 for all interfaces", group="Server", check=_check_host,
+        allowed="an address of this machine, e.g. 127.0.0.1 or 0.0.0.0",
+    )  # fmt: skip
+    port: int = setting(8080, "port to listen on; 0 for any free port", group="Server", ge=0, le=65535)
+    workers: int = setting(1, "worker processes, each with its own copy of the model", group="Server", ge=1, le=64)
+    threads: Literal["auto"] | int = setting(
+        AUTO, "CPU threads of each worker; auto: cores / workers", group=_NETWORK, ge=1, le=1024,
+        allowed="auto or a whole number from 1 to 1024",
+    )  # fmt: skip
+    device: str = setting(
+        AUTO, "with auto and cuda, workers are assigned to the GPUs round-robin", group=_NETWORK, check=_check_device,
+        allowed="auto, cpu, cuda or cuda:N",
+    )  # fmt: skip
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        AUTO, "precision of the network; auto: float32 on CPUs, by device on GPUs", group=_NETWORK
+    )
+    runtime: RuntimeName = setting(AUTO, "runtime of the network", group=_NETWORK)
+    warmup_size: str = setting(
+        "480x360", "image size of the warm-up; use the size of your frames", group=_NETWORK, check=_check_size,
+        allowed="WIDTHxHEIGHT, both from 32 to 4096, e.g. 480x360",
+    )  # fmt: skip
+    queue: int = setting(32, "queued requests per worker; any more are answered with 503", group=_QUEUE, ge=1, le=10000)
+    max_batch: Literal["auto"] | int = setting(
+        AUTO, f"largest batch of queued images of the same size; auto: 1 on CPUs, {GPU_BATCH} on GPUs", group=_QUEUE,
+        allowed="auto or a whole number from 1 to 256", ge=1, le=256,
+    )  # fmt: skip
+    body_seconds: float = setting(30.0, "timeout for receiving the body of a request", group=_TIMEOUTS, ge=0.1, le=3600)
+    stuck_seconds: float = setting(
+        300.0, "timeout of a forward pass; its worker is then replaced", group=_TIMEOUTS, ge=1, le=86400
+    )
+    grace_seconds: float = setting(25.0, "time to answer accepted requests at a stop", group=_TIMEOUTS, ge=0, le=3600)
+    request_log: bool = setting(True, "log one JSON line per request to standard error", group=_TIMEOUTS)
 
     def threads_per_worker(self) -> int:
         """CPU threads of each worker's model."""
@@ -144,27 +89,7 @@ class ServeSettings:
             return self.threads
         return max(1, available_cores() // self.workers)
 
-
-def read_settings(
-    model_dir: Path | None = None, flags: Mapping[str, str | None] | None = None, env: Mapping[str, str] = os.environ
-) -> ServeSettings:
-    """Read the settings: defaults < PSPNET_* variables < flags. An empty variable counts as unset.
-
-    The model directory is `model_dir`, else PSPNET_MODEL_DIR, SM_MODEL_DIR or /opt/ml/model.
-    Raises ConfigError that lists every invalid setting.
-    """
-    values: dict[str, Any] = {}
-    problems = []
-    for setting in SETTINGS:
-        flag, variable = (flags or {}).get(setting.name), f"PSPNET_{setting.name.upper()}"
-        source = f"--{setting.name}" if flag is not None else variable
-        text = flag if flag is not None else env.get(variable) or setting.default
-        try:
-            values[setting.name] = setting.parse(text.strip())
-        except ValueError as error:
-            problems.append(f"{source}: found {text[:60]!r}; expected {error}.")
-    if problems:
-        raise ConfigError("\n".join(problems))
-    found = model_dir or Path(env.get("PSPNET_MODEL_DIR") or env.get("SM_MODEL_DIR") or DEFAULT_MODEL_DIR)
-    assert set(values) == {field.name for field in fields(ServeSettings)} - {"model_dir"}
-    return ServeSettings(model_dir=found, **values)
+    def warmup_width_height(self) -> tuple[int, int]:
+        """Image size of the warm-up."""
+        width, height = map(int, self.warmup_size.split("x"))
+        return width, height

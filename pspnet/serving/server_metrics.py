@@ -93,7 +93,7 @@ class Row:
 
 
 class Table:
-    """Rows of all workers, in a shared file; in memory if `path` is None."""
+    """Rows of all workers, in a shared file; in memory without `path`."""
 
     def __init__(self, workers: int = 1, path: Path | None = None) -> None:
         size = workers * _WIDTH * 8

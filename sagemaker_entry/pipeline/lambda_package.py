@@ -26,6 +26,7 @@ CODE = (
     "pspnet/driving/obstacle.py",
     "pspnet/driving/view.py",
     "pspnet/masks/__init__.py",
+    "pspnet/masks/class_counts.py",
     "pspnet/masks/codec.py",
     "pspnet/masks/png.py",
     "pspnet/masks/reader.py",

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pspnet.driving.corridor import drivable_corridor, runs
-from pspnet.driving.mask_summary import class_fractions
 from pspnet.driving.obstacle import nearest_obstacle
 from pspnet.driving.view import Camera, View, ViewError
 
@@ -23,11 +22,6 @@ def drawn(*lines: str) -> np.ndarray:
 
 def view(**options: object) -> View:
     return View(frozenset({ROAD}), **options)  # type: ignore[arg-type]
-
-
-def test_class_fractions() -> None:
-    mask = drawn("ss..", "s...", "c...", "....")
-    assert class_fractions(mask) == {SKY: 3 / 16, ROAD: 12 / 16, CAR: 1 / 16}
 
 
 def test_runs() -> None:

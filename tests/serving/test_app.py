@@ -22,12 +22,11 @@ import uvicorn
 from PIL import Image
 
 from pspnet.errors import ConfigError, WeightsError
-from pspnet.inference.limits import Limits
 from pspnet.inference.runtimes.trials import Choice
 from pspnet.serving import app as app_module
 from pspnet.serving.app import Service, create_app
 from pspnet.serving.json_log import JsonLog
-from pspnet.serving.serve_settings import read_settings
+from pspnet.serving.serve_settings import ServeSettings
 from tests.serving.pictures import encoded, noise
 from tests.serving.stand_ins import StandIn
 
@@ -70,11 +69,10 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     running = []
 
-    def start(load: Callable[[], Any], ready: bool = True, limits: Limits | None = None, **flags: str) -> Served:
+    def start(load: Callable[[], Any], ready: bool = True, **values: object) -> Served:
         monkeypatch.setattr(app_module, "load_predictor", lambda *_: load())
         stream = io.StringIO()
-        settings = read_settings(Path("model"), {"warmup_size": "32x32", **flags}, {})
-        app = create_app(settings, limits or Limits(), log=JsonLog(stream))
+        app = create_app(ServeSettings(model_dir="model", warmup_size="32x32", **values), log=JsonLog(stream))
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -170,7 +168,7 @@ def test_request_log_can_be_disabled(serve: Serve, stand_in: StandIn) -> None:
 
 
 def test_errors_are_single_sentences(serve: Serve, stand_in: StandIn) -> None:
-    served = serve(lambda: stand_in, limits=Limits(request_bytes=20_000, pixels=5_000))
+    served = serve(lambda: stand_in, request_bytes=20_000, pixels=5_000)
     cases = [
         (served.post(b"x", {"Content-Type": "text/html"}), 415, "content type"),
         (served.post(b""), 400, "no body"),
@@ -218,7 +216,7 @@ def chunks(count: int, size: int, pause: float = 0.0) -> Iterator[bytes]:
 
 
 def test_chunked_body_is_limited_while_it_arrives(serve: Serve, stand_in: StandIn) -> None:
-    served = serve(lambda: stand_in, limits=Limits(request_bytes=100_000))
+    served = serve(lambda: stand_in, request_bytes=100_000)
     url = f"http://127.0.0.1:{served.port}/invocations"
     whole = httpx.post(url, content=iter([FRAME[:50], FRAME[50:]]), headers=PNG, timeout=60)
     assert mask_of(whole).shape == (32, 40)
@@ -326,7 +324,7 @@ def test_factory_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PSPNET_PIXELS", "4096")
     service = create_app().state.service
     assert (service.settings.model_dir, service.settings.queue) == (Path("/some/model"), 5)
-    assert service.limits.pixels == 4096
+    assert service.settings.pixels == 4096
     monkeypatch.setenv("PSPNET_QUEUE", "none")
     with pytest.raises(ConfigError, match="PSPNET_QUEUE"):
         create_app()
@@ -335,8 +333,8 @@ def test_factory_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_replacement_listens_after_its_model_is_ready(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
     monkeypatch.setattr(app_module, "load_predictor", lambda *_: stand_in)
     stand_in.hold()
-    settings = read_settings(Path("model"), {"warmup_size": "32x32"}, {})
-    app = create_app(settings, Limits(), log=JsonLog(io.StringIO()), listen_when_ready=True)
+    settings = ServeSettings(model_dir="model", warmup_size="32x32")
+    app = create_app(settings, log=JsonLog(io.StringIO()), listen_when_ready=True)
 
     async def start() -> None:
         entering = asyncio.ensure_future(app.router.lifespan_context(app).__aenter__())

@@ -11,10 +11,9 @@ import torch
 from pspnet.artifact.model_directory import architecture_of, save_artifact
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, WeightsError
-from pspnet.inference.limits import Limits
 from pspnet.models.build import build_model
 from pspnet.serving.loading import choose_serving_device, load_predictor
-from pspnet.serving.serve_settings import read_settings
+from pspnet.serving.serve_settings import ServeSettings
 
 
 @pytest.fixture
@@ -30,11 +29,11 @@ def packed(tmp_path: Path) -> Path:
 
 
 def test_packed_model_runs_without_exports(packed: Path) -> None:
-    flags = {"device": "cpu", "threads": str(torch.get_num_threads())}
-    assert load_predictor(read_settings(packed, flags, {}), Limits(), 0).runtime.name == "eager"
+    settings = ServeSettings(model_dir=packed, device="cpu", threads=torch.get_num_threads())
+    assert load_predictor(settings, 0).runtime.name == "eager"
     text = r"packed/model\.tar\.gz: the runtime openvino:int8 needs an export, and exports in a packed model are"
     with pytest.raises(WeightsError, match=text):
-        load_predictor(read_settings(packed, {**flags, "runtime": "openvino:int8"}, {}), Limits(), 0)
+        load_predictor(settings.replace(runtime="openvino:int8"), 0)
 
 
 def test_workers_are_assigned_to_gpus_round_robin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ Legend: N images in a batch, H, W image height and width, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -19,9 +19,10 @@ else:
     Protocol = object
 
 AUTO = "auto"
-NAMES = (
-    AUTO, "eager", "compile", "onnxruntime", "onnxruntime:int8", "openvino", "openvino:int8", "tensorrt",
-)  # fmt: skip
+RuntimeName = Literal[
+    "auto", "eager", "compile", "onnxruntime", "onnxruntime:int8", "openvino", "openvino:int8", "tensorrt"
+]
+NAMES: tuple[str, ...] = get_args(RuntimeName)
 """Values of `runtime`. `auto` selects one of the others, but never int8."""
 
 

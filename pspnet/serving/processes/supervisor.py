@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -85,7 +85,7 @@ def supervise(settings: ServeSettings) -> int:
     """
     listener = open_listener(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    settings = replace(settings, port=port)
+    settings = settings.replace(port=port)
     # Libraries read these variables at import, so they have to be in the environment of the workers.
     os.environ["OMP_NUM_THREADS"] = str(settings.threads_per_worker())
     for name, value in _KEEP_MEMORY.items():
@@ -192,14 +192,14 @@ class Supervisor:
         exit_code, slot.process = slot.process.exitcode, None
         was_ready, slot.ready_at = slot.ready_at, None
         healthy = was_ready is not None and time.monotonic() - was_ready >= _HEALTHY_SECONDS
-        slot.failed_starts += was_ready is None
+        slot.failed_starts += not was_ready
         slot.backoff = 0.0 if healthy else slot.backoff
         self._log.write("worker_died", worker=slot.index, exit_code=exit_code, next_start_seconds=slot.backoff)
         self._table.rows[slot.index].mark_dead()
         slot.next_start = time.monotonic() + slot.backoff
         slot.backoff = min(_MAX_BACKOFF_SECONDS, max(1.0, 2 * slot.backoff))
-        none_ready = all(other.ready_at is None for other in self._slots)
-        if (reported is not None and none_ready) or slot.failed_starts >= MAX_FAILED_STARTS:
+        some_ready = any(other.ready_at is not None for other in self._slots)
+        if (reported is not None and not some_ready) or slot.failed_starts >= MAX_FAILED_STARTS:
             slot.failure = reported or _unexplained_exit(exit_code)
 
     def _reported_failure(self, slot: _Slot) -> StartFailure | None:

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 import uvicorn
 
 from pspnet.errors import ConfigError, PspnetError
-from pspnet.inference.limits import Limits
 from pspnet.serving.app import Service, create_app
 from pspnet.serving.json_log import JsonLog, LogHandler
 from pspnet.serving.processes.worker_arguments import StartFailure, WorkerArguments
@@ -47,9 +46,8 @@ def run_worker(arguments: WorkerArguments, listener: socket.socket, control: Con
 
     settings, slot = arguments.settings, arguments.slot
     app = create_app(
-        settings, Limits.from_environment(), Table(settings.workers, arguments.table), slot, log,
-        on_started, arguments.listen_when_ready,
-    )  # fmt: skip
+        settings, Table(settings.workers, arguments.table), slot, log, on_started, arguments.listen_when_ready
+    )
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none", lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(settings.grace_seconds) + 2,

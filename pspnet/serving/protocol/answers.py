@@ -8,19 +8,19 @@ from __future__ import annotations
 import io
 import json
 import math
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
 from pspnet.inference.prediction import Prediction
+from pspnet.masks.class_counts import class_counts
 from pspnet.masks.png import encode_mask
 from pspnet.serving.protocol import npy, recordio
 from pspnet.serving.protocol.accept import FORMS, NPY, NPZ, OVERLAY, PALETTE, SUMMARY, AnswerForm, choose_answer
 from pspnet.serving.protocol.request_error import RequestError
 
-__all__ = ["FORMS", "AnswerForm", "check_answer", "choose_answer", "class_counts", "encode", "encode_mask"]
+__all__ = ["FORMS", "AnswerForm", "check_answer", "choose_answer", "encode", "encode_mask"]
 
 _JPEG_QUALITY = 90
 # Probabilities are compressed in one piece, so their uncompressed size is limited too, to this multiple.
@@ -65,7 +65,7 @@ def _encode(prediction: Prediction, form: AnswerForm) -> bytes:
     if form.needs_probabilities:
         return _encode_probabilities(prediction, form)
     if form.kind == SUMMARY:
-        return json.dumps(class_counts(prediction)).encode()
+        return _encode_summary(prediction)
     if form.kind == OVERLAY:
         return _encode_overlay(prediction)
     if form.media_type == NPY:
@@ -99,13 +99,9 @@ def _encode_overlay(prediction: Prediction) -> bytes:
     return buffer.getvalue()
 
 
-def class_counts(prediction: Prediction) -> dict[str, Any]:
-    """Return the size of the mask, and the id, name, pixel count and fraction of every class in it."""
-    mask = prediction.mask
-    counts = np.bincount(mask.ravel(), minlength=len(prediction.class_names))
-    classes = [
-        {"id": index, "name": name, "pixels": int(counts[index]), "share": float(counts[index] / mask.size)}
-        for index, name in enumerate(prediction.class_names)
-        if counts[index]
-    ]
-    return {"height": mask.shape[0], "width": mask.shape[1], "classes": classes}
+def _encode_summary(prediction: Prediction) -> bytes:
+    """Encode the size of the mask and its class counts as JSON."""
+    height, width = prediction.mask.shape
+    # `share` is the old name of `fraction`; remove it after the next release.
+    classes = [{**entry, "share": entry["fraction"]} for entry in class_counts(prediction.mask, prediction.class_names)]
+    return json.dumps({"height": height, "width": width, "classes": classes}).encode()

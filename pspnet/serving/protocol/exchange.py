@@ -1,6 +1,6 @@
 """HTTP request and answer on plain ASGI: headers, size and time limits for the body, errors as plain sentences.
 
-FastAPI's request and response classes would cost more than the rest of this server.
+Starlette's request and response classes would cost more than the rest of this server.
 """
 
 from __future__ import annotations

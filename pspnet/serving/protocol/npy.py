@@ -1,4 +1,4 @@
-"""NPY codec without pickle and without evaluating the header as Python.
+"""NPY codec without pickle.
 
 Format: NEP 1 (numpy.lib.format). Legend: H, W image height and width.
 """
@@ -6,20 +6,18 @@ Format: NEP 1 (numpy.lib.format). Legend: H, W image height and width.
 from __future__ import annotations
 
 import io
-import re
-import struct
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 
-MAGIC = b"\x93NUMPY"
-_LONGEST_HEADER = 1_000  # NumPy writes 128 bytes for an image
-_FIELDS = re.compile(
-    rb"\s*\{\s*'descr'\s*:\s*(?P<descr>'[^']*'|\[.*\])\s*,\s*'fortran_order'\s*:\s*(?P<fortran>True|False)\s*,"
-    rb"\s*'shape'\s*:\s*\((?P<shape>[\d\s,]*)\)\s*,?\s*\}\s*",
-    re.DOTALL,
-)
-_UINT8 = ("|u1", "<u1", ">u1", "=u1", "u1")
+MAGIC = npy_format.MAGIC_PREFIX
+# NumPy writes 128 bytes for an image. Longer headers are slow to parse, and deeply nested ones can exhaust the stack.
+_LONGEST_HEADER = 256
+# Version 3 differs from 2 only in the encoding of field names, which an image does not have.
+_READERS = {
+    1: npy_format.read_array_header_1_0, 2: npy_format.read_array_header_2_0, 3: npy_format.read_array_header_2_0
+}  # fmt: skip
 
 
 class NpyError(ValueError):
@@ -29,26 +27,25 @@ class NpyError(ValueError):
 def read_shape(body: bytes) -> tuple[tuple[int, ...], bool, int]:
     """Return (shape, Fortran order, offset of the data) of an NPY body that holds an image.
 
-    Allocates nothing. Raises NpyError unless the body is a complete (H, W, 3) or (H, W) uint8 array.
+    Allocates no pixels. Raises NpyError unless the body is a complete (H, W, 3) or (H, W) uint8 array.
     """
-    if body[:6] != MAGIC or len(body) < 12 or body[6] not in (1, 2, 3):
+    reader = _READERS.get(body[6]) if body.startswith(MAGIC) and len(body) > 6 else None
+    if reader is None:
         raise NpyError("is not an NPY file: it does not start with NumPy's magic bytes; write it with numpy.save.")
-    width, start = ("<H", 10) if body[6] == 1 else ("<I", 12)
-    (length,) = struct.unpack(width, body[8:start])
-    header = body[start : start + length] if length <= _LONGEST_HEADER else b""
-    found = _FIELDS.fullmatch(header)
-    if found is None:
-        raise NpyError("has a header that cannot be read; write it with numpy.save.")
-    descr = found["descr"].decode("latin-1").strip("'")
-    if descr not in _UINT8:
-        raise NpyError(f"is of type {descr[:40]!r}; expected uint8 ('|u1').")
-    shape = tuple(int(size) for size in found["shape"].replace(b",", b" ").split())
+    file = io.BytesIO(body[: _LONGEST_HEADER + 12])
+    file.seek(8)
+    try:
+        shape, fortran, dtype = reader(file, max_header_size=_LONGEST_HEADER)
+    except Exception:  # the parser raises ValueError, SyntaxError, TokenError, RecursionError, MemoryError ...
+        raise NpyError("has a header that cannot be read; write it with numpy.save.") from None
+    if dtype != np.uint8:
+        raise NpyError(f"is of type {dtype.str[:40]!r}; expected uint8 ('|u1').")
     if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or not 0 < min(shape) <= max(shape) < 1 << 31:
         raise NpyError(f"is of shape {_shown(shape)}; expected (H, W, 3) RGB or (H, W) grey.")
-    expected, rest = shape[0] * shape[1] * (3 if shape[2:] else 1), len(body) - start - length
+    expected, rest = shape[0] * shape[1] * (3 if shape[2:] else 1), len(body) - file.tell()
     if rest != expected:
         raise NpyError(f"of shape {_shown(shape)} has {rest:,} bytes of data; expected {expected:,}.")
-    return shape, found["fortran"] == b"True", start + length
+    return shape, fortran, file.tell()
 
 
 def read_pixels(body: bytes, shape: tuple[int, ...], fortran: bool, offset: int) -> np.ndarray:

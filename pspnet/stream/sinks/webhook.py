@@ -13,9 +13,8 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from pspnet.errors import ConfigError
+from pspnet.masks.class_counts import class_counts
 from pspnet.masks.frames import MaskedFrame
 from pspnet.masks.writer import head_of
 from pspnet.stream.sinks.base import SinkContext, SinkError, without_secrets
@@ -131,20 +130,12 @@ class WebhookSink:
 
 
 def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
-    """Encode a mask as JSON: frame, times, labels, size, and id, name, pixels and fraction of every class in it."""
-    head, counts = head_of(item), np.bincount(item.mask.ravel(), minlength=256)
-    classes = [
-        {
-            "id": int(class_id),
-            "name": class_names[class_id] if class_id < len(class_names) else f"class_{class_id}",
-            "pixels": int(counts[class_id]),
-            "share": round(float(counts[class_id]) / item.mask.size, 6),
-        }
-        for class_id in np.flatnonzero(counts)
-    ]
-    height, width = item.mask.shape
+    """Encode a mask as JSON: frame, times, labels, size, and the class counts."""
+    head, (height, width) = head_of(item), item.mask.shape
     about = {"frame": head.frame, "captured": head.captured, "timestamp": head.timestamp, "labels": head.labels}
-    return json.dumps({**about, "width": width, "height": height, "classes": classes}).encode()
+    return json.dumps(
+        {**about, "width": width, "height": height, "classes": class_counts(item.mask, class_names)}
+    ).encode()
 
 
 def read_headers(text: str, environment: Mapping[str, str]) -> dict[str, str]:

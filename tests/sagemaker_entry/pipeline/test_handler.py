@@ -66,7 +66,7 @@ def keys(s3: Any) -> list[str]:
     return [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
 
-def test_a_mask_gives_a_line_of_class_fractions(bucket: Any) -> None:
+def test_a_mask_becomes_a_line_of_class_counts(bucket: Any) -> None:
     put(bucket, "masks/frame_7.png", encode_mask(mask()))
     assert lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/frame_7.png"))) == {"batchItemFailures": []}
     assert lines(bucket, "summaries/masks/frame_7.png.jsonl") == [
@@ -75,7 +75,11 @@ def test_a_mask_gives_a_line_of_class_fractions(bucket: Any) -> None:
             "frame": 0,
             "height": 6,
             "width": 8,
-            "classes": {"0": round(30 / 48, 6), "3": round(16 / 48, 6), "8": round(2 / 48, 6)},
+            "classes": [
+                {"id": 0, "name": "class_0", "pixels": 30, "fraction": 0.625},
+                {"id": 3, "name": "class_3", "pixels": 16, "fraction": 0.333333},
+                {"id": 8, "name": "class_8", "pixels": 2, "fraction": 0.041667},
+            ],
         }
     ]
 
@@ -95,7 +99,8 @@ def test_a_segment_gives_a_line_per_frame(bucket: Any, monkeypatch: pytest.Monke
     first, last = lines(bucket, "summaries/masks/a.pspm.jsonl")
     assert (first["frame"], first["captured"], first["timestamp"]) == (4, 1700000000.4, 0.4)
     assert (first["latency"], first["labels"]) == (0.25, {"fragment": "913"})
-    assert first["classes"] == {"sky": 0.625, "road": round(16 / 48, 6), "car": round(2 / 48, 6)}
+    found = [(entry["name"], entry["pixels"]) for entry in first["classes"]]
+    assert found == [("sky", 30), ("road", 16), ("car", 2)]
     assert first["corridor"]["rows"][-1]["right"] == 3
     assert (last["frame"], last["corridor"]["rows"][-1]["right"]) == (5, 6)
 
@@ -121,7 +126,7 @@ def test_drivable_classes_add_corridor_and_obstacle(bucket: Any, monkeypatch: py
     put(bucket, "masks/a.png", encode_mask(mask(), palette))
     lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
     (line,) = lines(bucket, "summaries/masks/a.png.jsonl")
-    assert line["classes"]["road"] == round(16 / 48, 6)
+    assert line["classes"][1] == {"id": 3, "name": "road", "pixels": 16, "fraction": 0.333333}
     assert line["corridor"] == {
         "bottom": 5,
         "top": 3,
@@ -241,7 +246,7 @@ def test_the_current_version_of_a_file_is_read(bucket: Any) -> None:
     put(bucket, "masks/a.png", encode_mask(mask()))
     put(bucket, "masks/a.png", encode_mask(np.full((2, 2), CAR, dtype=np.uint8)))
     lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
-    assert lines(bucket, "summaries/masks/a.png.jsonl")[0]["classes"] == {"8": 1.0}
+    assert lines(bucket, "summaries/masks/a.png.jsonl")[0]["classes"][0]["fraction"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["results", "results.fifo"])

@@ -48,7 +48,7 @@ def test_the_function_starts_from_the_package_alone(tmp_path: Path) -> None:
         "from PIL import Image; import io\n"
         "picture = io.BytesIO(); Image.new('L', (4, 2), 3).save(picture, 'PNG')\n"
         "lines = list(it._lines(picture.getvalue(), 'masks/a.png', it._settings()))\n"
-        "assert json.loads(lines[0])['classes'] == {'3': 1.0}, lines\n"
+        "assert json.loads(lines[0])['classes'][0]['name'] == 'class_3', lines\n"
         "own = [m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('pspnet', 'sagemaker_entry')]\n"
         f"assert sorted(path[len(sys.path[0]) + 1:] for path in own) == {sorted(CODE)!r}, own\n"
         "heavy = {'torch', 'torchvision', 'cv2', 'av', 'pydantic', 'albumentations', 'boto3'} & set(sys.modules)\n"

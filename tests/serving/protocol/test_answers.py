@@ -92,9 +92,9 @@ def test_json_counts_pixels_per_class() -> None:
         "height": 2,
         "width": 3,
         "classes": [
-            {"id": 0, "name": "sky", "pixels": 1, "share": 1 / 6},
-            {"id": 1, "name": "road", "pixels": 2, "share": 2 / 6},
-            {"id": 2, "name": "car", "pixels": 3, "share": 0.5},
+            {"id": 0, "name": "sky", "pixels": 1, "fraction": 0.166667, "share": 0.166667},
+            {"id": 1, "name": "road", "pixels": 2, "fraction": 0.333333, "share": 0.333333},
+            {"id": 2, "name": "car", "pixels": 3, "fraction": 0.5, "share": 0.5},
         ],
     }
 

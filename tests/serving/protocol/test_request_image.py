@@ -143,10 +143,10 @@ def test_unreadable_requests_are_rejected(body: bytes, content_type: str | None,
         (b"\x93NUMPY\x09\x00\x10\x00" + bytes(64), "is not an NPY file"),
         (npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1), }", b"x"), "is of type '|O'"),
         (npy_header("{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1, 1), }", b"x"), "is of type"),
-        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 1), }", b"x"), "header that cannot be"),
+        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 1), }", b"x"), "is of shape (-1, 1)"),
         (npy_header("__import__('os').system('true')", b"x"), "header that cannot be read"),
-        (npy_header("(" * 900, b"x"), "header that cannot be read"),
-        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (9" + "9" * 900 + ",1)}"), "is of shape (999"),
+        (npy_header("(" * 200, b"x"), "header that cannot be read"),
+        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (9" + "9" * 150 + ",1)}"), "is of shape (999"),
     ],
 )  # fmt: skip
 def test_invalid_npy_bodies_are_rejected(body: bytes, text: str) -> None:

@@ -106,9 +106,9 @@ def test_json_with_classes(receiver: Receiver) -> None:
         "width": 4,
         "height": 1,
         "classes": [
-            {"id": 0, "name": "road", "pixels": 1, "share": 0.25},
-            {"id": 1, "name": "car", "pixels": 2, "share": 0.5},
-            {"id": 7, "name": "class_7", "pixels": 1, "share": 0.25},
+            {"id": 0, "name": "road", "pixels": 1, "fraction": 0.25},
+            {"id": 1, "name": "car", "pixels": 2, "fraction": 0.5},
+            {"id": 7, "name": "class_7", "pixels": 1, "fraction": 0.25},
         ],
     }
 
