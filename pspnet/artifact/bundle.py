@@ -19,11 +19,11 @@ from pspnet.system.locations import PACKAGE, find_project_file
 # Files of the package needed for prediction: no training, evaluation or data sets.
 _SERVED = (
     "__init__.py", "classes.py", "errors.py", "system/__init__.py", "system/atomic_files.py", "system/cpu.py",
-    "system/locations.py", "system/precision.py", "config/__init__.py", "config/problems.py", "config/settings.py",
-    "config/values.py", "data/__init__.py", "data/io/*.py", "models/*.py", "models/fused/*.py",
-    "artifact/__init__.py", "artifact/bundle.py", "artifact/export_record.py", "artifact/file_names.py",
-    "artifact/model_directory.py", "inference/*.py", "inference/runtimes/*.py", "masks/__init__.py",
-    "masks/class_counts.py", "masks/png.py", "serving/__init__.py", "serving/protocol/*.py",
+    "system/device.py", "system/locations.py", "system/precision.py", "config/__init__.py", "config/problems.py",
+    "config/settings.py", "config/values.py", "data/__init__.py", "data/io/*.py", "models/*.py",
+    "models/fused/*.py", "artifact/__init__.py", "artifact/bundle.py", "artifact/export_record.py",
+    "artifact/file_names.py", "artifact/model_directory.py", "inference/*.py", "inference/runtimes/*.py",
+    "masks/__init__.py", "masks/class_counts.py", "masks/png.py", "serving/__init__.py", "serving/protocol/*.py",
     "serving/serve_settings.py", "serving/loading.py",
 )  # fmt: skip
 # Imported by _SERVED and missing in the inference images.
