@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 root=$PWD
 
 packages=(
-  torch==1.12.1 torchvision==0.13.1 'numpy<2' pillow 'pydantic<2.11' eval-type-backport pyyaml safetensors
+  torch==1.12.1 torchvision==0.13.1 'numpy<2' pillow pyyaml safetensors
   albumentations==1.4.18 deflate opencv-python-headless simplejpeg tqdm tensorboard six
 )
 toolkit_package=sagemaker-training==4.2.8
@@ -81,8 +81,7 @@ if ! "$python" -c 'import sagemaker_training' >/dev/null 2>&1; then
 fi
 # -W: torch 1.12.1 and its time's packages use what later setuptools deprecate.
 export PYTHONPATH=$root PYTHONWARNINGS=ignore NO_ALBUMENTATIONS_UPDATE=1
-"$python" -c 'import torch, numpy, pydantic, sys; print("torch", torch.__version__, "numpy", numpy.__version__,
-"pydantic", pydantic.VERSION)'
+"$python" -c 'import torch, numpy; print("torch", torch.__version__, "numpy", numpy.__version__)'
 
 cd "$work"
 step "a tiny data set"

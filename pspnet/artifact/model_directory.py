@@ -88,7 +88,7 @@ def save_artifact(
         "architecture": architecture_of(config),
         "classes": list(class_names),
         "palette": palette_for(class_names)[: config.num_classes].tolist(),
-        "training": {"config": config.model_dump(mode="json"), **trained},
+        "training": {"config": config.to_json(), **trained},
         "scores": scores,
     }
     _write(directory, model, content)

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pspnet.config.parsing import dump_yaml, help_text, parse_arguments
+from pspnet.config.parsing import parse_arguments
+from pspnet.config.reference import dump_yaml, help_text
 from pspnet.config.rules import check_channels, config_warnings
 from pspnet.system.locations import find_beside
 from pspnet.system.training_job import job_arguments, report_failure

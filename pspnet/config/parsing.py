@@ -1,56 +1,26 @@
-"""Where settings come from: YAML file, flags and SageMaker's environment -> Config; Config -> help, YAML, docs."""
+"""Config from flags, a YAML file and SageMaker's environment."""
 
 from __future__ import annotations
 
 import os
 import re
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-import yaml
-
-from pspnet.config.rules import CHANNELS, OUTPUT_FOLDERS, InvalidConfigError, Problem, check_channels, config_warnings
-from pspnet.config.schema import Config, allowed, group
-from pspnet.config.values import is_unset, parse_bool, show
-
-__all__ = [
-    "Arguments",
-    "check_channels",
-    "config_warnings",
-    "dump_yaml",
-    "help_text",
-    "load_config",
-    "markdown_table",
-    "parse_arguments",
-]
+from pspnet.config.command_line import FlagReader, RawSettings, build_settings, is_requested, plain_key
+from pspnet.config.folders import CHANNELS
+from pspnet.config.problems import InvalidConfigError
+from pspnet.config.schema import Config
+from pspnet.config.values import is_unset
 
 SAGEMAKER_BASE = "/opt/ml"
 """The folder of a SageMaker job, unless SAGEMAKER_BASE_DIR names another one. SageMaker restores checkpoints to its
 subfolder `checkpoints` at the start of a job and uploads them from there while it runs."""
 
-_COMMANDS = ("config", "help", "print_config")
+_OPTIONS = {"config": True, "help": False, "print_config": False}
 _FOREIGN = ("_tuning_objective_metric", "sagemaker_")
-"""Beginnings of hyperparameters that SageMaker's tuning jobs and toolkits add for themselves."""
-
-
-@dataclass
-class Settings:
-    """Raw values by key, and where each came from; later values replace earlier ones."""
-
-    values: dict[str, object] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def set(self, key: str, value: object, source: str) -> None:
-        self.values[key], self.sources[key] = value, source
-
-    def set_default(self, key: str, value: object, source: str) -> None:
-        """Set a value unless there is one already that means something."""
-        if is_unset(self.values.get(key)) and not is_unset(value):
-            self.set(key, value, source)
+"""Prefixes of hyperparameters that SageMaker's tuning jobs and toolkits add."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +50,10 @@ def parse_arguments(
     every problem.
     """
     env = os.environ if env is None else env
-    flags, commands = _read_flags(argv)
-    if _is_true(commands, "help", flags):
+    flags, commands = FlagReader([Config], _OPTIONS, _FOREIGN).read(argv)
+    if is_requested(commands, "help", flags.problems):
         return Arguments(None, {}, help_requested=True)
-    print_config = _is_true(commands, "print_config", flags)
+    print_config = is_requested(commands, "print_config", flags.problems)
     file = commands.get("config")
     if file is None and default_file is not None and not flags.values and not flags.problems:
         file = (
@@ -99,15 +69,18 @@ def load_config(
     env: Mapping[str, str] | None = None,
 ) -> Config:
     """Settings from a YAML file with `overrides` over it; raises ConfigError. The environment counts only if given."""
-    flags = Settings()
+    flags = RawSettings()
     for key, value in (overrides or {}).items():
-        flags.set(_plain(key), value, "override")
+        flags.set(plain_key(key), value, "override")
     return _combine(None if file is None else os.fspath(file), flags, {} if env is None else env)[0]
 
 
-def _combine(file: str | None, flags: Settings, env: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
-    settings = Settings(problems=list(flags.problems))
+def _combine(file: str | None, flags: RawSettings, env: Mapping[str, str]) -> tuple[Config, dict[str, str]]:
+    settings = RawSettings(problems=list(flags.problems))
     if file is not None:
+        # Imported here: only a config file needs the YAML library.
+        from pspnet.config.yaml_file import read_config_file
+
         try:
             read = read_config_file(file)
         except InvalidConfigError as error:  # without the file, most other complaints would be idle
@@ -119,15 +92,7 @@ def _combine(file: str | None, flags: Settings, env: Mapping[str, str]) -> tuple
     for key, value in flags.values.items():
         settings.set(key, value, flags.sources[key])
     _add_environment(settings, env)
-    try:
-        config = Config(**settings.values)
-    except InvalidConfigError as error:
-        # A flag without a value was reported already; that its key is missing follows.
-        told = {problem.key for problem in settings.problems if problem.key not in settings.values}
-        rest = [problem for problem in error.problems if told.isdisjoint((problem.key, *problem.others))]
-        raise InvalidConfigError([*settings.problems, *rest], settings.sources) from None
-    if settings.problems:
-        raise InvalidConfigError(settings.problems, settings.sources)
+    config = build_settings(Config, settings)
     return config, {key: source for key, source in settings.sources.items() if not is_unset(settings.values[key])}
 
 
@@ -136,7 +101,7 @@ def _name_of(file: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).stem).lstrip("._-") or "run"
 
 
-def _add_environment(settings: Settings, env: Mapping[str, str]) -> None:
+def _add_environment(settings: RawSettings, env: Mapping[str, str]) -> None:
     for key in ("data", *CHANNELS):
         variable = f"SM_CHANNEL_{key.upper()}"
         settings.set_default(key, env.get(variable), f"environment {variable}")
@@ -145,178 +110,3 @@ def _add_environment(settings: Settings, env: Mapping[str, str]) -> None:
     if env.get("SM_MODEL_DIR"):
         base = env.get("SAGEMAKER_BASE_DIR") or SAGEMAKER_BASE
         settings.set_default("checkpoint_dir", f"{base}/checkpoints", "environment SM_MODEL_DIR")
-
-
-def _plain(key: str) -> str:
-    return key.strip().replace("-", "_")
-
-
-def _read_flags(argv: Sequence[str]) -> tuple[Settings, dict[str, str]]:
-    """Flags -> settings, and the flags that are none themselves: --config, --help and --print_config."""
-    settings, commands, position = Settings(), {}, 0
-    while position < len(argv):
-        token = argv[position]
-        position += 1
-        if token == "-h":
-            token = "--help"
-        if not token.startswith("--") or token == "--":
-            fix = "settings are given as --key value, a config file as --config FILE"
-            settings.problems.append(Problem("command line", f"unexpected {show(token)}", fix))
-            continue
-        name, equals, value = token[2:].partition("=")
-        if not equals and position < len(argv) and not argv[position].startswith("--"):
-            value, equals = argv[position], "="
-            position += 1
-        key = _plain(name)
-        if key in _COMMANDS:
-            commands[key] = value if equals else "" if key == "config" else "True"
-        elif not key.startswith(_FOREIGN):
-            _add_flag(settings, key, value if equals else None, f"flag --{name}")
-    return settings, commands
-
-
-def _add_flag(settings: Settings, key: str, value: str | None, source: str) -> None:
-    known = Config.model_fields.get(key)
-    if value is not None or (known is not None and bool in (known.annotation, *get_args(known.annotation))):
-        settings.set(key, "True" if value is None else value, source)
-    elif known is None:
-        settings.set(key, "True", source)  # reported as an unknown key with the others
-    else:
-        settings.problems.append(Problem(key, f"{source} has no value", f"allowed: {allowed(key)}"))
-
-
-def _is_true(commands: Mapping[str, str], key: str, flags: Settings) -> bool:
-    if key not in commands:
-        return False
-    try:
-        return parse_bool(commands[key])
-    except ValueError:
-        flags.problems.append(Problem(f"--{key}", f"found {show(commands[key])}", "it takes no value"))
-        return False
-
-
-def read_config_file(file: str) -> Settings:
-    """The raw texts of a YAML file by key, each with its line. Raises ConfigError where there is nothing to read.
-
-    Scalars stay text, as flags are: YAML's own ideas of types (010 is 8, 1e-4 is text, no is False) play no part.
-    """
-    if not file.strip():
-        raise InvalidConfigError([Problem("--config", "has no value", "give the name of a YAML file")])
-    try:
-        text = Path(file).read_bytes().decode("utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-    except OSError as error:
-        found = f"cannot read {file}: {error.strerror or error}"
-        raise InvalidConfigError([Problem("--config", found, "give the name of a YAML file that exists")]) from None
-    except (ValueError, OverflowError, yaml.YAMLError, RecursionError) as error:
-        raise InvalidConfigError([Problem("--config", f"{file} is not valid YAML{_place(error)}", _YAML_FIX)]) from None
-    if not isinstance(root, yaml.MappingNode):
-        what = "is empty" if root is None else f"holds a {'list' if isinstance(root, yaml.SequenceNode) else 'text'}"
-        raise InvalidConfigError([Problem("--config", f"{file} {what}", _YAML_FIX)])
-    return _read_mapping(file, root)
-
-
-_YAML_FIX = 'write one "key: value" a line'
-
-
-def _place(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return ": it is not UTF-8 text"
-    if isinstance(error, RecursionError):
-        return ": it is nested too deeply"
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "unreadable characters"
-    return f", line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else f": {problem}"
-
-
-def _read_mapping(file: str, root: yaml.MappingNode) -> Settings:
-    settings = Settings()
-    for key_node, value_node in root.value:
-        line = key_node.start_mark.line + 1
-        key, source = _plain(str(_value_of(key_node))), f"{file}, line {line}"
-        if key in settings.values:
-            first = settings.sources[key].rsplit(" ", 1)[-1]
-            found = f"given twice in {file}, on lines {first} and {line}"
-            settings.problems.append(Problem(key, found, "keep one of them"))
-        settings.set(key, _value_of(value_node), source)
-    return settings
-
-
-def _value_of(node: yaml.Node) -> object:
-    """A scalar's text, a list of them, or an empty dict for a mapping, which no setting accepts."""
-    if isinstance(node, yaml.ScalarNode):
-        return str(node.value)
-    if isinstance(node, yaml.SequenceNode):
-        return [str(item.value) if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
-    return {}
-
-
-def dump_yaml(config: Config) -> str:
-    """The settings as YAML that loads to an equal Config; folders that follow from others stand in comments."""
-    lines: list[str] = []
-    derived = config.derived()
-    for heading, keys in _groups():
-        lines += ["", f"# {heading}"] if lines else [f"# {heading}"]
-        for key in keys:
-            value = getattr(config, key)
-            if key in derived:
-                lines.append(f"# {key}: {show(value, 200)}  (follows from {'data' if key in CHANNELS else 'name'})")
-            elif isinstance(value, tuple):
-                lines.append(f"{key}: {_yaml(list(value), flow=True)}")
-            else:
-                lines.append(_yaml({key: value}, flow=False))
-    return "\n".join(lines) + "\n"
-
-
-def _yaml(value: object, flow: bool) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=flow, allow_unicode=True, width=10**6)
-    return text.strip()
-
-
-def help_text() -> str:
-    """Every setting with its default, what it allows and one line, by group; at most 100 columns."""
-    lines = [
-        "usage: train.py [--config FILE] [--key value ...] [--print_config] [--help]",
-        "",
-        "Defaults < config file < flags, whatever their order. A key in the file is a flag here and a",
-        "hyperparameter on SageMaker; hyphens and underscores both work. A true-or-false flag without a",
-        "value means True.",
-        "",
-        "  --config FILE    read settings from a YAML file",
-        "  --print_config   print the settings that would be used, as YAML, and stop",
-        "  --help           print this text and stop",
-    ]
-    for heading, keys in _groups():
-        lines += ["", f"{heading}:"]
-        for key in keys:
-            default = default_text(key)
-            head = f"--{key}: {default if default == 'required' else f'default {default}'}; {allowed(key)}"
-            lines += textwrap.wrap(head, 100, initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
-            lines += textwrap.wrap(str(Config.model_fields[key].description), 100, initial_indent=" " * 6)
-    return "\n".join(lines) + "\n"
-
-
-def markdown_table() -> str:
-    """The same as help_text, as Markdown tables for docs/configuration.md."""
-    lines: list[str] = []
-    for heading, keys in _groups():
-        lines += ["", f"### {heading}", "", "| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-        for key in keys:
-            cells = (f"`{key}`", default_text(key), allowed(key), str(Config.model_fields[key].description))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines[1:]) + "\n"
-
-
-def default_text(key: str) -> str:
-    """The default as it would be written: `required` where there is none, `none` where it is not given."""
-    known = Config.model_fields[key]
-    if known.is_required():
-        return "required"
-    if key in OUTPUT_FOLDERS:
-        return "/".join(part for part in ("runs/<name>", OUTPUT_FOLDERS[key]) if part)
-    return "none" if known.default is None else str(known.default)
-
-
-def _groups() -> Iterator[tuple[str, list[str]]]:
-    headings = dict.fromkeys(group(key) for key in Config.model_fields)
-    for heading in headings:
-        yield heading, [key for key in Config.model_fields if group(key) == heading]

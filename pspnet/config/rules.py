@@ -1,86 +1,18 @@
-"""What single settings cannot show: folders that follow from others, contradictions, and doubtful combinations."""
+"""Rules between settings: missing folders, settings that exclude each other, and doubtful combinations."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
-from pspnet.config.values import parse_str, show
-from pspnet.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pspnet.config.schema import Config
-
-SHAPES = "shapes"
-"""The value of `data` that stands for the built-in synthetic set."""
-
-REQUIRED_CHANNELS = ("train", "train_annotation", "validation", "validation_annotation")
-CHANNELS = (*REQUIRED_CHANNELS, "label_map", "model")
-"""Keys of the data channels, named as SageMaker's channels are; the last two may be left out."""
-
-OUTPUT_FOLDERS = {"model_dir": "model", "output_dir": "", "checkpoint_dir": "checkpoints"}
-"""Keys of the output folders, and where each lies under runs/<name>."""
-
-FOLDERS = ("data", *CHANNELS, *OUTPUT_FOLDERS)
+from pspnet.config.fields import Fields
+from pspnet.config.folders import CHANNELS, REQUIRED_CHANNELS, SHAPES
+from pspnet.config.problems import InvalidConfigError, Problem
+from pspnet.config.settings import settings_of
+from pspnet.config.values import show
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One reason why settings cannot be used: the key, what was found, and what is allowed or how to mend it.
-
-    `others` are keys that the problem rests on as well; where one of them is wrong itself, the problem is not reported.
-    """
-
-    key: str
-    found: str
-    fix: str
-    others: tuple[str, ...] = ()
-
-    def line(self, source: str | None = None) -> str:
-        """The problem as one line, with where the value came from if that is known."""
-        key = " ".join(self.key.split())
-        return f"{key}: {self.found}{f' ({source})' if source else ''}; {self.fix}"
-
-
-class InvalidConfigError(ConfigError):
-    """A ConfigError that still knows its single problems, so that sources can be added to them."""
-
-    def __init__(self, problems: Iterable[Problem], sources: Mapping[str, str] | None = None) -> None:
-        self.problems, self.sources = tuple(problems), dict(sources or {})
-        super().__init__(self.problems, self.sources)
-
-    def __str__(self) -> str:
-        count = len(self.problems)
-        head = f"The configuration has {count} problem{'s' if count != 1 else ''}:"
-        return "\n".join([head, *(f"  {problem.line(self.sources.get(problem.key))}" for problem in self.problems)])
-
-
-def derived_folders(values: Mapping[str, object]) -> dict[str, str]:
-    """Folders that follow from `data` and `name` where they are not given themselves.
-
-    `data` always stands for the four required channels, and for label_map and model if it holds such folders.
-    """
-    run = os.path.join("runs", _text(values.get("name")) or "run")
-    folders = {key: os.path.join(run, part) if part else run for key, part in OUTPUT_FOLDERS.items()}
-    data = os.path.expanduser(_text(values.get("data")))
-    if data and data != SHAPES:
-        for key in CHANNELS:
-            folder = os.path.join(data, key)
-            if key in REQUIRED_CHANNELS or os.path.isdir(folder):
-                folders[key] = folder
-    return folders
-
-
-def _text(value: object) -> str:
-    try:
-        return parse_str(value)
-    except ValueError:  # reported with the key it belongs to
-        return ""
-
-
-def check_channels(config: Config, sources: Mapping[str, str] | None = None) -> None:
+def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> None:
     """Raise ConfigError that names every data folder that does not exist, with its key and where it came from."""
     sources, problems = dict(sources or {}), []
     if config.data and config.data != SHAPES and not os.path.isdir(config.data) and "train" in config.derived():
@@ -104,7 +36,7 @@ def _missing_folder(key: str, folder: str) -> Problem:
     return Problem(key, f"there is no folder {show(folder, 200)}", "give one that exists")
 
 
-def cross_problems(config: Config) -> Iterator[Problem]:
+def cross_problems(config: Fields) -> Iterator[Problem]:
     """Settings that cannot be used together."""
     yield from _channel_problems(config)
     yield from _network_problems(config)
@@ -126,7 +58,7 @@ def cross_problems(config: Config) -> Iterator[Problem]:
         yield Problem("micro_batch_size", f"found {show(config.micro_batch_size)} with syncbn True", fix, ("syncbn",))
 
 
-def _channel_problems(config: Config) -> Iterator[Problem]:
+def _channel_problems(config: Fields) -> Iterator[Problem]:
     given = [key for key in REQUIRED_CHANNELS if getattr(config, key) is not None]
     if config.data is None and not given:
         fix = (
@@ -142,7 +74,7 @@ def _channel_problems(config: Config) -> Iterator[Problem]:
                 yield Problem(key, "missing", fix, ("data",))
 
 
-def _network_problems(config: Config) -> Iterator[Problem]:
+def _network_problems(config: Fields) -> Iterator[Problem]:
     if config.crop_size < 32:
         fix = f"algorithm {config.algorithm} needs at least 32"
         yield Problem("crop_size", f"found {config.crop_size}", fix, ("algorithm",))
@@ -162,9 +94,9 @@ def _network_problems(config: Config) -> Iterator[Problem]:
         yield Problem("width", f"found {config.width} with use_pretrained_model True", fix, ("use_pretrained_model",))
 
 
-def _torchvision_problems(config: Config) -> Iterator[Problem]:
+def _torchvision_problems(config: Fields) -> Iterator[Problem]:
     """Settings of our network that torchvision's, which are built as they are, don't have."""
-    fields = type(config).model_fields
+    fields = settings_of(type(config))
     for key in ("stem", "output_stride", "align_corners", "contract_dilation", "width", "dropout"):
         value = getattr(config, key)
         if value != fields[key].default:
@@ -172,7 +104,7 @@ def _torchvision_problems(config: Config) -> Iterator[Problem]:
             yield Problem(key, f"found {show(value)} with algorithm {config.algorithm}", fix, ("algorithm",))
 
 
-def _class_problems(config: Config) -> Iterator[Problem]:
+def _class_problems(config: Fields) -> Iterator[Problem]:
     classes = config.num_classes
     if config.class_names is not None and len(config.class_names) != classes:
         found = f"found {len(config.class_names)} names with num_classes {classes}"
@@ -185,12 +117,12 @@ def _class_problems(config: Config) -> Iterator[Problem]:
         yield Problem("class_weights", f"given with loss {config.loss}", fix, ("loss",))
 
 
-def config_warnings(config: Config) -> list[str]:
+def config_warnings(config: Fields) -> list[str]:
     """Settings that run but hardly do what was meant, one sentence each."""
     return [*_schedule_warnings(config), *_unused_warnings(config), *_data_warnings(config)]
 
 
-def _schedule_warnings(config: Config) -> Iterator[str]:
+def _schedule_warnings(config: Fields) -> Iterator[str]:
     if config.early_stopping and config.early_stopping_min_epochs >= config.epochs:
         yield (
             f"early_stopping can never act: early_stopping_min_epochs {config.early_stopping_min_epochs} "
@@ -215,7 +147,7 @@ def _schedule_warnings(config: Config) -> Iterator[str]:
         yield "compile may change results between runs; deterministic asks for none: use one of them."
 
 
-def _unused_warnings(config: Config) -> Iterator[str]:
+def _unused_warnings(config: Fields) -> Iterator[str]:
     """Settings that were changed but are not read, because another one leaves them out."""
     readers: dict[str, dict[str, tuple[object, ...]]] = {
         "optimizer": {
@@ -234,11 +166,11 @@ def _unused_warnings(config: Config) -> Iterator[str]:
     for switch, keys in readers.items():
         chosen = getattr(config, switch)
         for key, used_by in keys.items():
-            if chosen not in used_by and getattr(config, key) != type(config).model_fields[key].default:
+            if chosen not in used_by and getattr(config, key) != settings_of(type(config))[key].default:
                 yield f"{key} is not used with {switch} {chosen}; it is read with {' and '.join(map(str, used_by))}."
 
 
-def _data_warnings(config: Config) -> Iterator[str]:
+def _data_warnings(config: Fields) -> Iterator[str]:
     if config.crop_size > config.base_size * config.scale_max:
         yield (
             f"crop_size {config.crop_size} is above base_size {config.base_size} x scale_max {config.scale_max:g}: "

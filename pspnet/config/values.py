@@ -10,6 +10,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 UNSET_TEXTS = ("", "null", "None", "~", "[]", "()")
@@ -46,7 +47,7 @@ def parse_value(value: object, annotation: Any) -> Any:
         return tuple(parse_value(item, arguments[0]) for item in split_list(value))
     if arguments:  # a union: the first member that can read the value
         return _parse_union(value, arguments)
-    parsers = {bool: parse_bool, int: parse_int, float: parse_float, str: parse_str}
+    parsers = {bool: parse_bool, int: parse_int, float: parse_float, str: parse_str, Path: parse_path}
     return parsers[annotation](value)
 
 
@@ -96,6 +97,11 @@ def parse_str(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError("not a text")
     return unquote(str(value))
+
+
+def parse_path(value: object) -> Path:
+    """A path, with `~` replaced by the home folder."""
+    return Path(os.path.expanduser(parse_str(value)))
 
 
 def split_list(value: object) -> list[object]:
@@ -157,6 +163,11 @@ def choices(annotation: Any) -> tuple[str, ...]:
     return tuple(text for member in get_args(annotation) for text in choices(member))
 
 
+def accepts_bool(annotation: Any) -> bool:
+    """Whether True and False are values of the type."""
+    return bool in (annotation, *get_args(annotation))
+
+
 def describe_allowed(annotation: Any, bounds: Mapping[str, float]) -> str:
     """What a setting allows, in words: "a whole number from 2 to 254", "sgd, adam or nag"."""
     if choices(annotation):
@@ -166,7 +177,7 @@ def describe_allowed(annotation: Any, bounds: Mapping[str, float]) -> str:
     kind = members[0] if members and get_origin(annotation) is not tuple else annotation
     if kind in (int, float):
         return f"{'a whole number' if kind is int else 'a number'}{_describe_bounds(bounds)}"
-    return "True or False" if kind is bool else "text"
+    return {bool: "True or False", Path: "a path"}.get(kind, "text")
 
 
 def _describe_bounds(bounds: Mapping[str, float]) -> str:

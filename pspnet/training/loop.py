@@ -238,7 +238,7 @@ class Trainer:
         """All that `load_state_dict` needs to go on from here."""
         early = self.run.early_stopping
         return {
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.to_json(),
             "train_images": len(self.run.data.train),
             "model": self.run.network.state_dict(),
             "step": self.run.step.state_dict(),
@@ -303,9 +303,7 @@ def train(config: Config, stop: StopRequest | None = None) -> Outcome:
 def _state_of_this_run(run: Run, source: Path) -> tuple[dict[str, Any], list[str]]:
     """The state to go on from, and what is different from then; WeightsError if it belongs to another run."""
     state = load_run_state(source)
-    notes = check_same_run(
-        state["config"], run.config.model_dump(mode="json"), state["train_images"], len(run.data.train), source
-    )
+    notes = check_same_run(state["config"], run.config.to_json(), state["train_images"], len(run.data.train), source)
     lost = take_best_along(state, source, run.checkpoint_dir, copy=run.processes.is_main)
     if lost is not None and state["position"]["epoch"] > run.config.epochs:
         raise WeightsError(f"{source}: this run is complete, but {lost}. Train anew with --resume never.")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pspnet.artifact.model_directory import class_names_of
 from pspnet.classes import LabelMap
-from pspnet.config.rules import SHAPES
+from pspnet.config.folders import REQUIRED_CHANNELS, SHAPES
 from pspnet.config.schema import Config
 from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, find_label_map, load_pairs
@@ -218,11 +218,7 @@ def _with_shapes(config: Config, processes: Processes) -> Config:
     if processes.is_main:
         write_shapes(folder)
     processes.barrier()
-    return config.model_copy(
-        update={
-            name: str(folder / name) for name in ("train", "train_annotation", "validation", "validation_annotation")
-        }
-    )
+    return config.replace(**{name: str(folder / name) for name in REQUIRED_CHANNELS})
 
 
 def _check_folders(config: Config, processes: Processes) -> None:

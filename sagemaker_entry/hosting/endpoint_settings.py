@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pspnet.config.rules import InvalidConfigError, Problem
+from pspnet.config.problems import InvalidConfigError, Problem
 from sagemaker_entry.training.job_settings import (
     DEFAULT_PREFIX,
     LONGEST_BASE_NAME,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pspnet.classes import NAMED_CLASS_SETS
+from pspnet.config.folders import CHANNELS, OUTPUT_FOLDERS
 from pspnet.config.parsing import Arguments
-from pspnet.config.rules import CHANNELS, OUTPUT_FOLDERS, InvalidConfigError, Problem
+from pspnet.config.problems import InvalidConfigError, Problem
 from pspnet.config.schema import Config
+from pspnet.config.settings import settings_of
 from sagemaker_entry.training.job_settings import MOST_METRICS, JobSettings
 from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS
 
@@ -48,7 +50,7 @@ def hyperparameters(arguments: Arguments, num_training_samples: int | None = Non
     `num_training_samples` is added where it was not set. Raises ConfigError for more than SageMaker carries.
     """
     config = arguments.config
-    given = [key for key in Config.model_fields if key in arguments.sources and key not in _NOT_SENT]
+    given = [key for key in settings_of(Config) if key in arguments.sources and key not in _NOT_SENT]
     # A name that only follows from the config file's was not set by anybody.
     given = [key for key in given if key != "name" or arguments.sources[key] != str(arguments.config_file)]
     sent = {key: _text(getattr(config, key)) for key in given}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pspnet.config.rules import InvalidConfigError, Problem
+from pspnet.config.problems import InvalidConfigError, Problem
 
 DEFAULT_PREFIX = "xporter-segmentation"
 LONGEST_BASE_NAME = 48

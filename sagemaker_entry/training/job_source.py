@@ -19,7 +19,6 @@ albumentations>=1.4.18
 deflate>=0.7
 opencv-python-headless>=4.9
 pillow>=9.5
-pydantic>=2.7
 pyyaml>=6
 safetensors>=0.4
 simplejpeg>=1.7.2
@@ -31,10 +30,8 @@ _REQUIREMENTS_PYTHON38 = """\
 # What AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2) lacks: the last versions that run there.
 albumentations==1.4.18
 deflate>=0.7,<0.8
-eval-type-backport>=0.2
 opencv-python-headless>=4.9
 pillow>=9.5
-pydantic>=2.7,<2.11
 pyyaml>=6
 safetensors>=0.4,<0.6
 simplejpeg>=1.7.2,<1.7.4

@@ -14,8 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pspnet.config.parsing import dump_yaml, help_text, parse_arguments
-from pspnet.config.rules import CHANNELS, InvalidConfigError, Problem
+from pspnet.config.folders import CHANNELS
+from pspnet.config.parsing import parse_arguments
+from pspnet.config.problems import InvalidConfigError, Problem
+from pspnet.config.reference import dump_yaml, help_text
 from pspnet.errors import ConfigError, PspnetError
 from sagemaker_entry.training.container import Container
 from sagemaker_entry.training.job_request import hyperparameters, is_s3, local_channels

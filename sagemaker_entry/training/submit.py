@@ -13,8 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pspnet.config.parsing import Arguments, dump_yaml, help_text, parse_arguments
-from pspnet.config.rules import CHANNELS
+from pspnet.config.folders import CHANNELS
+from pspnet.config.parsing import Arguments, parse_arguments
+from pspnet.config.reference import dump_yaml, help_text
 from pspnet.config.schema import Config
 from sagemaker_entry.aws.session import aws_errors, boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.training.job_log import follow_job

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pspnet.config.rules import REQUIRED_CHANNELS
+from pspnet.config.folders import REQUIRED_CHANNELS
 from pspnet.data.channels import list_files
 from pspnet.data.io.images import ANNOTATION_SUFFIXES, IMAGE_SUFFIXES
 from pspnet.errors import DataError

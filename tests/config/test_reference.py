@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from pspnet.cli.dispatch import build_parser
-from pspnet.config.parsing import Arguments, dump_yaml, help_text, load_config, markdown_table, parse_arguments
+from pspnet.config.parsing import Arguments, load_config, parse_arguments
+from pspnet.config.reference import dump_yaml, help_text, markdown_table
 from pspnet.config.schema import Config
+from pspnet.config.settings import settings_of
 from pspnet.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,7 @@ def write(folder: Path, text: str, name: str = "job.yaml") -> str:
 def test_help_tells_every_key_within_100_columns() -> None:
     text = help_text()
     assert max(map(len, text.splitlines())) <= 100
-    for key, field in Config.model_fields.items():
+    for key, field in settings_of(Config).items():
         assert f"\n  --{key}: " in text
         assert field.description is not None
         assert field.description.endswith(".")
@@ -57,7 +59,7 @@ def test_dump_loads_again_as_an_equal_config(tmp_path: Path, changes: dict[str, 
 
 def test_dump_names_every_key_and_what_follows() -> None:
     text = dump_yaml(Config(num_classes=3, data="x", validation="other", model_dir="m"))
-    assert re.findall(r"^(?:# )?(\w+): ", text, re.MULTILINE) == list(Config.model_fields)
+    assert re.findall(r"^(?:# )?(\w+): ", text, re.MULTILINE) == list(settings_of(Config))
     assert "\n# train: 'x/train'  (follows from data)\n" in text
     assert "\n# output_dir: 'runs/run'  (follows from name)\n" in text
     assert "\nvalidation: other\n" in text
