@@ -83,7 +83,7 @@ class SinkContext:
 
 
 SETTING_NAMES = (
-    "key_every", "mask_encoding", "s3_spool", "segment_frames", "segment_seconds", "webhook_headers", "webhook_send",
+    "mask_encoding", "s3_spool", "segment_frames", "segment_seconds", "webhook_headers", "webhook_send",
     "webhook_timeout",
 )  # fmt: skip
 """Keys of SinkContext.settings; see docs/mask_format.md."""
