@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from pspnet.errors import ConfigError
-from pspnet.masks.codec import DEFAULT_ENCODING, ENCODINGS, MaskFileError, encode
+from pspnet.masks.codec import DEFAULT_ENCODING, ENCODINGS, UP, MaskFileError, encode, encode_png
 from pspnet.masks.frames import MaskedFrame
-from pspnet.masks.reader import MaskSegment
+from pspnet.masks.reader import PNG_KEYWORD, MaskSegment
 from pspnet.masks.segment import INDEX_ENTRY, OPEN_SUFFIX, SUFFIX, RecordHead, SegmentHeader, mask_name, pack_index
 
 try:
@@ -68,6 +71,22 @@ def head_of(item: MaskedFrame) -> RecordHead:
     frame = item.frame
     latency = item.inferred - frame.arrived if frame.arrived > 0 else float("nan")
     return RecordHead(frame.index, frame.captured, frame.timestamp, latency, dict(frame.labels))
+
+
+def png_file(item: MaskedFrame, palette: np.ndarray | None, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """Encode a mask as a PNG file, with the frame's number, times and labels; `palette` None: grey.
+
+    strategy: of zlib; Z_RLE is fast, but gives a larger file.
+    """
+    head = head_of(item)
+    about: dict[str, Any] = {"frame": head.frame, "captured": head.captured, "timestamp": head.timestamp}
+    about["labels"] = head.labels
+    if not math.isnan(head.latency):
+        about["latency"] = round(head.latency, 6)
+    texts = {PNG_KEYWORD: json.dumps(about)}
+    if strategy == zlib.Z_RLE:
+        return encode_png(item.mask, palette, bits=8, filter_type=UP, strategy=strategy, texts=texts)
+    return encode_png(item.mask, palette, texts=texts)
 
 
 class SegmentWriter:
@@ -127,6 +146,11 @@ class SegmentFolder:
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob(f"*{OPEN_SUFFIX}")):
             _recover(path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the open segment."""
+        return 0 if self._writer is None else self._writer.size
 
     def full(self, item: MaskedFrame) -> bool:
         """Return whether the open segment must end before this item."""

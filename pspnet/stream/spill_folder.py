@@ -1,4 +1,4 @@
-"""Persistent queue of items that a sink did not accept, one file per item.
+"""Persistent queue of items that a sink did not accept, one PNG file per item.
 
 Files are written atomically, so spilled items survive the process, even if it is killed. They are not synced to disk,
 so a power failure may lose the last seconds.
@@ -9,25 +9,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
-import json
 import os
 import re
-import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from pspnet.errors import ConfigError
+from pspnet.masks.codec import MaskFileError
 from pspnet.masks.frames import Frame, MaskedFrame
-from pspnet.masks.png import encode_mask
+from pspnet.masks.reader import read_png
+from pspnet.masks.storage import BytesInMemory
+from pspnet.masks.writer import png_file
 from pspnet.system.atomic_files import atomic_write
 
 # Far from 0, so that older items that are still in memory can be inserted before the first one.
 _FIRST_NUMBER = 10**9
-_NAME = re.compile(r"item-(\d{12})\.zip")
+_NAME = re.compile(r"item-(\d{12})\.png")
 
 
 class DamagedItem(Exception):
@@ -45,12 +45,12 @@ class FolderInUse(ConfigError):
 class SpillFolder:
     """Queue of items in a folder, locked by one process at a time. Not thread-safe.
 
-    limit: maximum total bytes of the files. images: whether frames are stored together with the masks.
+    limit: maximum total bytes of the files.
     """
 
-    def __init__(self, folder: Path, limit: int, images: bool) -> None:
+    def __init__(self, folder: Path, limit: int) -> None:
         """Find the items of an earlier run. Raises FolderInUse if another process holds the lock, and OSError."""
-        self.folder, self.limit, self._images = folder, limit, images
+        self.folder, self.limit = folder, limit
         self._lock: IO[str] | None = None
         self._head, self._tail = _FIRST_NUMBER, _FIRST_NUMBER  # numbers of the first item and after the last
         self._count = 0
@@ -111,7 +111,7 @@ class SpillFolder:
             self._head -= 1
 
     def _write(self, number: int, item: MaskedFrame) -> None:
-        content = _pack(item, self._images)
+        content = png_file(item, None, zlib.Z_RLE)
         with atomic_write(self._path(number)) as temporary:
             temporary.write_bytes(content)
         self._count += 1
@@ -122,10 +122,10 @@ class SpillFolder:
         while self._count and self._head < self._tail:
             path = self._path(self._head)
             try:
-                return _unpack(path.read_bytes())
+                return _unpack(path.read_bytes(), path.name)
             except FileNotFoundError:
                 self._head += 1  # the item was damaged or removed by hand
-            except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
+            except MaskFileError as error:
                 damaged = path.with_suffix(".damaged")
                 size = path.stat().st_size
                 path.rename(damaged)
@@ -148,7 +148,7 @@ class SpillFolder:
         self.size -= size
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"item-{number:012d}.zip"
+        return self.folder / f"item-{number:012d}.png"
 
     def close(self) -> None:
         """Unlock the folder, and remove it if it is empty."""
@@ -167,39 +167,9 @@ def folder_name(sink: str) -> str:
     return f"{readable}-{hashlib.sha256(sink.encode()).hexdigest()[:8]}"
 
 
-def _pack(item: MaskedFrame, images: bool) -> bytes:
-    frame = item.frame
-    about = {
-        "index": frame.index,
-        "captured": frame.captured,
-        "timestamp": frame.timestamp,
-        "labels": dict(frame.labels),
-        "size": list(frame.image.shape[:2]),
-    }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("frame.json", json.dumps(about))
-        archive.writestr("mask.png", encode_mask(item.mask))
-        if images:
-            picture = io.BytesIO()
-            Image.fromarray(frame.image).save(picture, format="PNG", compress_level=1)
-            archive.writestr("frame.png", picture.getvalue())
-    return buffer.getvalue()
-
-
-def _unpack(content: bytes) -> MaskedFrame:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        about = json.loads(archive.read("frame.json"))
-        mask = _picture(archive.read("mask.png"))
-        if "frame.png" in archive.namelist():
-            image = _picture(archive.read("frame.png"))
-        else:
-            image = np.broadcast_to(np.uint8(0), (*about["size"], 3))
+def _unpack(content: bytes, name: str) -> MaskedFrame:
+    record = read_png(BytesInMemory(content, name))
+    image = np.broadcast_to(np.uint8(0), (*record.mask.shape, 3))
     # Monotonic times are invalid in another process, so `arrived` and `inferred` are not stored.
-    frame = Frame(int(about["index"]), image, float(about["captured"]), 0.0, float(about["timestamp"]), about["labels"])
-    return MaskedFrame(frame, mask, 0.0)
-
-
-def _picture(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as picture:
-        return np.array(picture)
+    frame = Frame(record.frame, image, record.captured, 0.0, record.timestamp, record.labels)
+    return MaskedFrame(frame, record.mask, 0.0)

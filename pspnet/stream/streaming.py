@@ -19,6 +19,7 @@ from pspnet.stream.model import Model
 from pspnet.stream.pipeline import Pipeline, PipelineSettings
 from pspnet.stream.sinks.base import Sink, SinkContext
 from pspnet.stream.sinks.factory import check_sink_settings, check_sinks, open_sinks
+from pspnet.stream.sinks.s3 import S3Sink
 from pspnet.stream.sources.base import Source, SourceOptions
 from pspnet.stream.sources.factory import open_source
 from pspnet.stream.sources.video import PacedSource
@@ -111,9 +112,9 @@ def _build(
         model = open_model()
         opened.callback(model.close)
         context = SinkContext(
-            model.class_names, model.palette, settings.source, None if source is None else source.rate,
-            settings.opacity, settings.legend, settings.region, settings.profile, settings.aws_endpoint,
-            report=console.print, status=statistics.summary, settings=settings.sink_settings,
+            model.class_names, model.palette, settings.source, None if source is None else source.rate, settings.spill,
+            settings.spill_bytes, settings.opacity, settings.legend, settings.region, settings.profile,
+            settings.aws_endpoint, report=console.print, status=statistics.summary, settings=settings.sink_settings,
         )  # fmt: skip
         sinks = open_sinks(settings.to, context, opened)
         if source is None:
@@ -139,8 +140,10 @@ def _open_source(settings: StreamSettings, console: Console, statistics: Statist
 
 
 def _delivery(settings: StreamSettings, sink: Sink, latest: bool, statistics: Statistics, console: Console) -> Delivery:
-    # Under the policy "all", a slow sink blocks the source instead of spilling to disk.
-    limits = DeliveryLimits(patience=2.0 if latest else None, grace=settings.grace)
-    folder = settings.spill / folder_name(sink.name)
-    spill = SpillFolder(folder, settings.spill_bytes, sink.wants_images) if sink.durable else None
-    return Delivery(sink, spill, statistics.sink(sink.name), console.print, limits)
+    # Under the policy "all", a slow sink blocks the source instead of spilling to disk. A full disk is tried more often
+    # than a server.
+    longest = 30.0 if sink.spills else 2.0
+    limits = DeliveryLimits(patience=2.0 if latest else None, grace=settings.grace, longest_pause=longest)
+    spill = SpillFolder(settings.spill / folder_name(sink.name), settings.spill_bytes) if sink.spills else None
+    uploader = sink.uploader if isinstance(sink, S3Sink) else None
+    return Delivery(sink, spill, statistics.sink(sink.name), console.print, limits, uploader)

@@ -214,20 +214,20 @@ def test_a_killed_stream_leaves_a_playable_video_and_spilled_items(model_dir: Pa
         env=environment(), stderr=subprocess.PIPE,
     )  # fmt: skip
     folder = tmp_path / "pspnet-spill"
-    wait_until(lambda: len(list(folder.glob("*/item-*.zip"))) >= 20 or process.poll() is not None, 120)
+    wait_until(lambda: len(list(folder.glob("*/item-*.png"))) >= 20 or process.poll() is not None, 120)
     process.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors.decode()
     # All but the last fragment of one second.
     assert len(read_video(tmp_path / "o.mkv")) >= 5
     (kept,) = folder.iterdir()
-    spill = SpillFolder(kept, 10**9, images=False)
+    spill = SpillFolder(kept, 10**9)
     assert len(spill) >= 20
     assert spill.first() is not None
 
 
 def test_leftovers_are_delivered_first(model_dir: Path, tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path / "spill" / folder_name("stdout"), 10**6, images=False)
+    spill = SpillFolder(tmp_path / "spill" / folder_name("stdout"), 10**6)
     for number in (100, 101):
         spill.append(masked(number))
     spill.close()

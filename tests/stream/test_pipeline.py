@@ -32,7 +32,7 @@ class Stream:
         limits = DeliveryLimits(patience=2.0 if latest else None, grace=grace, first_pause=0.01, longest_pause=0.05)
         deliveries = []
         for sink in sinks:
-            spill = SpillFolder(tmp_path / sink.name, 10**7, images=False) if sink.durable else None
+            spill = SpillFolder(tmp_path / sink.name, 10**7) if sink.spills else None
             deliveries.append(Delivery(sink, spill, self.statistics.sink(sink.name), self.messages.append, limits))
         settings = PipelineSettings(latest, grace=grace, first_pause=0.01, longest_pause=0.05)
         self.pipeline = Pipeline(source, model, deliveries, self.statistics, settings, self.messages.append)
@@ -230,7 +230,7 @@ def test_a_stop_does_not_wait_for_a_hanging_sink_and_spills_its_items(tmp_path: 
     runner.join(60)
     monkey.undo()
     assert not runner.is_alive()
-    kept = len(list((tmp_path / "hanging").glob("item-*.zip")))
+    kept = len(list((tmp_path / "hanging").glob("item-*.png")))
     assert kept == stream.statistics["masks"] == stream.statistics["read"]
     assert stream.messages[-1].startswith(f"hanging: {kept} items were not delivered; they are in")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +22,15 @@ def drain(spill: SpillFolder) -> list[int]:
 
 
 def test_round_trip_of_items_in_order(tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path / "s", 10**6, images=True)
+    spill = SpillFolder(tmp_path / "s", 10**6)
     item = masked(7)
-    noise = np.random.default_rng(0).integers(0, 256, (5, 9, 3)).astype(np.uint8)
-    item = MaskedFrame(dataclasses.replace(item.frame, image=noise), noise[..., 1].copy(), 1.0)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 9)).astype(np.uint8)
+    item = MaskedFrame(item.frame, noise, 1.0)
     assert spill.append(item)
     back = spill.first()
     assert back is not None
-    np.testing.assert_array_equal(back.frame.image, noise)
-    np.testing.assert_array_equal(back.mask, noise[..., 1])
+    np.testing.assert_array_equal(back.mask, noise)
+    assert back.frame.image.shape == (5, 9, 3)
     assert (back.frame.index, back.frame.captured, back.frame.timestamp, back.frame.labels) == (
         7, item.frame.captured, 0.7, {"n": "7"},
     )  # fmt: skip
@@ -46,18 +45,18 @@ def test_round_trip_of_items_in_order(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_created_on_first_use(tmp_path: Path) -> None:
-    SpillFolder(tmp_path / "s", 10**6, images=False).close()
+    SpillFolder(tmp_path / "s", 10**6).close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_run_finds_the_remaining_items_in_order(tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path, 10**6, images=False)
+    spill = SpillFolder(tmp_path, 10**6)
     for number in range(12):
         spill.append(masked(number))
     spill.prepend([masked(100)])
     size = spill.size
     spill.close()
-    again = SpillFolder(tmp_path, 10**6, images=False)
+    again = SpillFolder(tmp_path, 10**6)
     assert len(again) == 13
     assert again.size == size
     item = again.first()
@@ -69,7 +68,7 @@ def test_another_run_finds_the_remaining_items_in_order(tmp_path: Path) -> None:
 
 
 def test_the_limit_applies_to_appended_items(tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path, 1500, images=False)
+    spill = SpillFolder(tmp_path, 1500)
     kept = [spill.append(masked(number)) for number in range(20)]
     assert 1 < sum(kept) < 20
     assert kept == sorted(kept, reverse=True)
@@ -78,10 +77,10 @@ def test_the_limit_applies_to_appended_items(tmp_path: Path) -> None:
 
 
 def test_a_damaged_item_is_renamed_and_raises(tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path, 10**6, images=False)
+    spill = SpillFolder(tmp_path, 10**6)
     for number in range(3):
         spill.append(masked(number))
-    path = sorted(tmp_path.glob("item-*.zip"))[1]
+    path = sorted(tmp_path.glob("item-*.png"))[1]
     path.write_bytes(path.read_bytes()[:40])
     spill.remove_first()
     with pytest.raises(DamagedItem) as caught:
@@ -92,17 +91,17 @@ def test_a_damaged_item_is_renamed_and_raises(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path, 10**6, images=False)
+    spill = SpillFolder(tmp_path, 10**6)
     spill.append(masked(0))
     with pytest.raises(ConfigError, match=r"is in use by another stream; pass another folder\."):
-        SpillFolder(tmp_path, 10**6, images=False)
+        SpillFolder(tmp_path, 10**6)
     spill.close()
-    assert len(SpillFolder(tmp_path, 10**6, images=False)) == 1
+    assert len(SpillFolder(tmp_path, 10**6)) == 1
 
 
 def test_a_folder_created_by_another_stream_is_read_before_it_is_written(tmp_path: Path) -> None:
-    early = SpillFolder(tmp_path / "s", 10**6, images=False)
-    killed = SpillFolder(tmp_path / "s", 10**6, images=False)
+    early = SpillFolder(tmp_path / "s", 10**6)
+    killed = SpillFolder(tmp_path / "s", 10**6)
     killed.append(masked(1))
     with pytest.raises(FolderInUse):
         early.append(masked(2))

@@ -9,8 +9,9 @@ from pathlib import Path
 from pspnet.config.values import nearest
 from pspnet.errors import ConfigError
 from pspnet.stream.sinks.base import SETTING_NAMES, Sink, SinkContext, SinkError, without_secrets
-from pspnet.stream.sinks.mask_files import FolderSink, S3Sink
+from pspnet.stream.sinks.mask_files import FolderSink
 from pspnet.stream.sinks.overlay import OverlayVideoSink
+from pspnet.stream.sinks.s3 import S3Sink
 from pspnet.stream.sinks.stdout import StdoutSink
 from pspnet.stream.sinks.web import WebSink
 from pspnet.stream.sinks.webhook import WebhookSink

@@ -38,7 +38,7 @@ _FILES = {"/page.js": "text/javascript", "/page.css": "text/css"}
 class WebSink:
     """Web server for the newest item. Frames are rendered and encoded only while a client is connected."""
 
-    durable, wants_images = False, True
+    durable, spills = False, False
 
     def __init__(self, text: str, context: SinkContext) -> None:
         """text: web or web:PORT; port 0 for any free one. Raises ConfigError for other texts, SinkError if in use."""

@@ -17,9 +17,8 @@ import numpy as np
 
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
-from pspnet.masks.writer import head_of
+from pspnet.masks.writer import head_of, png_file
 from pspnet.stream.sinks.base import SinkContext, SinkError, without_secrets
-from pspnet.stream.sinks.mask_files import png_file
 
 FORMATS = ("png", "json")
 MAX_WAIT = 60.0
@@ -44,7 +43,7 @@ class WebhookSink:
             that a secret is visible neither on a command line nor in a process list.
     """
 
-    durable, wants_images = True, False
+    durable, spills = True, True
 
     def __init__(self, url: str, context: SinkContext) -> None:
         """The connection is opened with the first item. Raises ConfigError for an invalid URL or setting."""
@@ -85,7 +84,11 @@ class WebhookSink:
             "X-Pspnet-Captured": f"{head.captured:.6f}",
             "X-Pspnet-Timestamp": f"{head.timestamp:.6f}",
         }
-        body = png_file(item, self._context) if self._format == "png" else summary_json(item, self._context.class_names)
+        body = (
+            png_file(item, self._context.palette)
+            if self._format == "png"
+            else summary_json(item, self._context.class_names)
+        )
         status, retry_after = self._post(body, headers)
         if 200 <= status < 300:
             return

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pspnet.client import transport as transports
-from pspnet.stream.sinks import mask_files as mask_sinks
+from pspnet.stream.sinks import s3 as mask_sinks
 from pspnet.stream.sources import kinesis_client
 from sagemaker_entry.pipeline import handler as lambda_handler
 from sagemaker_entry.pipeline.lambda_settings import read_settings
