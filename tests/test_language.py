@@ -50,20 +50,12 @@ def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 text = ast.get_docstring(node) or ""
                 if OPENING.match(text):
-                    found.append(
-                        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0][:90]!r}"
-                    )
+                    found.append(f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0][:90]!r}")
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "The file appears whole or not at all.",
-        "runtime = x is none",
-        "It is told that",
-        "waits longer, later each time",
-    ],
+    "text", ["The file appears whole or not at all.", "runtime = x is none", "It is told that", "waits longer, later each time"]
 )
 def test_the_lint_finds_what_it_should(text: str) -> None:
     assert BANNED.search(text)

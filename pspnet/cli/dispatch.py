@@ -22,7 +22,7 @@ from pspnet.system.exit_codes import run_guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands. `train` and `sagemaker` read their own and are only named here."""
+    """The parser of all commands. `train`, `stream` and `sagemaker` read their own and are only named here."""
     parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_export.register(subparsers)
     cli_serve.register(subparsers)
     cli_benchmark.register(subparsers)
-    cli_stream.register(subparsers)
+    subparsers.add_parser("stream", help="live masks of a video, camera or stream (see `pspnet stream --help`)")
     cli_data.register(subparsers)
     return parser
 
@@ -44,6 +44,8 @@ def dispatch(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     if argv and argv[0] == "train":
         return train_command(argv[1:])
+    if argv and argv[0] == "stream":
+        return cli_stream.run(argv[1:])
     if argv and argv[0] == "sagemaker":
         # Imported here: nobody else should pay for what only these commands need.
         from sagemaker_entry.commands import dispatch as dispatch_sagemaker

@@ -6,15 +6,13 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from pspnet.errors import ConfigError
-from pspnet.masks.codec import DEFAULT_ENCODING, ENCODINGS, UP, MaskFileError, encode, encode_png
+from pspnet.masks.codec import DEFAULT_ENCODING, UP, MaskFileError, encode, encode_png
 from pspnet.masks.frames import MaskedFrame
 from pspnet.masks.reader import PNG_KEYWORD, MaskSegment
 from pspnet.masks.segment import INDEX_ENTRY, OPEN_SUFFIX, SUFFIX, RecordHead, SegmentHeader, mask_name, pack_index
@@ -37,33 +35,6 @@ class SegmentSettings:
     seconds: float = 10.0
     frames: int = 1000
     size: int = 16_777_216
-
-    def __post_init__(self) -> None:
-        if self.encoding not in (*ENCODINGS, "files"):
-            raise ConfigError(f"mask_encoding: found {self.encoding!r}; expected {', '.join(ENCODINGS)} or files.")
-        for name in ("seconds", "frames", "size"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: found {getattr(self, name)!r}; expected more than 0.")
-
-
-_NAMES = {
-    "mask_encoding": "encoding",
-    "segment_seconds": "seconds",
-    "segment_frames": "frames",
-}
-
-
-def read_settings(settings: Mapping[str, str]) -> SegmentSettings:
-    """Parse SegmentSettings: mask_encoding, segment_seconds, segment_frames. Raises ConfigError."""
-    values: dict[str, str | float | int] = {}
-    for key, name in _NAMES.items():
-        if key in settings:
-            kind = type(getattr(SegmentSettings, name))
-            try:
-                values[name] = kind(settings[key])
-            except ValueError:
-                raise ConfigError(f"{key}: found {settings[key]!r}; expected a number above 0.") from None
-    return SegmentSettings(**values)  # type: ignore[arg-type]
 
 
 def head_of(item: MaskedFrame) -> RecordHead:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import numpy as np
 from pspnet.classes import voc_palette
 from pspnet.errors import PspnetError
 from pspnet.masks.frames import MaskedFrame
+from pspnet.stream.sinks.sink_settings import SinkSettings
 
 
 class SinkError(PspnetError):
@@ -67,7 +68,7 @@ class SinkContext:
     region, profile, aws_endpoint: as in SourceOptions.
     report: called with messages for the user.
     status: returns the current statistics as JSON types.
-    settings: settings of individual sinks (--sink_setting), by name.
+    settings: settings of individual sinks (--sink_setting).
     """
 
     class_names: tuple[str, ...] = ()
@@ -83,14 +84,7 @@ class SinkContext:
     aws_endpoint: str | None = None
     report: Callable[[str], None] = lambda _: None
     status: Callable[[], dict[str, Any]] = dict
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-
-SETTING_NAMES = (
-    "mask_encoding", "segment_frames", "segment_seconds", "webhook_headers", "webhook_send",
-    "webhook_timeout",
-)  # fmt: skip
-"""Keys of SinkContext.settings; see docs/mask_format.md."""
+    settings: SinkSettings = field(default_factory=SinkSettings)
 
 
 def without_secrets(text: str) -> str:

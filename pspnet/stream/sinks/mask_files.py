@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pspnet.masks.frames import MaskedFrame
 from pspnet.masks.segment import PNG_SUFFIX, SegmentHeader, mask_name
-from pspnet.masks.writer import SegmentFolder, SegmentSettings, head_of, png_file, read_settings
+from pspnet.masks.writer import SegmentFolder, SegmentSettings, head_of, png_file
 from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.system.atomic_files import atomic_write
 
@@ -26,7 +26,7 @@ class FolderSink:
         """settings: default: those of the context. Raises SinkError if the folder cannot be written."""
         self.name = str(folder)
         self._folder, self._context = folder, context
-        self._settings = read_settings(context.settings) if settings is None else settings
+        self._settings = context.settings.segments() if settings is None else settings
         template = SegmentHeader(0, 0, context.class_names, context.palette, source=context.source)
         try:
             self._segments = SegmentFolder(folder, self._settings, template)

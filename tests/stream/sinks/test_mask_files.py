@@ -14,6 +14,7 @@ from pspnet.stream import read_masks
 from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.mask_files import FolderSink
+from pspnet.stream.sinks.sink_settings import SinkSettings
 from tests.masks.mask_items import item, scene
 
 CONTEXT = SinkContext(CAMVID_CLASSES, palette_for(CAMVID_CLASSES), source="kvs://car")
@@ -44,7 +45,7 @@ def test_flush_finishes_a_segment_and_the_next_item_starts_one(tmp_path: Path) -
 
 
 def test_folder_of_palette_png_files(tmp_path: Path) -> None:
-    context = SinkContext(CAMVID_CLASSES, palette_for(CAMVID_CLASSES), settings={"mask_encoding": "files"})
+    context = SinkContext(CAMVID_CLASSES, palette_for(CAMVID_CLASSES), settings=SinkSettings(mask_encoding="files"))
     for _ in range(2):  # the same item, as after a lost response
         sink = FolderSink(tmp_path, context)
         sink.write(item(3, fragment="7"))

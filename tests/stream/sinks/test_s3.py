@@ -27,6 +27,7 @@ from pspnet.stream.delivery import Delivery, DeliveryLimits
 from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.s3 import CONTENT_TYPE, S3Sink
+from pspnet.stream.sinks.sink_settings import SinkSettings
 from pspnet.stream.statistics import SinkStatistics
 from tests.masks.mask_items import START, item, scene
 from tests.stream.fakes import wait_until
@@ -341,7 +342,7 @@ def test_s3_stores_png_files(client: Any, tmp_path: Path) -> None:
 
 def test_s3_uris_and_spool_folder(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    context = SinkContext(spill=tmp_path / "here", settings={"segment_frames": "1"}, region="eu-west-1")
+    context = SinkContext(spill=tmp_path / "here", settings=SinkSettings(segment_frames=1), region="eu-west-1")
     sink = open_sink("s3://car", context)
     sink.write(item(0))
     sink.write(item(1))
