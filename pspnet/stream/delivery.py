@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import Sink, SinkClosed, SinkError
 from pspnet.stream.sinks.uploader import Uploader
-from pspnet.stream.spill_folder import SpillFolder
 from pspnet.stream.spill_queue import SpillQueue
 from pspnet.stream.statistics import SinkStatistics
 from pspnet.system.backoff import Backoff
@@ -45,12 +44,12 @@ class DeliveryLimits:
 
 
 class Delivery:
-    """A sink with its thread, memory queue, spill folder and uploader (None for most sinks)."""
+    """A sink with its thread, memory queue, spill queue and uploader (None for most sinks)."""
 
     def __init__(
         self,
         sink: Sink,
-        spill: SpillFolder | None,
+        spill: SpillQueue | None,
         statistics: SinkStatistics,
         report: Callable[[str], None],
         limits: DeliveryLimits = DeliveryLimits(),
@@ -58,7 +57,7 @@ class Delivery:
     ) -> None:
         self.sink, self._uploader = sink, uploader
         self._statistics, self._report, self._limits = statistics, report, limits
-        self._spill_queue = None if spill is None else SpillQueue(spill, sink.name, statistics, report)
+        self._spill_queue = spill
         self._depth = limits.depth if sink.durable else 1
         self._patience = limits.patience
         self._memory: deque[MaskedFrame] = deque()

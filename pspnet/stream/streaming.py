@@ -22,7 +22,7 @@ from pspnet.stream.sinks.s3 import S3Sink
 from pspnet.stream.sources.base import Source, SourceOptions
 from pspnet.stream.sources.factory import open_source
 from pspnet.stream.sources.video import PacedSource
-from pspnet.stream.spill_folder import SpillFolder, folder_name
+from pspnet.stream.spill_queue import SpillQueue, folder_name
 from pspnet.stream.statistics import Statistics, final_report
 from pspnet.stream.stream_settings import StreamSettings
 from pspnet.system.atomic_files import atomic_write
@@ -104,6 +104,8 @@ def _delivery(settings: StreamSettings, sink: Sink, latest: bool, statistics: St
     # than a server.
     longest = 30.0 if sink.spills else 2.0
     limits = DeliveryLimits(patience=2.0 if latest else None, grace=settings.grace, longest_pause=longest)
-    spill = SpillFolder(settings.spill / folder_name(sink.name), settings.spill_bytes) if sink.spills else None
+    counts = statistics.sink(sink.name)
+    folder = settings.spill / folder_name(sink.name)
+    spill = SpillQueue(folder, settings.spill_bytes, counts, console.print) if sink.spills else None
     uploader = sink.uploader if isinstance(sink, S3Sink) else None
-    return Delivery(sink, spill, statistics.sink(sink.name), console.print, limits, uploader)
+    return Delivery(sink, spill, counts, console.print, limits, uploader)

@@ -28,7 +28,8 @@ from pspnet.models.build import build_model
 from pspnet.stream import read_masks
 from pspnet.stream.sinks.base import SinkError
 from pspnet.stream.sinks.mask_files import FolderSink
-from pspnet.stream.spill_folder import SpillFolder, folder_name
+from pspnet.stream.spill_queue import SpillQueue, folder_name
+from pspnet.stream.statistics import SinkStatistics
 from pspnet.system.exit_codes import run_guarded
 from tests.stream.fakes import masked, wait_until
 from tests.stream.videos import frames, number_of, read_video, write_video
@@ -221,13 +222,13 @@ def test_a_killed_stream_leaves_a_playable_video_and_spilled_items(model_dir: Pa
     # All but the last fragment of one second.
     assert len(read_video(tmp_path / "o.mkv")) >= 5
     (kept,) = folder.iterdir()
-    spill = SpillFolder(kept, 10**9)
+    spill = SpillQueue(kept, 10**9, SinkStatistics("hook"))
     assert len(spill) >= 20
     assert spill.first() is not None
 
 
 def test_leftovers_are_delivered_first(model_dir: Path, tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path / "spill" / folder_name("stdout"), 10**6)
+    spill = SpillQueue(tmp_path / "spill" / folder_name("stdout"), 10**6, SinkStatistics("stdout"))
     for number in (100, 101):
         spill.append(masked(number))
     spill.close()
@@ -321,7 +322,15 @@ def test_help_lists_every_sink_and_setting(capsys: pytest.CaptureFixture[str]) -
         cli.dispatch(["stream", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in ("s3://BUCKET/PREFIX", "web[:PORT]", "png:-", "--spill_bytes", "--max_frames", "mask_encoding", "kvs://STREAM"):
+    for word in (
+        "s3://BUCKET/PREFIX",
+        "web[:PORT]",
+        "png:-",
+        "--spill_bytes",
+        "--max_frames",
+        "mask_encoding",
+        "kvs://STREAM",
+    ):
         assert word in text
 
 

@@ -12,7 +12,7 @@ import pytest
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.delivery import Delivery, DeliveryLimits
 from pspnet.stream.sinks.base import SinkClosed, SinkError
-from pspnet.stream.spill_folder import SpillFolder
+from pspnet.stream.spill_queue import SpillQueue
 from pspnet.stream.statistics import SinkStatistics
 from tests.stream.fakes import ListSink, masked, wait_until
 
@@ -27,7 +27,7 @@ class DeliveryRun:
     def __init__(self, sink: ListSink, folder: Path, limits: DeliveryLimits = QUICK, spill_bytes: int = 10**7) -> None:
         self.messages: list[str] = []
         self.statistics = SinkStatistics(sink.name)
-        spill = SpillFolder(folder, spill_bytes) if sink.spills else None
+        spill = SpillQueue(folder, spill_bytes, self.statistics, self.messages.append) if sink.spills else None
         self.delivery = Delivery(sink, spill, self.statistics, self.messages.append, limits)
         self.delivery.start()
 
@@ -40,9 +40,9 @@ class DeliveryRun:
         self.delivery.join()
 
 
-def spill_of_another_stream(folder: Path) -> SpillFolder:
+def spill_of_another_stream(folder: Path) -> SpillQueue:
     """Return a spill folder locked by another stream, with item 100 in it."""
-    other = SpillFolder(folder, 10**6)
+    other = SpillQueue(folder, 10**6, SinkStatistics("other"))
     other.append(masked(100))
     return other
 
@@ -122,7 +122,7 @@ def test_a_permanent_error_abandons_the_sink_and_spills_its_items(tmp_path: Path
     run.end()
     assert sink.numbers == [0, 1]
     assert "list: gave up: forbidden." in run.messages
-    left = SpillFolder(tmp_path / "s", 10**6)
+    left = SpillQueue(tmp_path / "s", 10**6, SinkStatistics("next"))
     numbers = []
     while (item := left.first()) is not None:
         numbers.append(item.frame.index)

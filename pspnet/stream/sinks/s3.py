@@ -16,7 +16,7 @@ from pspnet.masks.writer import SegmentSettings
 from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.stream.sinks.mask_files import MAX_NAMES, FolderSink
 from pspnet.stream.sinks.uploader import Uploader
-from pspnet.stream.spill_folder import folder_name
+from pspnet.stream.spill_queue import folder_name
 
 CONTENT_TYPE = "application/vnd.pspnet.masks"
 """Content type of segments on S3."""
