@@ -107,7 +107,7 @@ class Delivery:
     def _wait_for_room(self) -> None:
         """Wait until the memory queue has room, the sink fails (unless nothing may be lost), or for the patience."""
         started = time.monotonic()
-        keep = self._spill_queue is None and self._limits.patience is None
+        keep = (self._spill_queue, self._limits.patience) == (None, None)
         while not (self._has_room() or self._dead or self._slow) and (self._failing_since is None or keep):
             if self._patience is not None and time.monotonic() - started >= self._patience:
                 self._slow = True

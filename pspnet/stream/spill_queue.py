@@ -79,8 +79,9 @@ class SpillQueue:
         self._lock, self._recovered, self.size = lock, len(found), sum(self._sizes.values())
         if found:
             self._statistics.on_disk = len(found)
-            name = self._statistics.name
-            self._report(f"{name}: delivering {len(found)} items of an earlier run from {self.folder} first.")
+            self._report(
+                f"{self._statistics.name}: delivering {len(found)} items of an earlier run from {self.folder} first."
+            )
 
     def append(self, item: MaskedFrame) -> bool:
         """Append an item; return whether it was stored. The first of consecutive failures is reported."""
