@@ -6,9 +6,8 @@
 MASKS holds PNG files of class ids, sorted by time; FRAMES the JPEG files of the same names. With --model the model
 predicts the masks of the frames. `--every N` takes every N-th frame only, like a slower camera.
 
-Self-contained forms come first, then those that need the previous mask: their first mask, and every 30th, is
-self-contained, as in a segment. The last rows are complete segments: the bytes of records, header and index divided by
-the masks. Everything is decoded again and compared with the mask.
+The last rows are complete segments: the bytes of records, header and index divided by the masks. Every mask is decoded
+again and compared.
 
 Times are processor time of the thread in milliseconds, meaningful on an idle machine only; --no_times omits them.
 """
@@ -40,13 +39,13 @@ from pspnet.masks import codec as encodings
 from pspnet.masks.codec import ENCODINGS, Form, decode
 from pspnet.masks.reader import MaskSegment
 from pspnet.masks.segment import RecordHead, SegmentHeader
-from pspnet.masks.writer import SegmentSettings, SegmentWriter
+from pspnet.masks.writer import SegmentWriter
 from pspnet.system.exit_codes import run_guarded
 
 FILTERS = {"none": encodings.NONE, "sub": encodings.SUB, "up": encodings.UP, "average": 3, "paeth": encodings.PAETH}
 STRATEGIES = {"": zlib.Z_DEFAULT_STRATEGY, ", run lengths": zlib.Z_RLE}
 
-Encode = Callable[[np.ndarray, "np.ndarray | None"], "tuple[Form, bytes]"]
+Encode = Callable[[np.ndarray], "tuple[Form, bytes]"]
 
 
 @dataclass(frozen=True)
@@ -65,55 +64,39 @@ def forms(bits: int) -> dict[str, Encode]:
     for depth in dict.fromkeys((bits, 8)):
         for filter_name, filter_type in FILTERS.items():
             for strategy_name, strategy in STRATEGIES.items():
-                png = partial(encodings.encode_png, bits=depth, filter_type=filter_type, strategy=strategy)
-                found[f"PNG, {depth} bit, {filter_name}{strategy_name}"] = _alone(Form.PNG, png)
-    found["PNG, the smallest of 4"] = _alone(Form.PNG, encodings.encode_png)
-    found["PNG, 8 bit, Pillow optimize"] = _alone(Form.PNG, _pillow)
+                name = f"PNG, {depth} bit, {filter_name}{strategy_name}"
+                found[name] = partial(_png, bits=depth, filter_type=filter_type, strategy=strategy)
+    found["PNG, the smallest of 4"] = lambda mask: (Form.PNG, encodings.encode_png(mask))
+    found["PNG, 8 bit, Pillow optimize"] = lambda mask: (Form.PNG, _pillow(mask, "PNG", optimize=True))
     for method, quality in ((0, 0), (2, 75), (4, 75), (6, 75), (6, 100)):
-        webp = partial(encodings.encode_webp, method=method, quality=quality)
-        found[f"WebP lossless, method {method}, quality {quality}"] = _alone(Form.WEBP, webp)
-    found["runs"] = _alone(Form.RUNS, encodings.encode_runs)
-    found["runs, like the last mask's"] = _runs_like_last
-    found["changes since the last mask"] = _changes
-    found["temporal: the smallest of the last three"] = _temporal
+        name = f"WebP lossless, method {method}, quality {quality}"
+        found[name] = partial(_webp, method=method, quality=quality)
+    found["runs"] = lambda mask: (Form.RUNS, encodings.encode_runs(mask))
     return found
 
 
-def _alone(form: Form, encode: Callable[[np.ndarray], bytes]) -> Encode:
-    return lambda mask, _: (form, encode(mask))
+def _png(mask: np.ndarray, **options: int) -> tuple[Form, bytes]:
+    return Form.PNG, encodings.encode_png(mask, **options)  # type: ignore[arg-type]
 
 
-def _pillow(mask: np.ndarray) -> bytes:
+def _webp(mask: np.ndarray, **options: int) -> tuple[Form, bytes]:
+    return Form.WEBP, _pillow(mask, "WEBP", lossless=True, **options)
+
+
+def _pillow(mask: np.ndarray, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG", optimize=True)
+    Image.fromarray(mask).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def _runs_like_last(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, bytes]:
-    form = Form.RUNS if previous is None else Form.RUNS_FROM_PREVIOUS
-    return form, encodings.encode_runs(mask, previous)
-
-
-def _changes(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, bytes]:
-    data = None if previous is None else encodings.encode_changes(mask, previous)
-    return (Form.RUNS, encodings.encode_runs(mask)) if data is None else (Form.CHANGES, data)
-
-
-def _temporal(mask: np.ndarray, previous: np.ndarray | None) -> tuple[Form, bytes]:
-    encoded = encodings.encode(mask, "temporal", previous)
-    return encoded.form, encoded.data
 
 
 def measure(name: str, encode: Encode, masks: Sequence[np.ndarray], times: bool) -> Row:
     """Measure one form over all masks. Raises AssertionError if a decoded mask differs."""
     sizes, encoding, decoding = [], [], []
     for index, mask in enumerate(masks):
-        alone = index % SegmentSettings.key_every == 0 or masks[index - 1].shape != mask.shape
-        previous = None if alone else masks[index - 1]
         started = time.thread_time()
-        form, data = encode(mask, previous)
+        form, data = encode(mask)
         between = time.thread_time()
-        back = decode(form, data, mask.shape[0], mask.shape[1], previous)
+        back = decode(form, data, mask.shape[0], mask.shape[1])
         ended = time.thread_time()
         assert np.array_equal(back, mask), f"{name}: mask {index} differs after decoding"
         sizes.append(len(data))

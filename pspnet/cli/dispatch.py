@@ -22,7 +22,7 @@ from pspnet.system.exit_codes import run_guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; `train`, `serve` and `sagemaker` parse their own options and are listed."""
+    """Build the parser of all commands; those that parse their own options are only listed."""
     parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_export.register(subparsers)
     subparsers.add_parser("serve", help="serve a model over HTTP (see `pspnet serve --help`)")
     cli_benchmark.register(subparsers)
-    cli_stream.register(subparsers)
+    subparsers.add_parser("stream", help="live masks of a video, camera or stream (see `pspnet stream --help`)")
     cli_data.register(subparsers)
     return parser
 
@@ -46,6 +46,8 @@ def dispatch(argv: Sequence[str]) -> int:
         return train_command(argv[1:])
     if argv and argv[0] == "serve":
         return cli_serve.run_serve(argv[1:])
+    if argv and argv[0] == "stream":
+        return cli_stream.run(argv[1:])
     if argv and argv[0] == "sagemaker":
         # Imported here, because only these commands need it.
         from sagemaker_entry.commands import dispatch as dispatch_sagemaker

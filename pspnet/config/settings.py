@@ -140,7 +140,7 @@ class Settings:
     FAMILIAR: ClassVar[Mapping[str, str]] = {}
     """Names from other programs that resemble none of ours, and what they are called here."""
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         known = settings_of(type(self))
         given = {key: value for key, value in values.items() if not is_unset(value)}
         problems = [unknown_key(key, [type(self)]) for key in given if key not in known]

@@ -1,4 +1,4 @@
-"""Lossless mask codecs: PNG, WebP, run lengths, and the changes since the previous mask.
+"""Lossless mask codecs: run lengths and PNG. Decoders of three former forms remain, for old segments.
 
 docs/mask_format.md specifies each form. Requires numpy and Pillow only. Decoders accept untrusted bytes: they allocate
 no array larger than the given size, and raise MaskFileError.
@@ -20,8 +20,8 @@ from PIL import Image
 from pspnet.errors import DataError
 from pspnet.masks.png import SIGNATURE, png_chunk
 
-ENCODINGS = ("temporal", "runs", "webp", "png")
-DEFAULT_ENCODING = "temporal"
+ENCODINGS = ("runs", "png")
+DEFAULT_ENCODING = "runs"
 MAX_PIXELS = 100_000_000
 
 # Window size of deflate; a longer dictionary has no effect.
@@ -34,16 +34,13 @@ class MaskFileError(DataError):
 
 
 class Form(IntEnum):
-    """Encoding of one mask. The last two need the previous mask."""
+    """Encoding of one mask. PNG and RUNS are written; the last two need the previous mask."""
 
     PNG = 1
     WEBP = 2
     RUNS = 3
     RUNS_FROM_PREVIOUS = 4
     CHANGES = 5
-
-
-KEY_FORMS = (Form.PNG, Form.WEBP, Form.RUNS)
 
 
 @dataclass(frozen=True)
@@ -54,13 +51,12 @@ class Encoded:
     data: bytes
 
 
-def encode(mask: np.ndarray, encoding: str = DEFAULT_ENCODING, previous: np.ndarray | None = None) -> Encoded:
+def encode(mask: np.ndarray, encoding: str = DEFAULT_ENCODING) -> Encoded:
     """Encode an (H, W) uint8 mask.
 
     Args:
         mask: class ids, 0 to 255.
-        encoding: one of ENCODINGS. `temporal` uses the smallest of RUNS, RUNS_FROM_PREVIOUS and CHANGES.
-        previous: previous mask of the same size; None for a mask that must be readable alone.
+        encoding: one of ENCODINGS.
 
     Raises ValueError for an unknown encoding and other arrays.
     """
@@ -68,19 +64,9 @@ def encode(mask: np.ndarray, encoding: str = DEFAULT_ENCODING, previous: np.ndar
         raise ValueError(f"found an array of shape {mask.shape} and {mask.dtype}; expected (H, W) uint8.")
     if encoding == "png":
         return Encoded(Form.PNG, encode_png(mask))
-    if encoding == "webp":
-        return Encoded(Form.WEBP, encode_webp(mask))
     if encoding == "runs":
         return Encoded(Form.RUNS, encode_runs(mask))
-    if encoding != "temporal":
-        raise ValueError(f"encoding: found {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
-    candidates = [Encoded(Form.RUNS, encode_runs(mask))]
-    if previous is not None and previous.shape == mask.shape:
-        candidates.append(Encoded(Form.RUNS_FROM_PREVIOUS, encode_runs(mask, previous)))
-        changes = encode_changes(mask, previous)
-        if changes is not None:
-            candidates.append(Encoded(Form.CHANGES, changes))
-    return min(candidates, key=lambda candidate: len(candidate.data))
+    raise ValueError(f"encoding: found {encoding!r}; expected one of {', '.join(ENCODINGS)}.")
 
 
 def decode(form: int, data: bytes, height: int, width: int, previous: np.ndarray | None = None) -> np.ndarray:
@@ -187,13 +173,6 @@ def _paeth(left: np.ndarray, above: np.ndarray, corner: np.ndarray) -> np.ndarra
     return best.astype(np.uint8)
 
 
-def encode_webp(mask: np.ndarray, method: int = 4, quality: int = 75) -> bytes:
-    """Return a lossless WebP file with the class id in all three channels; sides up to 16,383 pixels."""
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "WEBP", lossless=True, quality=quality, method=method)
-    return buffer.getvalue()
-
-
 def _decode_picture(kind: str, data: bytes, height: int, width: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
@@ -213,21 +192,17 @@ def _decode_picture(kind: str, data: bytes, height: int, width: int) -> np.ndarr
 # --- run lengths ------------------------------------------------------------------------------------------------------
 
 
-def encode_runs(mask: np.ndarray, previous: np.ndarray | None = None) -> bytes:
-    """Encode runs of equal pixels in row order: values and lengths, deflated separately.
-
-    With `previous`, its values and lengths are the deflate dictionaries, so repeated runs are almost free.
-    """
-    values, lengths = _runs(mask)
-    old_values, old_lengths = (b"", b"") if previous is None else _runs(previous)
-    packed = _deflate(values, dictionary=old_values)
-    return _COUNT.pack(len(packed)) + packed + _deflate(lengths, dictionary=old_lengths)
+def encode_runs(mask: np.ndarray) -> bytes:
+    """Encode runs of equal pixels in row order: values and lengths, deflated separately."""
+    values, lengths = runs_of(mask)
+    packed = _deflate(values)
+    return _COUNT.pack(len(packed)) + packed + _deflate(lengths)
 
 
 def decode_runs(data: bytes, height: int, width: int, previous: np.ndarray | None = None) -> np.ndarray:
-    """Invert encode_runs. Raises MaskFileError."""
+    """Invert encode_runs; with `previous`, its runs are the deflate dictionaries. Raises MaskFileError."""
     pixels = height * width
-    old_values, old_lengths = (b"", b"") if previous is None else _runs(previous)
+    old_values, old_lengths = (b"", b"") if previous is None else runs_of(previous)
     middle = _COUNT.size + (_COUNT.unpack_from(data)[0] if len(data) >= _COUNT.size else len(data))
     if middle > len(data):
         raise MaskFileError("The mask's run lengths are truncated.")
@@ -238,7 +213,7 @@ def decode_runs(data: bytes, height: int, width: int, previous: np.ndarray | Non
     return np.repeat(values, lengths).reshape(height, width)
 
 
-def _runs(mask: np.ndarray) -> tuple[bytes, bytes]:
+def runs_of(mask: np.ndarray) -> tuple[bytes, bytes]:
     """Return the values of the runs, and their lengths as variable-length integers."""
     flat = mask.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
@@ -272,36 +247,16 @@ def _read_varints(data: bytes) -> np.ndarray:
     return numbers
 
 
-# --- changes since the previous mask ----------------------------------------------------------------------------------
-
-
-def encode_changes(mask: np.ndarray, previous: np.ndarray) -> bytes | None:
-    """Encode the changed pixels as runs; unchanged pixels hold a value absent from the mask, stored in the first byte.
-
-    Return None if the mask has all 256 values.
-    """
-    absent = np.flatnonzero(np.bincount(mask.ravel(), minlength=256) == 0)
-    if not len(absent):
-        return None
-    unchanged = np.uint8(absent[0])
-    return bytes([unchanged]) + encode_runs(np.where(mask == previous, unchanged, mask))
-
-
 def decode_changes(data: bytes, height: int, width: int, previous: np.ndarray) -> np.ndarray:
-    """Invert encode_changes. Raises MaskFileError."""
+    """Decode the changed pixels of an old segment: runs in which the first byte's value marks unchanged pixels."""
     if not data:
         raise MaskFileError("The mask's data is empty.")
     changed = decode_runs(data[1:], height, width)
     return np.where(changed == data[0], previous, changed)
 
 
-def _deflate(
-    data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY, bits: int = -zlib.MAX_WBITS, dictionary: bytes = b""
-) -> bytes:
-    if dictionary:
-        packer = zlib.compressobj(9, zlib.DEFLATED, bits, 9, strategy, dictionary[-_WINDOW:])
-    else:
-        packer = zlib.compressobj(9, zlib.DEFLATED, bits, 9, strategy)
+def _deflate(data: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY, bits: int = -zlib.MAX_WBITS) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, bits, 9, strategy)
     return packer.compress(data) + packer.flush()
 
 

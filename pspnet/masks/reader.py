@@ -276,7 +276,7 @@ def _read_files(files: list[tuple[str, Any]], selection: _Selection) -> Iterator
             continue
         # A known name gives the type, which saves a request; otherwise the type is read from the first bytes.
         if parsed.suffix == PNG_SUFFIX if parsed else source.read(0, len(SIGNATURE)) == SIGNATURE:
-            record = _read_png(source, parsed)
+            record = read_png(source, parsed)
             if selection.includes(record.frame, record.captured):
                 yield record
             continue
@@ -300,7 +300,7 @@ def _is_listed(source: ByteRanges, name: str, names: Collection[str]) -> bool:
     return now != name and now in names
 
 
-def _read_png(source: ByteRanges, name: MaskName | None) -> MaskRecord:
+def read_png(source: ByteRanges, name: MaskName | None = None) -> MaskRecord:
     """Read a mask's PNG file. Times come from its text chunk; without one, the capture time comes from the name."""
     if source.size > _MAX_PNG:
         raise MaskFileError(f"{source.name}: has {source.size:,} bytes; expected at most {_MAX_PNG:,}.")

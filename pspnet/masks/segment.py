@@ -139,7 +139,7 @@ class RecordHead:
         text = b"" if not self.labels else json.dumps(dict(self.labels), ensure_ascii=False).encode()
         if len(text) > 65_535:
             raise ValueError(f"the frame's labels have {len(text):,} bytes; a record holds at most 65,535.")
-        flags = KEY * self.key | SAME_LABELS * (self.labels is None)
+        flags = KEY * self.key | SAME_LABELS * (self.labels is None)  # both vary in segments of old writers only
         start = RECORD.pack(
             RECORD_MARKER, self.form, flags, len(text), len(payload), self.frame, self.captured, self.timestamp,
             self.latency, 0,

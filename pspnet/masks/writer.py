@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from pspnet.errors import ConfigError
-from pspnet.masks.codec import DEFAULT_ENCODING, ENCODINGS, KEY_FORMS, MaskFileError, encode
+from pspnet.masks.codec import DEFAULT_ENCODING, UP, MaskFileError, encode, encode_png
 from pspnet.masks.frames import MaskedFrame
-from pspnet.masks.reader import MaskSegment
+from pspnet.masks.reader import PNG_KEYWORD, MaskSegment
 from pspnet.masks.segment import INDEX_ENTRY, OPEN_SUFFIX, SUFFIX, RecordHead, SegmentHeader, mask_name, pack_index
 
 try:
@@ -28,42 +29,12 @@ class SegmentSettings:
 
     encoding: one of ENCODINGS for segments; "files" for one PNG file per mask.
     seconds, frames, size: maximum duration, number of masks and bytes of a segment.
-    key_every: maximum distance between key records; a smaller one speeds up random access, a larger one saves bytes.
     """
 
     encoding: str = DEFAULT_ENCODING
     seconds: float = 10.0
     frames: int = 1000
     size: int = 16_777_216
-    key_every: int = 30
-
-    def __post_init__(self) -> None:
-        if self.encoding not in (*ENCODINGS, "files"):
-            raise ConfigError(f"mask_encoding: found {self.encoding!r}; expected {', '.join(ENCODINGS)} or files.")
-        for name in ("seconds", "frames", "size", "key_every"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: found {getattr(self, name)!r}; expected more than 0.")
-
-
-_NAMES = {
-    "mask_encoding": "encoding",
-    "segment_seconds": "seconds",
-    "segment_frames": "frames",
-    "key_every": "key_every",
-}
-
-
-def read_settings(settings: Mapping[str, str]) -> SegmentSettings:
-    """Parse SegmentSettings: mask_encoding, segment_seconds, segment_frames, key_every. Raises ConfigError."""
-    values: dict[str, str | float | int] = {}
-    for key, name in _NAMES.items():
-        if key in settings:
-            kind = type(getattr(SegmentSettings, name))
-            try:
-                values[name] = kind(settings[key])
-            except ValueError:
-                raise ConfigError(f"{key}: found {settings[key]!r}; expected a number above 0.") from None
-    return SegmentSettings(**values)  # type: ignore[arg-type]
 
 
 def head_of(item: MaskedFrame) -> RecordHead:
@@ -73,16 +44,29 @@ def head_of(item: MaskedFrame) -> RecordHead:
     return RecordHead(frame.index, frame.captured, frame.timestamp, latency, dict(frame.labels))
 
 
+def png_file(item: MaskedFrame, palette: np.ndarray | None, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """Encode a mask as a PNG file, with the frame's number, times and labels; `palette` None: grey.
+
+    strategy: of zlib; Z_RLE is fast, but gives a larger file.
+    """
+    head = head_of(item)
+    about: dict[str, Any] = {"frame": head.frame, "captured": head.captured, "timestamp": head.timestamp}
+    about["labels"] = head.labels
+    if not math.isnan(head.latency):
+        about["latency"] = round(head.latency, 6)
+    texts = {PNG_KEYWORD: json.dumps(about)}
+    if strategy == zlib.Z_RLE:
+        return encode_png(item.mask, palette, bits=8, filter_type=UP, strategy=strategy, texts=texts)
+    return encode_png(item.mask, palette, texts=texts)
+
+
 class SegmentWriter:
     """Writer of one segment. Every record is passed to the operating system immediately."""
 
-    def __init__(self, file: BinaryIO, header: SegmentHeader, key_every: int = SegmentSettings.key_every) -> None:
+    def __init__(self, file: BinaryIO, header: SegmentHeader) -> None:
         """file: unbuffered (buffering=0), so that a failed write leaves nothing in a buffer. Raises OSError."""
-        self._file, self._key_every = file, key_every
-        self.header = header
+        self._file, self.header = file, header
         self._entries: list[tuple[int, float, float, int, int, int]] = []
-        self._previous: np.ndarray | None = None
-        self._labels: Mapping[str, str] | None = None
         self.size = 0
         self._write(header.pack())
 
@@ -103,19 +87,12 @@ class SegmentWriter:
 
     def append(self, head: RecordHead, mask: np.ndarray) -> None:
         """Add a mask. Raises OSError if the write fails; then the segment is unchanged."""
-        number = len(self._entries)
-        last_key = self._entries[-1][5] if self._entries else 0
-        previous = self._previous if number and number - last_key < self._key_every else None
-        encoded = encode(mask, self.header.encoding, previous)
-        key = encoded.form in KEY_FORMS
-        labels = None if not key and head.labels == self._labels else head.labels
-        record = RecordHead(head.frame, head.captured, head.timestamp, head.latency, labels, encoded.form, key)
+        encoded = encode(mask, self.header.encoding)
+        packed = replace(head, form=encoded.form).pack(encoded.data)
         offset = self.size
-        packed = record.pack(encoded.data)
         self._write(packed)
-        entry = (head.frame, head.captured, head.timestamp, offset, len(packed), number if key else last_key)
+        entry = (head.frame, head.captured, head.timestamp, offset, len(packed), len(self._entries))
         self._entries.append(entry)
-        self._previous, self._labels = mask.copy(), head.labels
 
     def finish(self) -> None:
         """Write the index. The file stays open."""
@@ -140,6 +117,11 @@ class SegmentFolder:
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob(f"*{OPEN_SUFFIX}")):
             _recover(path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the open segment."""
+        return 0 if self._writer is None else self._writer.size
 
     def full(self, item: MaskedFrame) -> bool:
         """Return whether the open segment must end before this item."""
@@ -175,7 +157,7 @@ class SegmentFolder:
         path, file = self._create(head)
         _lock(file)
         try:
-            self._writer = SegmentWriter(file, header, self._settings.key_every)
+            self._writer = SegmentWriter(file, header)
         except OSError:
             file.close()
             path.unlink()

@@ -2,8 +2,9 @@
 
 Failed writes are retried with exponential backoff. Meanwhile items wait in a short memory queue, then in the spill
 folder, and are delivered in order after the sink recovers. Items left at the end stay on disk and are delivered first
-by the next run with the same folder. Delivery is at least once: an item arrives twice if the sink failed after
-accepting it, and every lost item is reported.
+by the next run with the same folder. A sink that stores items on disk itself has no spill folder: if the disk is full,
+the policy "latest" loses new items and "all" waits. Delivery is at least once: an item arrives twice if the sink failed
+after accepting it, and every lost item is reported.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import Sink, SinkClosed, SinkError
-from pspnet.stream.spill_folder import SpillFolder
+from pspnet.stream.sinks.uploader import Uploader
 from pspnet.stream.spill_queue import SpillQueue
 from pspnet.stream.statistics import SinkStatistics
 from pspnet.system.backoff import Backoff
@@ -43,19 +44,20 @@ class DeliveryLimits:
 
 
 class Delivery:
-    """A sink with its thread, memory queue and spill folder (None for a display)."""
+    """A sink with its thread, memory queue, spill queue and uploader (None for most sinks)."""
 
     def __init__(
         self,
         sink: Sink,
-        spill: SpillFolder | None,
+        spill: SpillQueue | None,
         statistics: SinkStatistics,
         report: Callable[[str], None],
         limits: DeliveryLimits = DeliveryLimits(),
+        uploader: Uploader | None = None,
     ) -> None:
-        self.sink = sink
+        self.sink, self._uploader = sink, uploader
         self._statistics, self._report, self._limits = statistics, report, limits
-        self._spill_queue = None if spill is None else SpillQueue(spill, sink.name, statistics, report)
+        self._spill_queue = spill
         self._depth = limits.depth if sink.durable else 1
         self._patience = limits.patience
         self._memory: deque[MaskedFrame] = deque()
@@ -65,18 +67,22 @@ class Delivery:
         self._failing_since: float | None = None
         self._ending, self._ending_since = False, 0.0
         self._dead = False  # accepts no more items
+        self._discarded = False  # closed by the user
+        self._slow = False  # exceeded the patience, and delivered nothing since
         self._progress = time.monotonic()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"deliver {sink.name}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
+        if self._uploader is not None:
+            self._uploader.start(self._statistics.count)
         self._thread.start()
 
     @property
     def dead(self) -> bool:
-        """True if the sink accepts no more items."""
-        return self._dead
+        """True if the sink accepts no more items, or the destination of its files refused them."""
+        return self._dead or (self._uploader is not None and self._uploader.error is not None)
 
     # --- model thread -------------------------------------------------------------------------------------------------
 
@@ -91,7 +97,7 @@ class Delivery:
                 return
             if not self._spilled():
                 self._wait_for_room()
-            if self._dead and self._spill_queue is None:
+            if self._discarded:
                 return
             if not self._spilled() and self._has_room() and not self._dead:
                 self._push(item)
@@ -99,10 +105,12 @@ class Delivery:
                 self._spill(item)
 
     def _wait_for_room(self) -> None:
-        """Wait until the memory queue has room, the sink fails, or the patience is exceeded."""
+        """Wait until the memory queue has room, the sink fails (unless nothing may be lost), or for the patience."""
         started = time.monotonic()
-        while not self._has_room() and self._failing_since is None and not self._dead:
+        keep = (self._spill_queue, self._limits.patience) == (None, None)
+        while not (self._has_room() or self._dead or self._slow) and (self._failing_since is None or keep):
             if self._patience is not None and time.monotonic() - started >= self._patience:
+                self._slow = True
                 return
             self._changed.wait(None if self._patience is None else started + self._patience - time.monotonic())
 
@@ -132,6 +140,8 @@ class Delivery:
             if not self._spilled() and self._has_room() and not self._dead:
                 self._push(item)
                 return
+        if not self._discarded:
+            self._statistics.count("lost")
 
     # --- sink thread --------------------------------------------------------------------------------------------------
 
@@ -150,6 +160,7 @@ class Delivery:
                 if self._dead:
                     return
             self._attempt(self.sink.flush)
+            self._drain()
         except BaseException as error:
             self._error = error
             self._abandon(f"unexpected exception ({type(error).__name__}: {error}).")
@@ -178,7 +189,7 @@ class Delivery:
         with self._changed:
             if self._dead:
                 return
-            recovered = False
+            recovered = self._slow = False
             if self._from_disk and self._spill_queue is not None:
                 recovered = self._spill_queue.remove_first()
             elif self.sink.durable:
@@ -209,6 +220,20 @@ class Delivery:
             self._succeeded()
             return True
         return False
+
+    def _drain(self) -> None:
+        """Wait until all files are uploaded, the grace period passes without progress, or they are refused."""
+        uploader, next_retry = self._uploader, 0.0
+        left = 0 if uploader is None else len(uploader) + 1
+        while uploader is not None and uploader.error is None and len(uploader) and not self._expired():
+            if len(uploader) < left:
+                left, self._progress = len(uploader), time.monotonic()
+            if time.monotonic() >= next_retry:
+                uploader.retry()
+                next_retry = time.monotonic() + self._limits.grace / 5
+            time.sleep(0.02)
+        if uploader is not None and uploader.error is not None and not isinstance(uploader.error, SinkError):
+            raise uploader.error
 
     def _reason(self, error: SinkError) -> str:
         """Return the message of a sink's error without the sink's name."""
@@ -253,14 +278,14 @@ class Delivery:
     def _discard(self, reason: str) -> None:
         """Discard all items of a sink whose reader or window was closed."""
         with self._changed:
-            self._dead = True
+            self._dead = self._discarded = True
             self._spill_queue = None
             self._memory.clear()
             self._changed.notify_all()
         self._report(f"{self.sink.name}: {reason}")
 
     def _abandon(self, reason: str) -> None:
-        """Abandon the sink; items in memory are spilled before those on disk."""
+        """Abandon the sink; items in memory are spilled before those on disk, or lost."""
         with self._changed:
             if self._dead:
                 return
@@ -270,6 +295,8 @@ class Delivery:
             self._statistics.waiting = 0
             if self._spill_queue is not None and remaining:
                 self._spill_queue.prepend(remaining)
+            elif self.sink.durable:
+                self._statistics.count("lost", len(remaining))
             self._changed.notify_all()
         self._report(f"{self.sink.name}: gave up: {reason}")
 

@@ -1,70 +1,31 @@
 """Run of one stream from its settings to its summary; implements `pspnet stream`.
 
-settings = StreamSettings("drive.mp4", to=["masks/", "overlay.mp4"])
+settings = StreamSettings(source="drive.mp4", to=["masks/", "overlay.mp4"])
 summary = run_stream(settings, lambda: LocalModel.load(Path("runs/cars/model")))
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pspnet.stream.console import Console
 from pspnet.stream.delivery import Delivery, DeliveryLimits
 from pspnet.stream.model import Model
 from pspnet.stream.pipeline import Pipeline, PipelineSettings
 from pspnet.stream.sinks.base import Sink, SinkContext
-from pspnet.stream.sinks.factory import check_sink_settings, check_sinks, open_sinks
+from pspnet.stream.sinks.factory import open_sinks
+from pspnet.stream.sinks.s3 import S3Sink
 from pspnet.stream.sources.base import Source, SourceOptions
 from pspnet.stream.sources.factory import open_source
 from pspnet.stream.sources.video import PacedSource
-from pspnet.stream.spill_folder import SpillFolder, folder_name
+from pspnet.stream.spill_queue import SpillQueue, folder_name
 from pspnet.stream.statistics import Statistics, final_report
+from pspnet.stream.stream_settings import StreamSettings
 from pspnet.system.atomic_files import atomic_write
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """Settings of one stream, named like the flags of `pspnet stream`.
-
-    source, to: the source and the sinks, as in docs/stream.md.
-    policy: "latest" drops late frames, "all" keeps every frame, "auto" is "latest" for live sources.
-    rate: "own" or frames per second at which a file or folder is played as if it were live; requested from a camera.
-    size, start, region, profile, aws_endpoint, give_up: as in SourceOptions.
-    opacity, legend, sink_settings: as in SinkContext.
-    spill, spill_bytes: folder for items that a failing sink does not accept, and its size limit for each sink.
-    grace: seconds that a failing sink gets after the end of the stream.
-    summary: JSON file for the statistics.
-
-    Raises ConfigError for sinks that conflict and unknown sink settings.
-    """
-
-    source: str
-    to: Sequence[str]
-    policy: Literal["auto", "latest", "all"] = "auto"
-    rate: float | Literal["own"] | None = None
-    size: str | None = None
-    max_frames: int | None = None
-    start: str = "now"
-    give_up: float = 300.0
-    region: str | None = None
-    profile: str | None = None
-    aws_endpoint: str | None = None
-    opacity: float = 0.5
-    legend: bool = False
-    spill: Path = Path("pspnet-spill")
-    spill_bytes: int = 2**30
-    grace: float = 30.0
-    sink_settings: Mapping[str, str] = field(default_factory=dict)
-    summary: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_sink_settings(self.sink_settings)
-        check_sinks(self.to)
 
 
 def run_stream(
@@ -111,9 +72,9 @@ def _build(
         model = open_model()
         opened.callback(model.close)
         context = SinkContext(
-            model.class_names, model.palette, settings.source, None if source is None else source.rate,
-            settings.opacity, settings.legend, settings.region, settings.profile, settings.aws_endpoint,
-            report=console.print, status=statistics.summary, settings=settings.sink_settings,
+            model.class_names, model.palette, settings.source, None if source is None else source.rate, settings.spill,
+            settings.spill_bytes, settings.opacity, settings.legend, settings.region, settings.profile,
+            settings.aws_endpoint, report=console.print, status=statistics.summary, settings=settings.sink_settings(),
         )  # fmt: skip
         sinks = open_sinks(settings.to, context, opened)
         if source is None:
@@ -139,8 +100,12 @@ def _open_source(settings: StreamSettings, console: Console, statistics: Statist
 
 
 def _delivery(settings: StreamSettings, sink: Sink, latest: bool, statistics: Statistics, console: Console) -> Delivery:
-    # Under the policy "all", a slow sink blocks the source instead of spilling to disk.
-    limits = DeliveryLimits(patience=2.0 if latest else None, grace=settings.grace)
+    # Under the policy "all", a slow sink blocks the source instead of spilling to disk. A full disk is tried more often
+    # than a server.
+    longest = 30.0 if sink.spills else 2.0
+    limits = DeliveryLimits(patience=2.0 if latest else None, grace=settings.grace, longest_pause=longest)
+    counts = statistics.sink(sink.name)
     folder = settings.spill / folder_name(sink.name)
-    spill = SpillFolder(folder, settings.spill_bytes, sink.wants_images) if sink.durable else None
-    return Delivery(sink, spill, statistics.sink(sink.name), console.print, limits)
+    spill = SpillQueue(folder, settings.spill_bytes, counts, console.print) if sink.spills else None
+    uploader = sink.uploader if isinstance(sink, S3Sink) else None
+    return Delivery(sink, spill, counts, console.print, limits, uploader)

@@ -28,7 +28,8 @@ from pspnet.models.build import build_model
 from pspnet.stream import read_masks
 from pspnet.stream.sinks.base import SinkError
 from pspnet.stream.sinks.mask_files import FolderSink
-from pspnet.stream.spill_folder import SpillFolder, folder_name
+from pspnet.stream.spill_queue import SpillQueue, folder_name
+from pspnet.stream.statistics import SinkStatistics
 from pspnet.system.exit_codes import run_guarded
 from tests.stream.fakes import masked, wait_until
 from tests.stream.videos import frames, number_of, read_video, write_video
@@ -214,20 +215,20 @@ def test_a_killed_stream_leaves_a_playable_video_and_spilled_items(model_dir: Pa
         env=environment(), stderr=subprocess.PIPE,
     )  # fmt: skip
     folder = tmp_path / "pspnet-spill"
-    wait_until(lambda: len(list(folder.glob("*/item-*.zip"))) >= 20 or process.poll() is not None, 120)
+    wait_until(lambda: len(list(folder.glob("*/item-*.png"))) >= 20 or process.poll() is not None, 120)
     process.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors.decode()
     # All but the last fragment of one second.
     assert len(read_video(tmp_path / "o.mkv")) >= 5
     (kept,) = folder.iterdir()
-    spill = SpillFolder(kept, 10**9, images=False)
+    spill = SpillQueue(kept, 10**9, SinkStatistics("hook"))
     assert len(spill) >= 20
     assert spill.first() is not None
 
 
 def test_leftovers_are_delivered_first(model_dir: Path, tmp_path: Path) -> None:
-    spill = SpillFolder(tmp_path / "spill" / folder_name("stdout"), 10**6, images=False)
+    spill = SpillQueue(tmp_path / "spill" / folder_name("stdout"), 10**6, SinkStatistics("stdout"))
     for number in (100, 101):
         spill.append(masked(number))
     spill.close()
@@ -242,27 +243,6 @@ def test_leftovers_are_delivered_first(model_dir: Path, tmp_path: Path) -> None:
     ("arguments", "code", "text"),
     [
         (["none.mp4", "--to", "o.mkv"], 1, "none.mp4: no such file or folder; expected a"),
-        (
-            ["film.mkv", "--to", "o.mkv", "--rate", "fast"],
-            2,
-            "--rate: found 'fast'; expected own, or frames per second",
-        ),
-        (["film.mkv", "--to", "o.mkv", "o.mkv"], 2, "--to: o.mkv is given twice"),
-        (
-            ["film.mkv", "--to", "masks", "./masks/"],
-            2,
-            "--to: masks is given twice, in different spellings",
-        ),
-        (["film.mkv", "--to", "http://h/?k=1", "http://h/?k=1"], 2, "--to: http://h/ is given twice"),
-        (["film.mkv", "--to", "-", "png:-"], 2, "--to: - and png:- both write to standard output"),
-        (["film.mkv", "--to", "web:no"], 2, "web:no: expected web or web:PORT"),
-        (["film.mkv", "--to", "o.mkv", "--sink_setting", "x"], 2, "--sink_setting: found 'x'; expected NAME=VALUE"),
-        (
-            ["film.mkv", "--to", "o.mkv", "--sink_setting", "segment_second=1"],
-            2,
-            "--sink_setting: no sink has the setting 'segment_second'; did",
-        ),
-        (["film.mkv", "--to", "o.mkv", "--classes", "camvid"], 2, "--classes: a model directory has its own"),
         (["film.mkv", "--to", "/proc/none/o.mkv"], 1, "/proc/none/o.mkv: its folder cannot be created"),
     ],
 )
@@ -276,6 +256,40 @@ def test_invalid_input_gives_a_one_line_error(
     assert len(errors.splitlines()) == 1
 
 
+def test_every_wrong_setting_is_listed_before_a_file_is_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["none.mp4", "--max-frames", "0", "--opacity", "3", "--polcy", "all", "--sink-setting", "x", "--legend"]
+    assert run_guarded(cli.dispatch, ["stream", *arguments, "--summary", "s.json"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: The configuration has 6 problems:",
+        "  polcy: unknown key (flag --polcy); did you mean policy?",
+        "  to: missing; it is required: sinks",
+        "  max_frames: found '0' (flag --max-frames); allowed: a whole number, at least 1",
+        "  opacity: found '3' (flag --opacity); allowed: a number from 0 to 1",
+        "  sink_setting: found 'x' (flag --sink-setting); allowed: NAME=VALUE",
+        "  model: missing; give a model directory as --model, or --endpoint",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model", "m", "--endpoint", "e"], "endpoint: found 'e' with model (flag --endpoint); give one of them"),
+        (["--model", "m", "--classes", "voc"], "classes: found 'voc' with model (flag --classes); a model directory"),
+        (
+            ["--endpoint", "e", "--to", "o.mkv", "./o.mkv"],
+            "to: found o.mkv and ./o.mkv, which are one sink (flag --to)",
+        ),
+        (["--endpoint", "e", "--quiet", "perhaps"], "command line: unexpected 'perhaps'"),
+    ],
+)
+def test_settings_that_conflict(capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
+    assert run_guarded(cli.dispatch, ["stream", "film.mkv", "--to", "o.mkv", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
 def test_an_error_while_opening_follows_that_of_closing_another_sink(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,11 +298,11 @@ def test_an_error_while_opening_follows_that_of_closing_another_sink(
 
     film = write_video(tmp_path / "film.mkv", 1)
     monkeypatch.setattr(FolderSink, "close", failing)
-    arguments = ["stream", str(film), "--model", str(model_dir), "--to", "masks", "web:no"]
-    assert run_guarded(cli.dispatch, arguments) == 2
+    arguments = ["stream", str(film), "--model", str(model_dir), "--to", "masks", "/proc/none/o.mkv"]
+    assert run_guarded(cli.dispatch, arguments) == 1
     message, error = capsys.readouterr().err.splitlines()
     assert message == "masks: 2 segments wait in spool."
-    assert error.startswith("error: web:no: expected web or web:PORT")
+    assert error.startswith("error: /proc/none/o.mkv: its folder cannot be created")
 
 
 def test_the_error_of_a_missing_package_names_the_extra(
@@ -308,7 +322,15 @@ def test_help_lists_every_sink_and_setting(capsys: pytest.CaptureFixture[str]) -
         cli.dispatch(["stream", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in ("s3://BUCKET/PREFIX", "web[:PORT]", "png:-", "--spill_bytes", "--max-frames", "kvs://STREAM"):
+    for word in (
+        "s3://BUCKET/PREFIX",
+        "web[:PORT]",
+        "png:-",
+        "--spill_bytes",
+        "--max_frames",
+        "mask_encoding",
+        "kvs://STREAM",
+    ):
         assert word in text
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pspnet.masks.codec import ENCODINGS, MaskFileError
+from pspnet.masks.frames import MaskedFrame
 from pspnet.masks.segment import SegmentHeader, pack_index
 from pspnet.masks.storage import BytesInMemory
 from pspnet.masks.writer import SegmentFolder, SegmentSettings, SegmentWriter, head_of
@@ -21,24 +22,28 @@ from pspnet.stream import MaskSegment, read_masks
 from pspnet.stream.sinks.base import SinkContext
 from pspnet.stream.sinks.mask_files import FolderSink
 from tests.masks.mask_items import START, item, scene
+from tests.masks.old_segments import old_segment
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def segment(count: int, encoding: str = "temporal", key_every: int = 5, **size: int) -> bytes:
+def items(count: int, **size: int) -> list[MaskedFrame]:
+    return [item(index, scene(index, **size), fragment=str(index // 4)) for index in range(count)]
+
+
+def segment(count: int, encoding: str = "runs", **size: int) -> bytes:
     file = io.BytesIO()
     header = SegmentHeader(
         size.get("height", 24), size.get("width", 33), ("a", "b"), encoding=encoding, source="film.mkv"
     )
-    writer = SegmentWriter(file, header, key_every)
-    for index in range(count):
-        masked = item(index, scene(index, **size), fragment=str(index // 4))
+    writer = SegmentWriter(file, header)
+    for masked in items(count, **size):
         writer.append(head_of(masked), masked.mask)
     writer.finish()
     return file.getvalue()
 
 
-def folder(path: Path, count: int = 60, encoding: str = "temporal") -> Path:
+def folder(path: Path, count: int = 60, encoding: str = "runs") -> Path:
     """Write segments of one second, ten frames each; or PNG files."""
     sink = FolderSink(path, SinkContext(("a", "b")), SegmentSettings(encoding, seconds=0.95))
     for index in range(count):
@@ -60,9 +65,11 @@ class CountedBytes(BytesInMemory):
         return found
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "temporal"])
 def test_round_trip_of_records(encoding: str) -> None:
-    records = list(read_masks(segment(12, encoding)))
+    data = old_segment(items(12)) if encoding == "temporal" else segment(12, encoding)
+    records = list(read_masks(data))
+    assert MaskSegment(data).header.encoding == encoding
     assert [record.frame for record in records] == list(range(12))
     for index, record in enumerate(records):
         assert np.array_equal(record.mask, scene(index))
@@ -73,16 +80,22 @@ def test_round_trip_of_records(encoding: str) -> None:
 
 
 def test_one_record_is_read_without_the_whole_file() -> None:
-    data = segment(200, key_every=4, height=120, width=160)
-    source = CountedBytes(data)
-    found = MaskSegment(source)
-    source.reads.clear()
-    assert np.array_equal(found.record(103).mask, scene(103, 120, 160))
-    assert len(source.reads) == 1
-    start, length = source.reads[0]
-    assert start == found.entries["offset"][100]
-    assert length == found.entries["length"][100:104].sum()
-    assert length < len(data) / 20
+    # In segments of former versions, decoding starts at the key record.
+    for data, first in (
+        (segment(200, height=120, width=160), 103),
+        (old_segment(items(200, height=120, width=160), 4), 100),
+    ):
+        source = CountedBytes(data)
+        found = MaskSegment(source)
+        source.reads.clear()
+        record = found.record(103)
+        assert np.array_equal(record.mask, scene(103, 120, 160))
+        assert record.labels == {"fragment": "25"}
+        assert len(source.reads) == 1
+        start, length = source.reads[0]
+        assert start == found.entries["offset"][first]
+        assert length == found.entries["length"][first:104].sum()
+        assert length < len(data) / 20
 
 
 def test_an_index_longer_than_the_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,15 +132,15 @@ def test_a_truncated_file_gives_its_complete_records() -> None:
 
 
 def test_a_damaged_record_raises_with_an_index_and_is_skipped_without() -> None:
-    data = bytearray(segment(20, key_every=5))
-    found = MaskSegment(bytes(data))
-    data[int(found.entries["offset"][7]) + 50] ^= 255
-    with pytest.raises(MaskFileError, match="record 7 at byte"):
-        list(read_masks(bytes(data)))
-    scanned = MaskSegment(bytes(data[:-1]))
-    # 8 and 9 depend on 7; 10 is a key record.
-    assert scanned.entries["frame"].tolist() == [0, 1, 2, 3, 4, 5, 6, *range(10, 20)]
-    assert all(np.array_equal(record.mask, scene(record.frame)) for record in scanned.records())
+    # In the segment of a former version 8 and 9 depend on 7; 10 is a key record.
+    for content, following in ((segment(20), 8), (old_segment(items(20)), 10)):
+        data = bytearray(content)
+        data[int(MaskSegment(content).entries["offset"][7]) + 50] ^= 255
+        with pytest.raises(MaskFileError, match="record 7 at byte"):
+            list(read_masks(bytes(data)))
+        scanned = MaskSegment(bytes(data[:-1]))
+        assert scanned.entries["frame"].tolist() == [0, 1, 2, 3, 4, 5, 6, *range(following, 20)]
+        assert all(np.array_equal(record.mask, scene(record.frame)) for record in scanned.records())
 
 
 def test_an_inconsistent_index_is_ignored() -> None:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pspnet.errors import ConfigError
 from pspnet.masks.segment import SegmentHeader
-from pspnet.masks.writer import SegmentFolder, SegmentSettings, SegmentWriter, head_of, read_settings
+from pspnet.masks.writer import SegmentFolder, SegmentSettings, SegmentWriter, head_of
 from pspnet.stream import MaskSegment, read_masks
 from tests.masks.mask_items import item, scene
 
@@ -180,36 +179,6 @@ def test_a_segment_that_could_not_start_leaves_no_file(tmp_path: Path, monkeypat
     segments.append(item(0))
     segments.finish()
     assert lengths(tmp_path) == [1]
-
-
-def test_distance_of_key_records() -> None:
-    file = io.BytesIO()
-    writer = SegmentWriter(file, SegmentHeader(24, 33), key_every=4)
-    for index in range(10):
-        masked = item(index, scene(0))
-        writer.append(head_of(masked), masked.mask)
-    writer.finish()
-    assert MaskSegment(file.getvalue()).entries["key"].tolist() == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]
-
-
-def test_settings_from_strings() -> None:
-    texts = {"mask_encoding": "runs", "segment_seconds": "2.5", "segment_frames": "7", "key_every": "3", "other": "x"}
-    assert read_settings(texts) == SegmentSettings("runs", 2.5, 7, key_every=3)
-    assert read_settings({}) == SegmentSettings()
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ({"mask_encoding": "zip"}, "mask_encoding: found 'zip'; expected temporal, runs, webp, png or files"),
-        ({"segment_seconds": "soon"}, "segment_seconds: found 'soon'; expected a number above 0"),
-        ({"segment_seconds": "nan"}, "seconds: found nan; expected more than 0"),
-        ({"segment_frames": "0"}, "frames: found 0; expected more than 0"),
-    ],
-)
-def test_invalid_settings_raise(texts: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        read_settings(texts)
 
 
 def test_a_finished_segment_is_readable(tmp_path: Path) -> None:

@@ -70,9 +70,14 @@ class ListSink:
     """Sink that records its items. `faults`: an error or None for each call of write."""
 
     def __init__(
-        self, name: str = "list", faults: Sequence[SinkError | None] = (), durable: bool = True, pause: float = 0.0
+        self,
+        name: str = "list",
+        faults: Sequence[SinkError | None] = (),
+        durable: bool = True,
+        pause: float = 0.0,
+        spills: bool | None = None,
     ) -> None:
-        self.name, self.durable, self.wants_images = name, durable, False
+        self.name, self.durable, self.spills = name, durable, durable if spills is None else spills
         self.numbers: list[int] = []
         self.masks: list[int] = []
         self.flushed = 0

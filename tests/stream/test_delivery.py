@@ -12,7 +12,7 @@ import pytest
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.delivery import Delivery, DeliveryLimits
 from pspnet.stream.sinks.base import SinkClosed, SinkError
-from pspnet.stream.spill_folder import SpillFolder
+from pspnet.stream.spill_queue import SpillQueue
 from pspnet.stream.statistics import SinkStatistics
 from tests.stream.fakes import ListSink, masked, wait_until
 
@@ -27,7 +27,7 @@ class DeliveryRun:
     def __init__(self, sink: ListSink, folder: Path, limits: DeliveryLimits = QUICK, spill_bytes: int = 10**7) -> None:
         self.messages: list[str] = []
         self.statistics = SinkStatistics(sink.name)
-        spill = SpillFolder(folder, spill_bytes, sink.wants_images) if sink.durable else None
+        spill = SpillQueue(folder, spill_bytes, self.statistics, self.messages.append) if sink.spills else None
         self.delivery = Delivery(sink, spill, self.statistics, self.messages.append, limits)
         self.delivery.start()
 
@@ -40,9 +40,9 @@ class DeliveryRun:
         self.delivery.join()
 
 
-def spill_of_another_stream(folder: Path) -> SpillFolder:
+def spill_of_another_stream(folder: Path) -> SpillQueue:
     """Return a spill folder locked by another stream, with item 100 in it."""
-    other = SpillFolder(folder, 10**6, images=False)
+    other = SpillQueue(folder, 10**6, SinkStatistics("other"))
     other.append(masked(100))
     return other
 
@@ -78,7 +78,7 @@ def test_items_are_spilled_while_a_sink_is_down_and_keep_their_order(tmp_path: P
     run = DeliveryRun(sink, tmp_path / "s")
     run.put(range(30))
     assert run.statistics["spilled"] == 27
-    assert len(list((tmp_path / "s").glob("item-*.zip"))) == 27
+    assert len(list((tmp_path / "s").glob("item-*.png"))) == 27
     sink.down = None
     run.put(range(30, 40))
     run.end()
@@ -122,7 +122,7 @@ def test_a_permanent_error_abandons_the_sink_and_spills_its_items(tmp_path: Path
     run.end()
     assert sink.numbers == [0, 1]
     assert "list: gave up: forbidden." in run.messages
-    left = SpillFolder(tmp_path / "s", 10**6, images=False)
+    left = SpillQueue(tmp_path / "s", 10**6, SinkStatistics("next"))
     numbers = []
     while (item := left.first()) is not None:
         numbers.append(item.frame.index)
@@ -288,7 +288,7 @@ def test_an_unexpected_exception_of_a_sink_spills_its_items_and_is_raised(tmp_pa
     run.put(range(4))
     with pytest.raises(ZeroDivisionError, match="oops"):
         run.end()
-    assert len(list((tmp_path / "s").glob("item-*.zip"))) == 4
+    assert len(list((tmp_path / "s").glob("item-*.png"))) == 4
 
 
 def test_a_sink_that_hangs_in_its_last_flush_is_reported_and_counted(
@@ -318,3 +318,54 @@ def test_a_sink_that_fails_to_close_is_reported_and_counted(tmp_path: Path) -> N
     assert run.messages == ["list: two segments wait in spool."]
     assert run.statistics.summary()["unfinished"] == 1
     assert run.statistics["delivered"] == 3
+
+
+def test_a_sink_without_spill_folder_loses_new_items_while_it_fails_and_is_not_waited_for(tmp_path: Path) -> None:
+    sink = ListSink(spills=False)
+    sink.down = TEMPORARY
+    run = DeliveryRun(sink, tmp_path / "s", DeliveryLimits(depth=3, patience=30.0, grace=5.0, first_pause=0.01))
+    run.put([0])
+    wait_until(lambda: run.statistics["retries"] > 0)
+    started = time.monotonic()
+    run.put(range(1, 10))
+    assert time.monotonic() - started < 5
+    assert run.statistics["lost"] == 7
+    sink.down = None
+    run.end()
+    assert sink.numbers == [0, 1, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sink_without_spill_folder_blocks_the_stream_if_nothing_may_be_lost(tmp_path: Path) -> None:
+    sink = ListSink(spills=False)
+    sink.down = TEMPORARY
+    limits = DeliveryLimits(depth=3, patience=None, grace=5.0, first_pause=0.01, longest_pause=0.05)
+    run = DeliveryRun(sink, tmp_path / "s", limits)
+    feeder = threading.Thread(target=run.put, args=(range(8),), daemon=True)
+    feeder.start()
+    wait_until(lambda: run.statistics["retries"] > 3)
+    assert feeder.is_alive()
+    sink.down = None
+    feeder.join(30)
+    run.end()
+    assert sink.numbers == list(range(8))
+    assert run.statistics["lost"] == 0
+
+
+def test_a_hanging_sink_without_spill_folder_is_waited_for_once(tmp_path: Path) -> None:
+    sink = ListSink(spills=False, pause=1.0)
+    run = DeliveryRun(sink, tmp_path / "s")
+    started = time.monotonic()
+    run.put(range(20))
+    assert time.monotonic() - started < 0.9
+    assert run.statistics["lost"] >= 16
+    run.end()
+
+
+def test_items_of_an_abandoned_sink_without_spill_folder_are_lost(tmp_path: Path) -> None:
+    sink = ListSink(spills=False)
+    sink.down = TEMPORARY
+    run = DeliveryRun(sink, tmp_path / "s")
+    run.put(range(2))
+    run.end()
+    assert run.statistics["lost"] == 2

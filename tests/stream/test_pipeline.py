@@ -16,7 +16,7 @@ from pspnet.stream.model import Model, ModelUnavailable
 from pspnet.stream.pipeline import Pipeline, PipelineSettings
 from pspnet.stream.sinks.base import SinkClosed
 from pspnet.stream.sources.base import Source, SourceError
-from pspnet.stream.spill_folder import SpillFolder
+from pspnet.stream.spill_queue import SpillQueue
 from pspnet.stream.statistics import Statistics
 from tests.stream.fakes import CountingSource, InstantModel, ListSink, wait_until
 
@@ -32,8 +32,9 @@ class Stream:
         limits = DeliveryLimits(patience=2.0 if latest else None, grace=grace, first_pause=0.01, longest_pause=0.05)
         deliveries = []
         for sink in sinks:
-            spill = SpillFolder(tmp_path / sink.name, 10**7, images=False) if sink.durable else None
-            deliveries.append(Delivery(sink, spill, self.statistics.sink(sink.name), self.messages.append, limits))
+            counts, report = self.statistics.sink(sink.name), self.messages.append
+            spill = SpillQueue(tmp_path / sink.name, 10**7, counts, report) if sink.spills else None
+            deliveries.append(Delivery(sink, spill, counts, report, limits))
         settings = PipelineSettings(latest, grace=grace, first_pause=0.01, longest_pause=0.05)
         self.pipeline = Pipeline(source, model, deliveries, self.statistics, settings, self.messages.append)
         self.stop = threading.Event()
@@ -230,7 +231,7 @@ def test_a_stop_does_not_wait_for_a_hanging_sink_and_spills_its_items(tmp_path: 
     runner.join(60)
     monkey.undo()
     assert not runner.is_alive()
-    kept = len(list((tmp_path / "hanging").glob("item-*.zip")))
+    kept = len(list((tmp_path / "hanging").glob("item-*.png")))
     assert kept == stream.statistics["masks"] == stream.statistics["read"]
     assert stream.messages[-1].startswith(f"hanging: {kept} items were not delivered; they are in")
 

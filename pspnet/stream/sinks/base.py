@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from pspnet.classes import voc_palette
 from pspnet.errors import PspnetError
 from pspnet.masks.frames import MaskedFrame
+from pspnet.stream.sinks.sink_settings import SinkSettings
 
 
 class SinkError(PspnetError):
@@ -33,20 +35,20 @@ class Sink(Protocol):
     """Destination of masks. All methods are called by one thread.
 
     name: name in messages and the summary; also names its spill folder.
-    durable: rejected items are spilled to disk and delivered later; False for a display, which shows the newest item.
-    wants_images: whether it uses `item.frame.image`. If not, a spilled item has a black image.
+    durable: every item is delivered; False for a display, which shows the newest item.
+    spills: whether items that it rejects are stored in the spill folder and delivered later, with a black image.
     """
 
     name: str
     durable: bool
-    wants_images: bool
+    spills: bool
 
     def write(self, item: MaskedFrame) -> None:
         """Accept the next item. After SinkError the item was not accepted and may be retried."""
         ...
 
     def flush(self) -> None:
-        """Deliver all accepted items to their destination. Raises SinkError, and can be retried."""
+        """Finish open files. Raises SinkError, and can be retried."""
         ...
 
     def close(self) -> None:
@@ -61,17 +63,20 @@ class SinkContext:
     class_names, palette: names in the order of the ids, and (256, 3) uint8 colours.
     source: the source as given on the command line.
     rate: frames per second of the source; None if unknown.
+    spill, spill_bytes: folder for items that are not delivered yet, and its size limit for each sink.
     opacity: opacity of the mask in overlays, 0 to 1. legend: whether overlays list the classes.
     region, profile, aws_endpoint: as in SourceOptions.
     report: called with messages for the user.
     status: returns the current statistics as JSON types.
-    settings: settings of individual sinks (--sink_setting), by name.
+    settings: settings of individual sinks (--sink_setting).
     """
 
     class_names: tuple[str, ...] = ()
     palette: np.ndarray = field(default_factory=voc_palette)
     source: str = ""
     rate: float | None = None
+    spill: Path = Path("pspnet-spill")
+    spill_bytes: int = 2**30
     opacity: float = 0.5
     legend: bool = False
     region: str | None = None
@@ -79,14 +84,7 @@ class SinkContext:
     aws_endpoint: str | None = None
     report: Callable[[str], None] = lambda _: None
     status: Callable[[], dict[str, Any]] = dict
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-
-SETTING_NAMES = (
-    "key_every", "mask_encoding", "s3_spool", "segment_frames", "segment_seconds", "webhook_headers", "webhook_send",
-    "webhook_timeout",
-)  # fmt: skip
-"""Keys of SinkContext.settings; see docs/mask_format.md."""
+    settings: SinkSettings = field(default_factory=SinkSettings)
 
 
 def without_secrets(text: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from pspnet.config.values import nearest
-from pspnet.errors import ConfigError
-from pspnet.stream.sinks.base import SETTING_NAMES, Sink, SinkContext, SinkError, without_secrets
-from pspnet.stream.sinks.mask_files import FolderSink, S3Sink
+from pspnet.config.problems import Problem
+from pspnet.errors import PspnetError
+from pspnet.masks.storage import split_uri
+from pspnet.stream.sinks.base import Sink, SinkContext, SinkError, without_secrets
+from pspnet.stream.sinks.mask_files import FolderSink
 from pspnet.stream.sinks.overlay import OverlayVideoSink
+from pspnet.stream.sinks.s3 import S3Sink
 from pspnet.stream.sinks.stdout import StdoutSink
-from pspnet.stream.sinks.web import WebSink
-from pspnet.stream.sinks.webhook import WebhookSink
+from pspnet.stream.sinks.web import WebSink, read_port
+from pspnet.stream.sinks.webhook import WebhookSink, split_url
 from pspnet.stream.sinks.window import WindowSink
 
 VIDEO_SUFFIXES = (".mp4", ".mkv")
@@ -39,35 +42,43 @@ def open_sink(text: str, context: SinkContext) -> Sink:
     return FolderSink(Path(text), context)
 
 
-def check_sinks(texts: Sequence[str]) -> None:
-    """Raise ConfigError for duplicate and conflicting sinks, before any is opened."""
-    doubled = [text for text in dict.fromkeys(texts) if texts.count(text) > 1]
-    if doubled:
-        raise ConfigError(f"--to: {without_secrets(doubled[0])} is given twice; give every sink once.")
-    if "-" in texts and "png:-" in texts:
-        raise ConfigError("--to: - and png:- both write to standard output; choose one of them.")
+def check_sinks(texts: Sequence[str]) -> Iterator[Problem]:
+    """Malformed sinks, and two sinks with one destination, before any is opened."""
+    known: dict[str, str] = {}
+    for text in texts:
+        shown = without_secrets(text)
+        try:
+            destination = _destination(text)
+        except PspnetError as error:
+            yield Problem("to", f"found {shown}", str(error).removeprefix(f"{shown}: ").rstrip("."))
+            continue
+        if destination in known:
+            yield Problem("to", f"found {known[destination]} and {shown}, which are one sink", "give every sink once")
+        known[destination] = shown
 
 
-def check_sink_settings(settings: Iterable[str]) -> None:
-    """Raise ConfigError for a setting that no sink has."""
-    for name in settings:
-        if name not in SETTING_NAMES:
-            like = nearest(name, SETTING_NAMES)
-            hint = f"did you mean {like}?" if like else f"expected one of {', '.join(SETTING_NAMES)}."
-            raise ConfigError(f"--sink_setting: no sink has the setting {name!r}; {hint}")
+def _destination(text: str) -> str:
+    """Return one text for all spellings of a sink. Raises PspnetError for a malformed one."""
+    if text.startswith("s3://"):
+        return "s3://{}/{}".format(*split_uri(text))
+    if text.startswith(("http://", "https://")):
+        return split_url(text)[1]
+    if text in ("-", "png:-"):
+        return "standard output"
+    if text == "web" or text.startswith("web:"):
+        return f"web:{read_port(text)}"
+    return text if text == "window" else os.path.abspath(text)
 
 
 def open_sinks(texts: Sequence[str], context: SinkContext, opened: ExitStack) -> list[Sink]:
     """Open sinks; `opened` closes them if a later part of the stream cannot be opened.
 
-    Raises as open_sink(), and ConfigError for two sinks with one name, which would share spill folder and summary.
+    Raises as open_sink().
     """
     sinks: list[Sink] = []
     for text in texts:
         sink = open_sink(text, context)
         opened.callback(_close_unused, sink, context.report)
-        if any(other.name == sink.name for other in sinks):
-            raise ConfigError(f"--to: {sink.name} is given twice, in different spellings; give every sink once.")
         sinks.append(sink)
     return sinks
 

@@ -1,7 +1,7 @@
 """Sink that writes an overlay video, H.264 in Matroska or MP4.
 
 Frames keep their time stamps, so the video freezes while frames were dropped and lasts as long as the stream. If time
-stamps restart after frames of an earlier run, the new frames follow the last one. The file is written in fragments, of
+stamps step back, the next frames follow the last one. The file is written in fragments, of
 one second in Matroska and up to 50 frames in MP4, so it can be played up to the last one after a crash.
 """
 
@@ -22,14 +22,14 @@ from pspnet.system.optional_packages import require_packages
 
 _TIME_BASE = Fraction(1, 1000)
 _FALLBACK_RATE = 30
-_BACKWARDS = 1000  # in _TIME_BASE; a larger step back in time means another run
+_BACKWARDS = 1000  # in _TIME_BASE; a larger step back in time is another clock
 _SHORTEST_SIDE = 16  # px; encoders refuse smaller ones
 
 
 class OverlayVideoSink:
     """Writer of FILE.mkv or FILE.mp4. An existing file is never overwritten: FILE-2.mkv is written instead."""
 
-    durable, wants_images = True, True
+    durable, spills = True, False
 
     def __init__(self, path: Path, context: SinkContext) -> None:
         """The first frame creates the file. Raises ConfigError without PyAV, SinkError for an unusable folder."""

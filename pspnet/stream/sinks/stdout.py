@@ -22,7 +22,7 @@ class StdoutSink:
     """Writer of 8-bit PNG masks whose values are the class ids. Nothing else may be written to standard output."""
 
     name = "stdout"
-    durable, wants_images = True, False
+    durable, spills = True, True
 
     def __init__(self, context: SinkContext, bare: bool) -> None:
         """bare: PNG files without JSON. Raises SinkError if standard output is a terminal."""

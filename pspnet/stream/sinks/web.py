@@ -38,15 +38,13 @@ _FILES = {"/page.js": "text/javascript", "/page.css": "text/css"}
 class WebSink:
     """Web server for the newest item. Frames are rendered and encoded only while a client is connected."""
 
-    durable, wants_images = False, True
+    durable, spills = False, False
 
     def __init__(self, text: str, context: SinkContext) -> None:
         """text: web or web:PORT; port 0 for any free one. Raises ConfigError for other texts, SinkError if in use."""
-        port = text.partition(":")[2] or str(DEFAULT_PORT)
-        if not (port.isascii() and port.isdigit() and int(port) < 65536) or text == "web:":
-            raise ConfigError(f"{text}: expected web or web:PORT with a port from 0 to 65535.")
+        port = read_port(text)
         try:
-            self._server = _Server(int(port), context)
+            self._server = _Server(port, context)
         except OSError as error:
             raise SinkError(
                 f"{text}: cannot listen on 127.0.0.1:{port} ({error.strerror or error}); pass another port, web:PORT.",
@@ -71,6 +69,14 @@ class WebSink:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5.0)
+
+
+def read_port(text: str) -> int:
+    """Return the port of web or web:PORT. Raises ConfigError."""
+    port = text.partition(":")[2] or str(DEFAULT_PORT)
+    if not (port.isascii() and port.isdigit() and int(port) < 65536) or text == "web:":
+        raise ConfigError(f"{text}: expected web or web:PORT with a port from 0 to 65535.")
+    return int(port)
 
 
 class _NewestItem:

@@ -7,26 +7,21 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import ssl
 import time
-from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pspnet.errors import ConfigError
 from pspnet.masks.class_counts import class_counts
 from pspnet.masks.frames import MaskedFrame
-from pspnet.masks.writer import head_of
+from pspnet.masks.writer import head_of, png_file
 from pspnet.stream.sinks.base import SinkContext, SinkError, without_secrets
-from pspnet.stream.sinks.mask_files import png_file
 
-FORMATS = ("png", "json")
 MAX_WAIT = 60.0
 """Maximum seconds of a server's Retry-After."""
 
 _TEMPORARY = (408, 425, 429)
 _READ = 65_536  # bytes read of a response, so that its connection can be reused
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class WebhookSink:
@@ -35,38 +30,17 @@ class WebhookSink:
     Every request has the headers X-Pspnet-Frame, X-Pspnet-Captured and X-Pspnet-Timestamp, which identify an item that
     is sent twice because a response was lost. Status 2xx accepts the item. Redirects are not followed, since they could
     leak masks and secrets to another server.
-
-    Settings of the context:
-        webhook_send: png or json (default: png).
-        webhook_timeout: timeout in seconds of connecting and of each read (default: 10).
-        webhook_headers: NAME: VALUE, separated by semicolons; ${VARIABLE} in a value is read from the environment, so
-            that a secret is visible neither on a command line nor in a process list.
     """
 
-    durable, wants_images = True, False
+    durable, spills = True, True
 
     def __init__(self, url: str, context: SinkContext) -> None:
-        """The connection is opened with the first item. Raises ConfigError for an invalid URL or setting."""
-        parts, settings = urlsplit(url), context.settings
-        try:
-            self._port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"{without_secrets(url)}: invalid port; expected 0 to 65535.") from error
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{without_secrets(url)}: not a URL; expected http://HOST/PATH or https://HOST/PATH.")
-        if parts.username or parts.password:
-            raise ConfigError("The webhook URL has a password; use webhook_headers=Authorization: ${TOKEN} instead.")
-        self._host, self._secure = parts.hostname, parts.scheme == "https"
+        """The connection is opened with the first item. Raises ConfigError for an invalid URL or header."""
+        parts, self.name = split_url(url)
+        self._host, self._port, self._secure = parts.hostname or "", parts.port, parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        # A query may contain a key, so the name has its hash, which distinguishes sinks.
-        query = f" [query {hashlib.sha256(parts.query.encode()).hexdigest()[:8]}]" if parts.query else ""
-        self.name = f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
-        self._context = context
-        self._format = settings.get("webhook_send", "png")
-        if self._format not in FORMATS:
-            raise ConfigError(f"webhook_send: found {self._format!r}; expected png or json.")
-        self._timeout = _seconds(settings.get("webhook_timeout", "10"))
-        self._headers = read_headers(settings.get("webhook_headers", ""), os.environ)
+        self._context, self._settings = context, context.settings
+        self._headers = self._settings.headers(os.environ)
         self._connection: http.client.HTTPConnection | None = None
         self._not_before = 0.0
 
@@ -78,13 +52,17 @@ class WebhookSink:
         head = head_of(item)
         headers = {
             **self._headers,
-            "Content-Type": "image/png" if self._format == "png" else "application/json",
+            "Content-Type": "image/png" if self._settings.webhook_send == "png" else "application/json",
             "User-Agent": "pspnet",
             "X-Pspnet-Frame": str(head.frame),
             "X-Pspnet-Captured": f"{head.captured:.6f}",
             "X-Pspnet-Timestamp": f"{head.timestamp:.6f}",
         }
-        body = png_file(item, self._context) if self._format == "png" else summary_json(item, self._context.class_names)
+        body = (
+            png_file(item, self._context.palette)
+            if self._settings.webhook_send == "png"
+            else summary_json(item, self._context.class_names)
+        )
         status, retry_after = self._post(body, headers)
         if 200 <= status < 300:
             return
@@ -111,7 +89,7 @@ class WebhookSink:
     def _exchange(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
         if self._connection is None:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            self._connection = kind(self._host, self._port, timeout=self._timeout)
+            self._connection = kind(self._host, self._port, timeout=self._settings.webhook_timeout)
         self._connection.request("POST", self._path, body, headers)
         response = self._connection.getresponse()
         status, wait = response.status, read_retry_after(response.getheader("Retry-After"))
@@ -129,6 +107,22 @@ class WebhookSink:
             self._connection = None
 
 
+def split_url(url: str) -> tuple[SplitResult, str]:
+    """Return the parts of a webhook's URL, and a name without secrets. Raises ConfigError."""
+    parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{without_secrets(url)}: invalid port; expected 0 to 65535.") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{without_secrets(url)}: not a URL; expected http://HOST/PATH or https://HOST/PATH.")
+    if parts.username or parts.password:
+        raise ConfigError("The webhook URL has a password; use webhook_headers=Authorization: ${TOKEN} instead.")
+    # A query may contain a key, so the name has its hash, which distinguishes sinks.
+    query = f" [query {hashlib.sha256(parts.query.encode()).hexdigest()[:8]}]" if parts.query else ""
+    return parts, f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
+
+
 def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
     """Encode a mask as JSON: frame, times, labels, size, and the class counts."""
     head, (height, width) = head_of(item), item.mask.shape
@@ -136,23 +130,6 @@ def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
     return json.dumps(
         {**about, "width": width, "height": height, "classes": class_counts(item.mask, class_names)}
     ).encode()
-
-
-def read_headers(text: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Parse `NAME: VALUE; NAME: VALUE` and expand ${VARIABLE}. Raises ConfigError, which never contains a value."""
-    headers = {}
-    for part in filter(None, (part.strip() for part in text.split(";"))):
-        name, colon, value = part.partition(":")
-        if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name.strip()):
-            raise ConfigError("webhook_headers: invalid header; expected NAME: VALUE, separated by semicolons.")
-        missing = [variable for variable in _VARIABLE.findall(value) if variable not in environment]
-        if missing:
-            raise ConfigError(f"webhook_headers: the environment variable {missing[0]} is not set.")
-        value = _VARIABLE.sub(lambda found: environment[found[1]], value).strip()
-        if not value.isascii() or not value.isprintable():
-            raise ConfigError(f"webhook_headers: the value of {name.strip()} has characters not allowed in a header.")
-        headers[name.strip()] = value
-    return headers
 
 
 def read_retry_after(text: str | None) -> float | None:
@@ -165,13 +142,3 @@ def read_retry_after(text: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError):
         return None
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 600:
-        raise ConfigError(f"webhook_timeout: found {text!r}; expected seconds above 0, up to 600.")
-    return value

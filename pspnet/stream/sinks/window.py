@@ -17,7 +17,7 @@ class WindowSink:
     """Window with the newest item. Closing the window, q or Escape ends the sink."""
 
     name = "window"
-    durable, wants_images = False, True
+    durable, spills = False, False
 
     def __init__(self, context: SinkContext) -> None:
         """The window opens with the first frame, in the sink's thread. Raises ConfigError without Tk or a display."""

@@ -34,6 +34,7 @@ from pspnet.stream.sources.kinesis_client import (
     stream_error,
 )
 from pspnet.stream.sources.matroska import Begin, Block, Damage, Event, MatroskaReader, Tags, Track
+from pspnet.system.backoff import Backoff
 
 _TAG = "AWS_KINESISVIDEO_"
 _LABELS = {"FRAGMENT_NUMBER": "fragment", "PRODUCER_TIMESTAMP": "producer_time", "SERVER_TIMESTAMP": "server_time"}
@@ -110,7 +111,7 @@ class KinesisSource:
 
     def frames(self) -> Iterator[Frame]:
         """Yield frames until close(). Raises SourceError for permanent errors."""
-        pause, self._last_activity = self._first_pause, time.monotonic()
+        backoff, self._last_activity = Backoff(self._first_pause, LONGEST_PAUSE), time.monotonic()
         while not self._closed.is_set():
             before = self._last_activity
             try:
@@ -127,8 +128,10 @@ class KinesisSource:
                     f"{self._client.name}: no data for {silent:.0f} seconds; last reason: {reason}. Check that the "
                     "producer is sending; the stream's page in the AWS console plays it."
                 )
-            pause = self._first_pause if self._last_activity > before else min(2 * pause, LONGEST_PAUSE)
-            self._options.report(f"{self._client.name}: {reason}; reconnecting in {pause:g} s.")
+            if self._last_activity > before:
+                backoff.reset()
+            pause = backoff.next()
+            self._options.report(f"{self._client.name}: {reason}; reconnecting in {pause:.1f} s.")
             self._options.count("reconnected")
             self._closed.wait(pause)
 

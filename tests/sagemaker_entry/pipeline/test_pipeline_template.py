@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pspnet.stream.sinks import mask_files as mask_sinks
+from pspnet.stream.sinks import s3 as mask_sinks
 from pspnet.stream.sources import kinesis_client
 from sagemaker_entry.hosting import sagemaker_transports
 from sagemaker_entry.pipeline import handler as lambda_handler

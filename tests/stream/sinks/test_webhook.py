@@ -19,7 +19,8 @@ from PIL import Image
 from pspnet.errors import ConfigError
 from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.stream.sinks.factory import open_sink
-from pspnet.stream.sinks.webhook import WebhookSink, read_headers, read_retry_after
+from pspnet.stream.sinks.sink_settings import SinkSettings
+from pspnet.stream.sinks.webhook import WebhookSink, read_retry_after
 from tests.masks.mask_items import START, item, scene
 
 
@@ -72,7 +73,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def context(**settings: str) -> SinkContext:
-    return SinkContext(("road", "car"), settings=settings)
+    return SinkContext(("road", "car"), settings=SinkSettings(**settings))
 
 
 def test_png_files_over_one_connection(receiver: Receiver) -> None:
@@ -182,8 +183,8 @@ def test_a_silent_server_times_out() -> None:
 
 def test_secrets_come_from_the_environment(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK_TOKEN", "s3cret")
-    settings = {"webhook_headers": "Authorization: Bearer ${HOOK_TOKEN}; X-Car: 7"}
-    sink = WebhookSink(receiver.url, SinkContext(settings=settings))
+    headers = "Authorization: Bearer ${HOOK_TOKEN}; X-Car: 7"
+    sink = WebhookSink(receiver.url, context(webhook_headers=headers))
     sink.write(item(0))
     sink.close()
     headers = receiver.requests[0][1]
@@ -199,9 +200,10 @@ def test_secrets_come_from_the_environment(receiver: Receiver, monkeypatch: pyte
         ("A: ${SPLIT}", "the value of A has characters not allowed"),
     ],
 )
-def test_invalid_headers_raise(text: str, message: str) -> None:
+def test_invalid_headers_raise(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLIT", "one\r\nX: secret")
     with pytest.raises(ConfigError, match=message) as caught:
-        read_headers(text, {"SPLIT": "one\r\nX: secret"})
+        SinkSettings(webhook_headers=text)
     assert "secret" not in str(caught.value)
 
 
@@ -214,7 +216,7 @@ def test_invalid_headers_raise(text: str, message: str) -> None:
         ("http://me:secret@host:port/x", {}, r"http://\*\*\*@host:port/x: invalid port"),
         ("http:///x?key=secret", {}, "http:///x: not a URL"),
         ("http://me:pw@host/", {}, "has a password"),
-        ("http://host/", {"webhook_send": "xml"}, "webhook_send: found 'xml'; expected png or json"),
+        ("http://host/", {"webhook_send": "xml"}, "webhook_send: found 'xml'; allowed: png or json"),
         ("http://host/", {"webhook_timeout": "0"}, "webhook_timeout: found '0'"),
     ],
 )

@@ -146,7 +146,7 @@ def test_a_lost_connection_loses_and_repeats_no_frame(block: int) -> None:
     }
     assert recorded.counts == ["reconnected"]
     assert recorded.reports[0].startswith("kvs://car-1: the connection was lost")
-    assert recorded.reports[0].endswith("reconnecting in 0.01 s.")
+    assert recorded.reports[0].endswith("reconnecting in 0.0 s.")
 
 
 def test_a_repeated_fragment_is_skipped() -> None:
@@ -167,14 +167,14 @@ def test_a_stalled_connection_is_reconnected() -> None:
     recorded = Recorded()
     with serving(FakeKinesis(connections)) as fake:
         assert pictures(read(fake, 8, recorded, stall=1.0)) == list(range(8))
-    assert recorded.reports == ["kvs://car-1: the connection was lost: the read timed out; reconnecting in 0.01 s."]
+    assert recorded.reports == ["kvs://car-1: the connection was lost: the read timed out; reconnecting in 0.0 s."]
 
 
 def test_the_end_of_a_body_does_not_end_the_stream() -> None:
     recorded = Recorded()
     with serving(FakeKinesis([[fragment(0)], [fragment(1)]])) as fake:
         assert pictures(read(fake, 8, recorded)) == list(range(8))
-    assert recorded.reports == ["kvs://car-1: AWS ended the connection; reconnecting in 0.01 s."]
+    assert recorded.reports == ["kvs://car-1: AWS ended the connection; reconnecting in 0.0 s."]
 
 
 def test_damaged_bytes_skip_the_rest_of_their_fragment() -> None:
@@ -292,7 +292,7 @@ def test_temporary_errors_are_retried_at_a_new_endpoint(code: str, message: str)
     recorded = Recorded()
     with serving(FakeKinesis([[Refusal(400, code)], [fragment(0)]])) as fake:
         assert pictures(read(fake, 4, recorded)) == [0, 1, 2, 3]
-    assert recorded.reports == [f"kvs://car-1: {message}; reconnecting in 0.02 s."]
+    assert recorded.reports == [f"kvs://car-1: {message}; reconnecting in 0.0 s."]
     assert len(fake.bodies("/getDataEndpoint")) == 2
 
 
