@@ -230,6 +230,14 @@ class Fields(Settings):
     blur: float = _augment(0.0, "Probability of a Gaussian blur.", ge=0, le=1)
     color_jitter: float = _augment(0.0, "Strength of changes in brightness, contrast and colour.", ge=0, le=1)
 
+    augmentation: str | None = _augment(
+        None,
+        "File of an albumentations pipeline, applied to the window of the settings above.",
+        allowed="a .yaml or .json file of albumentations.save",
+        check=_expanded,
+    )
+    augmentation_window: bool = _augment(True, "False: the pipeline of augmentation replaces the window.")
+
     resume: str = _control(
         "auto", "Resume from a checkpoint; auto uses the latest one if any.", allowed="auto, never or a checkpoint file"
     )

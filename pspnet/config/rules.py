@@ -48,6 +48,9 @@ def cross_problems(config: Fields) -> Iterator[Problem]:
     if config.scale_min > config.scale_max:
         found = f"found {config.scale_min:g}, above scale_max {config.scale_max:g}"
         yield Problem("scale_min", found, "give a value of at most scale_max", ("scale_max",))
+    if not config.augmentation_window and not config.augmentation:
+        fix = "give a pipeline that replaces the window with augmentation, or use True"
+        yield Problem("augmentation_window", "found False without augmentation", fix, ("augmentation",))
     if config.device == "cpu" and config.precision == "float16":
         yield Problem("precision", "found 'float16' with device cpu", "float16 needs a GPU; use float32", ("device",))
     if config.compile is not False and config.gradient_checkpointing:
@@ -164,6 +167,7 @@ def _unused_warnings(config: Fields) -> Iterator[str]:
             f"early_stopping_{part}": (True,) for part in ("min_epochs", "patience", "tolerance")
         },
         "use_pretrained_model": {"pretrained_weights": (True,)},
+        "augmentation_window": dict.fromkeys(("scale_min", "scale_max", "flip", "rotation"), (True,)),
     }  # fmt: skip
     for switch, keys in readers.items():
         chosen = getattr(config, switch)
@@ -173,7 +177,7 @@ def _unused_warnings(config: Fields) -> Iterator[str]:
 
 
 def _data_warnings(config: Fields) -> Iterator[str]:
-    if config.crop_size > config.base_size * config.scale_max:
+    if config.augmentation_window and config.crop_size > config.base_size * config.scale_max:
         yield (
             f"crop_size {config.crop_size} is above base_size {config.base_size} x scale_max {config.scale_max:g}: "
             "every crop is padded."

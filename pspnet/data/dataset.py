@@ -117,8 +117,8 @@ class SegmentationDataset(Dataset[Any]):
         pair = self.pairs[index]
         try:
             image, mask = read_pair(pair, self.num_classes, self.label_map, self.ignore_index, self.channel, self.cache)
+            if self.transform is not None:
+                image, mask = self.transform(image, mask, np.random.default_rng([self.seed, epoch, index]))
         except DataError as error:
             return error
-        if self.transform is not None:
-            image, mask = self.transform(image, mask, np.random.default_rng([self.seed, epoch, index]))
         return image, mask, str(pair.image)

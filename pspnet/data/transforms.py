@@ -1,4 +1,4 @@
-"""Training transforms: one affine warp for scale, rotation, crop and flip, then blur and colour jitter.
+"""Training transforms: one affine warp for scale, rotation, crop and flip, a pipeline, blur and colour jitter.
 
 Legend: H, W image height and width; S crop_size.
 
@@ -9,13 +9,10 @@ model normalises them.
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import cv2
 import numpy as np
 
-from pspnet.errors import ConfigError
+from pspnet.data.augmentation import Augmentation, import_albumentations
 
 # One thread per worker: OpenCV's threads would compete with the loader's processes.
 cv2.setNumThreads(0)
@@ -26,7 +23,7 @@ _MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean in RGB: zero after normalisati
 
 
 class TrainTransform:
-    """Random scale on the long side, rotation, crop, flip, blur and colour jitter of one image and its mask.
+    """Random window (scale on the long side, rotation, crop, flip), pipeline, blur and colour jitter of an image.
 
     Args:
         crop_size: S, side of the square output, in pixels.
@@ -37,6 +34,8 @@ class TrainTransform:
         blur: probability of a Gaussian blur.
         color_jitter: strength 0..1 for brightness, contrast and saturation; a quarter of it for hue.
         ignore_index: fill value of the mask outside the image.
+        augmentation: pipeline applied to the window.
+        window: False gives the full image to the pipeline.
     """
 
     def __init__(
@@ -50,6 +49,8 @@ class TrainTransform:
         blur: float = 0.0,
         color_jitter: float = 0.0,
         ignore_index: int = 255,
+        augmentation: Augmentation | None = None,
+        window: bool = True,
     ) -> None:
         self.crop_size = crop_size
         self.base_size = base_size
@@ -59,12 +60,20 @@ class TrainTransform:
         self.blur = blur
         self.color_jitter = color_jitter
         self.ignore_index = ignore_index
-        self._jitter = _build_color_jitter(color_jitter) if color_jitter > 0 else None
+        self.augmentation = augmentation
+        self.window = window
+        self._jitter = None
+        if color_jitter > 0:
+            module = import_albumentations(f"color_jitter = {color_jitter}", "set color_jitter to 0")
+            self._jitter = module.ColorJitter(p=1.0)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(H, W, 3) uint8 RGB and (H, W) uint8 -> (S, S, 3) uint8 and (S, S) uint8."""
-        matrix = self._sample_window(image.shape[0], image.shape[1], rng)
-        image, mask = self._warp(image, mask, matrix)
+        if self.window:
+            matrix = self._sample_window(image.shape[0], image.shape[1], rng)
+            image, mask = self._warp(image, mask, matrix)
+        if self.augmentation is not None:
+            image, mask = self.augmentation(image, mask, rng)
         image = self._blur(image, rng)
         return self._recolour(image, rng), mask
 
@@ -141,16 +150,3 @@ class TrainTransform:
             image, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, order=rng.permutation(4)
         )
         return result
-
-
-def _build_color_jitter(strength: float) -> Any:
-    """albumentations' ColorJitter, imported on demand because the import takes a second or more."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would request its newest version from a server
-    try:
-        import albumentations
-    except ImportError as error:
-        raise ConfigError(
-            f"color_jitter = {strength} needs the package albumentations, which is not installed: "
-            "run `pip install albumentations`, or set color_jitter to 0."
-        ) from error
-    return albumentations.ColorJitter(p=1.0)

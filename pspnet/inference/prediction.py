@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pspnet.classes import IGNORE_INDEX
 from pspnet.data.io.images import write_palette_png
 from pspnet.errors import ConfigError
 from pspnet.masks.class_counts import class_counts
+from pspnet.masks.blending import overlay
 
 _REPR_CLASSES = 3
 
@@ -82,9 +82,3 @@ class Prediction:
         largest = ", ".join(f"{entry['name']} {100 * entry['fraction']:.1f} %" for entry in counts[:_REPR_CLASSES])
         more = ", ..." if len(counts) > _REPR_CLASSES else ""
         return f"Prediction({width}x{height}, {len(counts)} of {len(self.class_names)} classes: {largest}{more})"
-
-
-def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-    """Blend an (H, W, 3) uint8 image with the (H, W) mask's colours; ignored pixels keep the image's colour."""
-    blended = (image * (1 - opacity) + palette[mask] * opacity + 0.5).astype(np.uint8)
-    return np.where((mask == IGNORE_INDEX)[..., None], image, blended)

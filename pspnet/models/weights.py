@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pspnet.errors import WeightsError
+from pspnet.models.inert_pickle import load_inert
 
 # Backbone -> torchvision's enumeration of its weights.
 _TORCHVISION_ENUMS = {"resnet-50": "ResNet50_Weights", "resnet-101": "ResNet101_Weights"}
@@ -116,10 +116,8 @@ def _download(url: str, path: Path) -> None:
 
 def _read(url: str, path: Path) -> Mapping[str, Tensor]:
     """Read the state dict of a cached file."""
-    # torch 1.13 added weights_only; without it a file can run code while it is loaded.
-    options = {"weights_only": True} if "weights_only" in inspect.signature(torch.load).parameters else {}
     try:
-        state = torch.load(str(path), map_location="cpu", **options)
+        state = load_inert(path)
         tensors = isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())
     except Exception as error:  # a damaged pickle can raise any exception
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}"

@@ -18,6 +18,7 @@ from pspnet.artifact.model_directory import class_names_of
 from pspnet.classes import LabelMap
 from pspnet.config.folders import REQUIRED_CHANNELS, SHAPES
 from pspnet.config.schema import Config
+from pspnet.data.augmentation import Augmentation
 from pspnet.data.cache.cache_folder import open_cache
 from pspnet.data.channels import Pair, find_label_map, load_pairs
 from pspnet.data.dataset import SegmentationDataset
@@ -278,6 +279,8 @@ def build_loaders(
         config.rotation,
         config.blur,
         config.color_jitter,
+        augmentation=Augmentation(config.augmentation, config.crop_size) if config.augmentation else None,
+        window=config.augmentation_window,
     )
     first_here = os.environ.get("LOCAL_RANK", "0") == "0"
     cache = open_cache(config.cache_images, config.cache_limit_gb, config.cache_dir, announce=first_here)

@@ -18,6 +18,7 @@ from pspnet.client.transport import EndpointError
 from pspnet.data.inputs import find_images
 from pspnet.data.io.images import read_image, write_image, write_palette_png
 from pspnet.errors import DataError, PspnetError
+from pspnet.masks.blending import overlay
 from sagemaker_entry.aws.aws_errors import AwsError
 from sagemaker_entry.hosting.endpoint_predictor import EndpointPredictor
 
@@ -73,8 +74,6 @@ def _predict_one(predictor: EndpointPredictor, path: Path, output: Path, with_ov
     mask, palette = decode_mask(content), palette_of(content)
     write_palette_png(output / f"{path.stem}.png", mask, palette)
     if with_overlay:
-        from pspnet.inference.prediction import overlay
-
         image = read_image(path)
         if image.shape[:2] != mask.shape:
             raise DataError(f"{path}: the endpoint returned a mask of another size, {mask.shape[::-1]}.")

@@ -15,7 +15,7 @@ _SCRIPTS = ("train.py", "inference.py")
 
 _REQUIREMENTS = """\
 # Packages that AWS's PyTorch images lack or have too old. torch, torchvision and numpy are the image's own.
-albumentations>=1.4.18
+albumentations>=1.4.21,<2.1
 deflate>=0.7
 opencv-python-headless>=4.9
 pillow>=9.5

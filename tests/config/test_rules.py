@@ -44,6 +44,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"class_weights": "1, 2, 3, 4"}, "class_weights: found 4 weights with num_classes 3; give one weight per class"),
     ({"class_weights": "1, 2, 3", "loss": "dice"}, "class_weights: given with loss dice; only cross_entropy and ohem"),
     ({"scale_min": 2.5}, "scale_min: found 2.5, above scale_max 2"),
+    ({"augmentation_window": False}, "augmentation_window: found False without augmentation; give a pipeline that"),
     ({"optimizer": "nag", "momentum": 0}, "momentum: found 0; optimizer nag needs a value above 0"),
     ({"device": "cpu", "precision": "float16"}, "precision: found 'float16' with device cpu; float16 needs a GPU"),
     (

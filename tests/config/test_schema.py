@@ -56,7 +56,8 @@ OWN_DEFAULTS = {
     "compile": False,
     "accumulate_steps": 1, "ema_decay": 0.0, "clip_grad_norm": 0.0, "class_weights": None, "loss": "cross_entropy",
     "ohem_threshold": 0.7, "ohem_min_kept": 0.0625, "scale_min": 0.5, "scale_max": 2.0, "flip": 0.5, "rotation": 0.0,
-    "blur": 0.0, "color_jitter": 0.0, "resume": "auto", "log_every": 10, "validate_every": 1, "checkpoint_every": 0,
+    "blur": 0.0, "color_jitter": 0.0, "augmentation": None, "augmentation_window": True,
+    "resume": "auto", "log_every": 10, "validate_every": 1, "checkpoint_every": 0,
     "max_steps_per_epoch": 0, "max_train_images": 0, "max_validation_images": 0, "tensorboard": True,
     "progress": "auto", "sample_images": 4, "tf32": True, "gradient_checkpointing": False, "micro_batch_size": None,
 }  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pspnet.classes import LabelMap, load_label_map
+from pspnet.data.augmentation import Augmentation
 from pspnet.data.channels import Pair, load_pairs
 from pspnet.data.dataset import SegmentationDataset, read_pair
 from pspnet.data.loader import Batch, build_loader, collate, load_batches
@@ -44,8 +45,25 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
     return write_channel(tmp_path_factory.mktemp("channel"), 11)
 
 
-def crops(pairs: list[Pair], seed: int = 5) -> SegmentationDataset:
-    return SegmentationDataset(pairs, 5, TrainTransform(32, 40, rotation=10.0), seed=seed)
+PIPELINE = """
+transform:
+  __class_fullname__: Compose
+  transforms: [{__class_fullname__: VerticalFlip, p: 0.5}, {__class_fullname__: ISONoise, p: 0.5}]
+"""
+
+
+@pytest.fixture(params=["window", "pipeline"])
+def augmentation(request: pytest.FixtureRequest, tmp_path: Path) -> Augmentation | None:
+    if request.param == "window":
+        return None
+    pytest.importorskip("albumentations")
+    (tmp_path / "pipeline.yaml").write_text(PIPELINE)
+    return Augmentation(str(tmp_path / "pipeline.yaml"), 32)
+
+
+def crops(pairs: list[Pair], seed: int = 5, augmentation: Augmentation | None = None) -> SegmentationDataset:
+    transform = TrainTransform(32, 40, rotation=10.0, augmentation=augmentation)
+    return SegmentationDataset(pairs, 5, transform, seed=seed)
 
 
 def epoch_batches(loader: Any, epoch: int, start: int = 0) -> list[Batch]:
@@ -164,15 +182,16 @@ def test_a_sample_depends_only_on_seed_epoch_and_index(pairs: list[Pair]) -> Non
         assert not np.array_equal(other[0], first[0])
 
 
-def test_batches_do_not_depend_on_the_workers(pairs: list[Pair]) -> None:
-    alone = build_loader(crops(pairs), TrainBatchSampler(11, 4, seed=5), workers=0)
-    several = build_loader(crops(pairs), TrainBatchSampler(11, 4, seed=5), workers=2, persistent=True)
+def test_batches_do_not_depend_on_the_workers(pairs: list[Pair], augmentation: Augmentation | None) -> None:
+    dataset = crops(pairs, augmentation=augmentation)
+    alone = build_loader(dataset, TrainBatchSampler(11, 4, seed=5), workers=0)
+    several = build_loader(dataset, TrainBatchSampler(11, 4, seed=5), workers=2, persistent=True)
     for epoch in (1, 2):
         assert_same(epoch_batches(alone, epoch), epoch_batches(several, epoch))
 
 
-def test_batches_do_not_depend_on_the_start_position(pairs: list[Pair]) -> None:
-    loader = build_loader(crops(pairs), TrainBatchSampler(11, 2, seed=5), workers=0)
+def test_batches_do_not_depend_on_the_start_position(pairs: list[Pair], augmentation: Augmentation | None) -> None:
+    loader = build_loader(crops(pairs, augmentation=augmentation), TrainBatchSampler(11, 2, seed=5), workers=0)
     whole = epoch_batches(loader, 3)
     assert len(whole) == 6
     for start in (1, 4, 6):

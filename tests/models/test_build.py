@@ -104,12 +104,6 @@ def test_small_images_are_rejected_with_the_name_of_the_network(pair: tuple[Segm
         pair[0](images(1, 3, 31, 40))
 
 
-def skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting parameters needs no values."""
-    for name in ("kaiming_normal_", "kaiming_uniform_", "uniform_", "normal_"):
-        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
-
-
 @pytest.mark.parametrize(
     ("algorithm", "backbone", "published"),
     [
@@ -119,29 +113,27 @@ def skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
         ("deeplab", "resnet-101", 60_996_202),
     ],
 )
-def test_parameter_counts_equal_torchvisions(
-    algorithm: str, backbone: str, published: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    skip_initialisation(monkeypatch)
+@pytest.mark.usefixtures("skip_initialisation")
+def test_parameter_counts_equal_torchvisions(algorithm: str, backbone: str, published: int) -> None:
     model = build_algorithm(algorithm, num_classes=21, backbone=backbone)
     assert isinstance(model, FCN if algorithm == "fcn" else DeepLabV3)
     assert sum(parameter.numel() for parameter in model.parameters()) == published
 
 
-def test_without_auxiliary_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    skip_initialisation(monkeypatch)
+@pytest.mark.usefixtures("skip_initialisation")
+def test_without_auxiliary_head() -> None:
     model = build_algorithm("fcn", num_classes=3, auxiliary_head=False)
     assert model.auxiliary_head is None
     assert not [name for name in model.state_dict() if name.startswith("auxiliary_head")]
 
 
+@pytest.mark.usefixtures("skip_initialisation")
 def test_imagenet_weights_set_every_tensor_of_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("tried to download"))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    skip_initialisation(monkeypatch)
     names = torchvision.models.resnet50().state_dict()
     published = {name: torch.full_like(value, index) for index, (name, value) in enumerate(names.items())}
     torch.save(published, str(folder / "resnet50-0676ba61.pth"))

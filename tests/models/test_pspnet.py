@@ -26,12 +26,6 @@ def images(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def skip_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the random initialisation of 68 million parameters, which takes seconds."""
-    for name in ("kaiming_normal_", "kaiming_uniform_", "uniform_", "normal_"):
-        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
-
-
 def expected_parameters(blocks: tuple[int, ...], stem: str, classes: int, auxiliary: bool) -> int:
     """Count the parameters of the published architecture: convolutions without bias, two per batch norm channel."""
     if stem == "conv7":
@@ -65,10 +59,8 @@ def expected_parameters(blocks: tuple[int, ...], stem: str, classes: int, auxili
         ("resnet-101", "deep", 19, True, 68_072_166),
     ],
 )
-def test_parameter_count(
-    backbone: str, stem: str, classes: int, auxiliary: bool, published: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    skip_initialisation(monkeypatch)
+@pytest.mark.usefixtures("skip_initialisation")
+def test_parameter_count(backbone: str, stem: str, classes: int, auxiliary: bool, published: int) -> None:
     model = build_model(classes, backbone, stem, auxiliary_head=auxiliary)
     blocks = {"resnet-50": (3, 4, 6, 3), "resnet-101": (3, 4, 23, 3)}[backbone]
     assert expected_parameters(blocks, stem, classes, auxiliary) == published

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pspnet.errors import WeightsError
-from pspnet.models.imports.inert_pickle import LEGACY_MAGIC, StoredTensor, read_untrusted
+from pspnet.models.inert_pickle import LEGACY_START, ZIP_START, load_inert
 
 # Keys of the weights in checkpoints.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
-# Pickle protocol 2, then the magic number as a ten-byte integer.
-_LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 _MXNET_START = b"\x12\x01\x00\x00\x00\x00\x00\x00"
 
 
@@ -41,46 +35,33 @@ def read_torch_file(path: Path) -> TorchFile:
     start = _start_of(path)
     if _is_safetensors(start):
         return TorchFile(str(path), _without_module(_read_safetensors(path)))
-    if not start.startswith((b"PK", _LEGACY_START)):
+    if not start.startswith((ZIP_START, LEGACY_START)):
         raise WeightsError(f"{path}: {_kind(start)}. Expected a file of torch.save (.pth, .pt) or .safetensors.")
     try:
-        if start.startswith(b"PK"):
-            _reject_torchscript(path)
-        content, state = _load(path)
+        content = load_inert(path)
+        state = _without_module(_state_dict(content, path))
     except WeightsError:
         raise
     except Exception as error:  # a damaged archive or pickle can raise any exception
         details = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: damaged or truncated ({details}). Copy or download it again.") from error
     meta = content.get("meta") if isinstance(content, Mapping) else None
-    return TorchFile(str(path), _without_module(state), meta if isinstance(meta, Mapping) else {})
+    return TorchFile(str(path), state, meta if isinstance(meta, Mapping) else {})
 
 
 def is_torch_file(path: Path) -> bool:
     """Return whether a file begins like a torch.save or safetensors file. WeightsError if it cannot be read."""
     start = _start_of(path)
-    return _is_safetensors(start) or start.startswith((b"PK", _LEGACY_START))
+    return _is_safetensors(start) or start.startswith((ZIP_START, LEGACY_START))
 
 
-def _load(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """Read content and state dict with PyTorch's safe reader, or with ours if that rejects the file."""
-    if "weights_only" in inspect.signature(torch.load).parameters:  # PyTorch 1.13 and later
-        try:
-            content = torch.load(str(path), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            pass
-        else:
-            return content, _state_dict(content, path, Tensor)
-    return read_untrusted(path, lambda content: _state_dict(content, path, StoredTensor))
-
-
-def _state_dict(content: Any, path: Path, kind: type) -> dict[str, Any]:
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the mapping of names to tensors: the checkpoint itself or one of _STATE_KEYS."""
     candidates = [content]
     if isinstance(content, Mapping):
         candidates += [content[key] for key in _STATE_KEYS if key in content]
     for candidate in candidates:
-        if isinstance(candidate, Mapping) and candidate and all(isinstance(v, kind) for v in candidate.values()):
+        if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
             return {str(name): value for name, value in candidate.items()}
     if isinstance(content, Mapping):
         found = f"entries {', '.join(map(str, list(content)[:5]))}" if content else "nothing"
@@ -124,13 +105,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: damaged or truncated ({error}). Copy or download it again.") from error
     return state
-
-
-def _reject_torchscript(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise WeightsError(f"{path}: a TorchScript program, which is not supported. Save model.state_dict() instead.")
 
 
 def _kind(start: bytes) -> str:

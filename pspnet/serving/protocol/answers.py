@@ -10,7 +10,6 @@ import json
 import math
 
 import numpy as np
-from PIL import Image
 
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
 from pspnet.inference.prediction import Prediction
@@ -91,11 +90,8 @@ def _encode_probabilities(prediction: Prediction, form: AnswerForm) -> bytes:
 
 
 def _encode_overlay(prediction: Prediction) -> bytes:
-    """Encode the image blended half and half with the colours of its mask as JPEG."""
-    colours = prediction.palette[prediction.mask]  # (H, W, 3)
-    mixed = (prediction.image >> 1) + (colours >> 1)
     buffer = io.BytesIO()
-    Image.fromarray(mixed).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    prediction.overlay().save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
 
 

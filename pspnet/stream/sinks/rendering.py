@@ -5,11 +5,10 @@ Legend: H, W image height and width.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pspnet.classes import IGNORE_INDEX
+from pspnet.masks.blending import overlay
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkContext
 
@@ -23,15 +22,6 @@ def render(item: MaskedFrame, context: SinkContext) -> np.ndarray:
     if not context.legend:
         return picture
     return np.concatenate([picture, legend(item.mask, context)])
-
-
-def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float) -> np.ndarray:
-    """Blend the colours of an (H, W) mask with an (H, W, 3) uint8 image; ignored pixels are unchanged."""
-    blended: np.ndarray = cv2.addWeighted(image, 1 - opacity, palette[mask], opacity, 0)
-    ignored = mask == IGNORE_INDEX
-    if ignored.any():
-        blended[ignored] = image[ignored]
-    return blended
 
 
 def legend(mask: np.ndarray, context: SinkContext) -> np.ndarray:

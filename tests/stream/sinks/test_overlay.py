@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pspnet.classes import CAMVID_CLASSES, IGNORE_INDEX, palette_for, voc_palette
+from pspnet.classes import CAMVID_CLASSES, palette_for, voc_palette
 from pspnet.masks.frames import MaskedFrame
 from pspnet.stream.sinks.base import SinkContext, SinkError
 from pspnet.stream.sinks.factory import open_sink
 from pspnet.stream.sinks.overlay import OverlayVideoSink
-from pspnet.stream.sinks.rendering import legend, overlay, render
+from pspnet.stream.sinks.rendering import legend, render
 from tests.stream.fakes import frame
 from tests.stream.videos import read_video
 
@@ -95,15 +95,6 @@ def test_an_unwritable_file_is_a_permanent_error(tmp_path: Path) -> None:
     assert not caught.value.temporary
     full = sink._failure(OSError(errno.ENOSPC, "No space left on device"))
     assert full.temporary
-
-
-def test_ignored_pixels_are_unchanged() -> None:
-    image = np.full((4, 4, 3), 90, dtype=np.uint8)
-    mask = np.zeros((4, 4), dtype=np.uint8)
-    mask[0] = IGNORE_INDEX
-    picture = overlay(image, mask, voc_palette(), 0.5)
-    assert (picture[0] == 90).all()
-    assert (picture[1:] == 45).all()
 
 
 def test_the_legend_has_every_class_and_a_constant_size() -> None:

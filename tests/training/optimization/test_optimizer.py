@@ -10,19 +10,7 @@ from torch import nn
 
 from pspnet.errors import ConfigError
 from pspnet.training.optimization.optimizer import build_optimizer, is_fused, load_optimizer_state, parameter_groups
-
-
-class Tiny(nn.Module):
-    """Two layers with the names that parameter_groups uses, and a batch norm with buffers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.head(self.backbone(x))
-        return result
+from tests.training.optimization.tiny_network import Tiny
 
 
 def optimizer_of(name: str, **settings: float) -> torch.optim.Optimizer:
