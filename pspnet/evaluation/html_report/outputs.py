@@ -15,7 +15,7 @@ from pspnet.evaluation.metrics import constant_scores
 from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.provenance import data_fingerprint, write_provenance
 from pspnet.evaluation.run import Scored
-from pspnet.evaluation.samples import SAMPLES_NAME, choose_samples, keep_masks
+from pspnet.evaluation.html_report.samples import SAMPLES_NAME, choose_samples, keep_masks
 from pspnet.evaluation.summary import Result, format_results, metrics_json
 from pspnet.system.atomic_files import atomic_write
 
