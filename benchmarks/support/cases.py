@@ -32,7 +32,8 @@ from pspnet.benchmarking.benchmark import PLAIN, RUNTIMES
 from pspnet.benchmarking.timed_frames import Size, make_images
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, PspnetError
-from pspnet.exporting.exporter import Request, export_model
+from pspnet.exporting.export_request import ExportRequest
+from pspnet.exporting.exporter import export_model
 from pspnet.inference.runtimes.factory import Source, open_runtime
 from pspnet.models.build import build_algorithm, build_model
 
@@ -110,5 +111,5 @@ def random_model(num_classes: int = 21, width: int = 64, formats: Sequence[str] 
         for format in formats:
             # A missing package is reported when the runtime is opened.
             with contextlib.suppress(PspnetError):
-                export_model(Request(Path(folder), format), report=lambda _: None)
+                export_model(ExportRequest(model_dir=folder, format=format), report=lambda _: None)
         yield Path(folder)

@@ -5,24 +5,24 @@ Legend: N images in a batch, H, W image height and width, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pspnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing import Protocol
 
+    import numpy as np
     import torch
 else:
     Protocol = object
 
-AUTO = "auto"
-NAMES = (
-    AUTO, "eager", "compile", "onnxruntime", "onnxruntime:int8", "openvino", "openvino:int8", "tensorrt",
-)  # fmt: skip
+RuntimeName = Literal[
+    "auto", "eager", "compile", "onnxruntime", "onnxruntime:int8", "openvino", "openvino:int8", "tensorrt"
+]
 """Values of `runtime`. `auto` selects one of the others, but never int8."""
+AUTO = "auto"
+NAMES: tuple[str, ...] = get_args(RuntimeName)
 
 
 class RuntimeMissingError(ConfigError):
