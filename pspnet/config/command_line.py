@@ -103,7 +103,7 @@ class FlagReader:
     def _add_positional(self, raw: RawSettings, loose: list[str]) -> None:
         places = [item for item in self.known.values() if item.positional and item.name not in raw.values]
         for item in places:
-            if item.repeated:
+            if loose and item.repeated:
                 raw.set(item.name, loose, "command line")
                 return
             if loose:

@@ -82,7 +82,8 @@ class Setting:
         if is_unset(value):
             return Problem(self.name, "missing", f"it is required: {self.allowed}")
         known = choices(self.annotation)
-        if known and typing.get_origin(self.annotation) is tuple:
+        kinds = (self.annotation, *typing.get_args(self.annotation))
+        if known and any(typing.get_origin(kind) is tuple for kind in kinds):  # name the wrong one of several
             value = next((item for item in split_list(value) if str(item).strip() not in known), value)
         like = nearest(str(value), known)
         hint = f". Did you mean {like}?" if like else ""

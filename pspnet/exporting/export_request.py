@@ -43,12 +43,11 @@ class ExportRequest(Settings):
             fix = f"use the format {' or '.join(QUANTISABLE)}, or omit int8"
             yield Problem("int8", f"{self.format} has no 8-bit form here", fix, ("format",))
         if self.int8 and self.calibration is None:
-            fix = (
-                "int8 needs a data set: its images set the 8-bit ranges, its annotations measure the loss"
-            )
+            fix = "int8 needs a data set: its images set the 8-bit ranges, its annotations measure the loss"
             yield Problem("calibration", "missing", fix, ("int8",))
-        for key in ("calibration", "ignore", "allow_loss"):
-            if not self.int8 and getattr(self, key) not in (None, False):
+        given = {"calibration": self.calibration is not None, "ignore": self.ignore is not None}
+        for key, is_given in {**given, "allow_loss": self.allow_loss}.items():
+            if is_given and not self.int8:
                 yield Problem(key, "is for 8-bit graphs", "add int8, or omit it", ("int8",))
 
     @property
