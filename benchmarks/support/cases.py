@@ -28,8 +28,9 @@ from benchmarks.support.gluoncv_process import GluonProcess
 from benchmarks.support.library_networks import build_smp
 from pspnet.artifact.model_directory import architecture_of, load_artifact, save_artifact
 from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_network, settle_statistics
-from pspnet.benchmarking.benchmark import PLAIN, RUNTIMES
-from pspnet.benchmarking.timed_frames import Size, make_images
+from pspnet.benchmarking.benchmark import PLAIN
+from pspnet.benchmarking.benchmark_request import RUNTIMES, Size
+from pspnet.benchmarking.timed_frames import make_images
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, PspnetError
 from pspnet.exporting.export_request import ExportRequest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pspnet.classes import IGNORE_INDEX, MAX_CLASSES, NAMED_CLASS_SETS
@@ -168,21 +169,6 @@ def voc_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def ade20k_command(argv: Sequence[str]) -> int:
-    """Prepare ADE20K."""
-    return _prepare_layout("ade20k", ArchiveSettings, argv)
-
-
-def cityscapes_command(argv: Sequence[str]) -> int:
-    """Prepare Cityscapes."""
-    return _prepare_layout("cityscapes", PrepareSettings, argv)
-
-
-def camvid_command(argv: Sequence[str]) -> int:
-    """Prepare CamVid."""
-    return _prepare_layout("camvid", ArchiveSettings, argv)
-
-
 def _prepare_layout(name: str, kind: type[PrepareSettings], argv: Sequence[str]) -> int:
     from pspnet.data.prepare.layouts import LAYOUTS, URLS, fetch, prepare_layout
 
@@ -194,6 +180,11 @@ def _prepare_layout(name: str, kind: type[PrepareSettings], argv: Sequence[str])
         source = fetch(layout, getattr(settings, "url", None) or URLS.get(name, ""), source, output)
     print(prepare_layout(layout, source, output, not settings.copy))
     return 0
+
+
+ade20k_command = partial(_prepare_layout, "ade20k", ArchiveSettings)
+cityscapes_command = partial(_prepare_layout, "cityscapes", PrepareSettings)
+camvid_command = partial(_prepare_layout, "camvid", ArchiveSettings)
 
 
 def shapes_command(argv: Sequence[str]) -> int:
