@@ -37,7 +37,7 @@ _MODULES = {
     "Predictor": "pspnet.inference.predictor",
     "Scores": "pspnet.evaluation.metrics",
     "TrainingResult": "pspnet.training.train",
-    "build_model": "pspnet.models.pspnet",
+    "build_model": "pspnet.models.build",
     "evaluate": "pspnet.evaluation.evaluate",
     "export": "pspnet.exporting.export",
     "load_model": "pspnet.artifact.model_directory",
