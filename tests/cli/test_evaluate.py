@@ -276,7 +276,7 @@ def test_evaluate_reports_unusable_folders(
         ("--crop_size", "big", "crop_size: found 'big' (flag --crop_size); allowed: a whole number, at least 32"),
         ("--base_size", "-1", "base_size: found '-1' (flag --base_size); allowed: a whole number, at least 0"),
         ("--scales", "1,9", "scales: found '1,9' (flag --scales); allowed: numbers greater than 0 and at most 8"),
-        ("--flip", "maybe", "flip: found 'maybe' (flag --flip); allowed: True or False"),
+        ("--flip", "maybe", "command line: unexpected 'maybe'; expected MODEL_DIR and settings as --key value"),
         ("--resume", "always", "resume: found 'always' (flag --resume); allowed: auto or never"),
     ],
 )
