@@ -1,4 +1,4 @@
-"""Class names, palettes and label maps. Imports only numpy."""
+"""Class names, palettes and label maps. Imports numpy, when an array is made."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from pspnet.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IGNORE_INDEX = 255
 # A mask holds bytes, and IGNORE_INDEX is not a class.
@@ -93,6 +94,8 @@ def voc_palette() -> np.ndarray:
     Every third bit of the class id belongs to one channel, and the low bits of the id become the high bits of the
     colour, so that small ids differ strongly. Source: VOCdevkit, VOClabelcolormap.
     """
+    import numpy as np
+
     ids = np.arange(256)
     palette = np.zeros((256, 3), dtype=np.uint8)
     for channel in range(3):
@@ -104,6 +107,8 @@ def voc_palette() -> np.ndarray:
 
 def palette_for(class_names: tuple[str, ...]) -> np.ndarray:
     """The (256, 3) uint8 palette for masks of these classes; 255 keeps VOC's near-white."""
+    import numpy as np
+
     palette = voc_palette()
     if class_names in _COLOURS:
         colours = np.frombuffer(bytes.fromhex(_COLOURS[class_names]), dtype=np.uint8).reshape(-1, 3)  # (classes, 3)
@@ -129,6 +134,8 @@ class LabelMap:
 
     def pixel_values(self, class_id: int) -> list[int]:
         """The pixel values that become `class_id`."""
+        import numpy as np
+
         return [int(value) for value in np.flatnonzero((self.table == class_id) & self.named)]
 
 
@@ -155,6 +162,8 @@ def load_label_map(path: Path) -> LabelMap:
 
 
 def _scale_map(path: Path, raw: Any) -> LabelMap:
+    import numpy as np
+
     try:
         scale = float(raw)
     except (TypeError, ValueError):
@@ -167,6 +176,8 @@ def _scale_map(path: Path, raw: Any) -> LabelMap:
 
 
 def _explicit_map(path: Path, entries: Any) -> LabelMap:
+    import numpy as np
+
     if not isinstance(entries, dict) or not entries:
         raise DataError(f'{path}: "map" must have at least one class id; found {_shorten(entries)}.')
     table = np.full(256, IGNORE_INDEX, dtype=np.uint8)

@@ -28,11 +28,13 @@ from benchmarks.support.gluoncv_process import GluonProcess
 from benchmarks.support.library_networks import build_smp
 from pspnet.artifact.model_directory import architecture_of, load_artifact, save_artifact
 from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_network, settle_statistics
-from pspnet.benchmarking.benchmark import PLAIN, RUNTIMES
-from pspnet.benchmarking.timed_frames import Size, make_images
+from pspnet.benchmarking.benchmark import PLAIN
+from pspnet.benchmarking.benchmark_request import RUNTIMES, Size
+from pspnet.benchmarking.timed_frames import make_images
 from pspnet.config.schema import Config
 from pspnet.errors import ConfigError, PspnetError
-from pspnet.exporting.exporter import Request, export_model
+from pspnet.exporting.export_request import ExportRequest
+from pspnet.exporting.exporter import export_model
 from pspnet.inference.runtimes.factory import Source, open_runtime
 from pspnet.models.build import build_algorithm, build_model
 
@@ -110,5 +112,5 @@ def random_model(num_classes: int = 21, width: int = 64, formats: Sequence[str] 
         for format in formats:
             # A missing package is reported when the runtime is opened.
             with contextlib.suppress(PspnetError):
-                export_model(Request(Path(folder), format), report=lambda _: None)
+                export_model(ExportRequest(model_dir=folder, format=format), report=lambda _: None)
         yield Path(folder)

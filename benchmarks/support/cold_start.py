@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from benchmarks.support.cases import Subject, open_case
+from pspnet.benchmarking.benchmark_request import Size
 from pspnet.benchmarking.peak_memory import ask_child, current_mib, peak_mib
-from pspnet.benchmarking.timed_frames import Size, make_images, parse_size, size_text
+from pspnet.benchmarking.timed_frames import make_images, parse_size, size_text
 from pspnet.system.exit_codes import run_guarded
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pspnet.artifact.file_names import EXPORTS_NAME, WEIGHTS_NAME
 from pspnet.classes import MAX_CLASSES
@@ -22,7 +22,8 @@ from pspnet.system.atomic_files import atomic_write
 FORMAT = "pspnet-export-1"
 RECORD_NAME = "export.json"
 
-FORMATS = ("onnx", "openvino", "torchscript", "torch_export")
+Format = Literal["onnx", "openvino", "torchscript", "torch_export"]
+FORMATS: tuple[str, ...] = get_args(Format)
 PRECISIONS = ("float32", "int8")
 
 INPUT_NAME = "images"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +11,25 @@ import torch
 
 from pspnet.artifact.model_directory import load_artifact
 from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_network, settle_statistics
+from pspnet.benchmarking.benchmark_request import RUNTIMES, BenchmarkRequest, Size
 from pspnet.benchmarking.peak import measure_peak
 from pspnet.benchmarking.record import machine_text, run_record
 from pspnet.benchmarking.relative import compare_runtimes, table
-from pspnet.benchmarking.timed_frames import Size, make_images
+from pspnet.benchmarking.timed_frames import make_images
 from pspnet.data.io.images import read_image
 from pspnet.errors import ConfigError, PspnetError
 from pspnet.inference.runtimes.automatic import AutomaticRuntime
-from pspnet.inference.runtimes.base import AUTO, NAMES, Runtime
+from pspnet.inference.runtimes.base import AUTO, Runtime
 from pspnet.inference.runtimes.factory import Source, open_runtime
 from pspnet.models.build import build_model
 from pspnet.system.device import choose_device
 
 PLAIN = "plain"
 """The reference: the network as published, eager, float32."""
-RUNTIMES = tuple(name for name in NAMES if name != AUTO)
 PAUSE = 0.1
 """Seconds of rest before a runtime is timed, in which idle threads of other libraries stop spinning."""
 _SIZE = (360, 480)
 _CLASSES = 21  # of the random weights, as in PASCAL VOC
-
-
-@dataclass(frozen=True)
-class BenchmarkRequest:
-    """Settings of a benchmark; ConfigError for values out of range.
-
-    Attributes:
-        model_dir: a trained model; None for a full-size PSPNet with 21 classes and random weights.
-        size: (height, width) in pixels; None for the size of `image`, or 360x480.
-        image: image file to predict; None for a synthetic scene.
-        runtimes: names out of RUNTIMES; None for all that can run here.
-        device: "auto", "cpu" or "cuda".
-        batch: images per forward pass.
-        rounds: how often each runtime is timed.
-        threads: CPU threads; None for PyTorch's choice.
-    """
-
-    model_dir: Path | None = None
-    size: Size | None = None
-    image: Path | None = None
-    runtimes: Sequence[str] | None = None
-    device: str = "auto"
-    batch: int = 1
-    rounds: int = 7
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "rounds", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name}: found {value}; expected 1 or more.")
-        for name in self.runtimes or ():
-            if name not in RUNTIMES:
-                hint = "; the choice of auto is always reported" if name == AUTO else ""
-                raise ConfigError(f"--runtimes: found {name!r}; expected one of {', '.join(RUNTIMES)}{hint}.")
 
 
 def benchmark(

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import io
-import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pspnet.benchmarking.benchmark_request import BenchmarkRequest, Size
+from pspnet.config.settings import settings_of
 from pspnet.data.io.images import read_image
 from pspnet.data.shapes import draw_scene
-from pspnet.models.constants import MIN_SIZE
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 
 def parse_size(text: str) -> Size:
-    """`360x480` -> (360, 480), height first. For argparse: raises ArgumentTypeError."""
-    found = re.fullmatch(r"\s*(\d{1,5})\s*[xX]\s*(\d{1,5})\s*", text)
-    if found is None or min(int(found[1]), int(found[2])) < MIN_SIZE:
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}; expected HEIGHTxWIDTH such as 360x480, each side {MIN_SIZE} or more"
-        )
-    return int(found[1]), int(found[2])
+    """`360x480` -> (360, 480), height first; ValueError for other texts and for sides that are too short."""
+    size: Size = settings_of(BenchmarkRequest)["size"].parse(text)
+    return size
 
 
 def size_text(size: Size) -> str:

@@ -1,62 +1,44 @@
-"""Parser of all commands and the entry point of `pspnet`."""
+"""Table of all commands and the entry point of `pspnet`."""
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 
 import pspnet
-from pspnet.cli import benchmark as cli_benchmark
-from pspnet.cli import data as cli_data
-from pspnet.cli import evaluate as cli_evaluate
-from pspnet.cli import export as cli_export
-from pspnet.cli import import_weights as cli_import
-from pspnet.cli import predict as cli_model
-from pspnet.cli import report as cli_report
-from pspnet.cli import serve as cli_serve
-from pspnet.cli import stream as cli_stream
-from pspnet.cli.train import train_command
+from pspnet.config.command_table import Command, run_command
 from pspnet.system.exit_codes import run_guarded
 
+COMMANDS = {
+    "train": Command("pspnet.cli.train", "train_command", "train a model; the same as train.py"),
+    "evaluate": Command("pspnet.cli.evaluate", "evaluate_command", "score a model, or mask files, on annotated images"),
+    "report": Command("pspnet.cli.report", "report_command", "an HTML page about an evaluation, or comparing several"),
+    "predict": Command("pspnet.cli.predict", "predict_command", "write the masks of images"),
+    "import": Command("pspnet.cli.import_weights", "import_command", "convert another program's weights"),
+    "export": Command("pspnet.cli.export", "export_command", "write a model as a graph for other runtimes"),
+    "serve": Command("pspnet.cli.serve", "serve_command", "serve a model over HTTP"),
+    "benchmark": Command("pspnet.cli.benchmark", "benchmark_command", "measure inference speed on this machine"),
+    "stream": Command("pspnet.cli.stream", "stream_command", "live masks of a video, camera or stream"),
+    "doctor": Command("pspnet.cli.data", "doctor_command", "examine a data set fully before training"),
+    "prepare": Command("pspnet.cli.data", "prepare_command", "write a published data set as channels"),
+    "sagemaker": Command("pspnet.cli.dispatch", "sagemaker_command", "train and host on Amazon SageMaker"),
+}
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; those that parse their own options are only listed."""
-    parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
-    parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
-    subparsers.add_parser("sagemaker", help="train and host on SageMaker (see `pspnet sagemaker --help`)")
-    cli_evaluate.register(subparsers)
-    cli_report.register(subparsers)
-    cli_model.register(subparsers)
-    cli_import.register(subparsers)
-    cli_export.register(subparsers)
-    subparsers.add_parser("serve", help="serve a model over HTTP (see `pspnet serve --help`)")
-    cli_benchmark.register(subparsers)
-    subparsers.add_parser("stream", help="live masks of a video, camera or stream (see `pspnet stream --help`)")
-    cli_data.register(subparsers)
-    return parser
+
+def sagemaker_command(argv: Sequence[str]) -> int:
+    """Run a SageMaker command."""
+    # Imported here, because only these commands need it.
+    from sagemaker_entry.commands import dispatch as dispatch_sagemaker
+
+    return dispatch_sagemaker(argv, program="pspnet sagemaker")
 
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run one command and return its exit code."""
-    if argv and argv[0] == "train":
-        return train_command(argv[1:])
-    if argv and argv[0] == "serve":
-        return cli_serve.run_serve(argv[1:])
-    if argv and argv[0] == "stream":
-        return cli_stream.run(argv[1:])
-    if argv and argv[0] == "sagemaker":
-        # Imported here, because only these commands need it.
-        from sagemaker_entry.commands import dispatch as dispatch_sagemaker
-
-        return dispatch_sagemaker(argv[1:], program="pspnet sagemaker")
-    arguments = build_parser().parse_args(argv)
-    arguments.command_line = shlex.join(["pspnet", *argv])
-    code: int = arguments.run(arguments)
-    return code
+    if list(argv[:1]) == ["--version"]:
+        print(f"pspnet {pspnet.__version__}")
+        return 0
+    return run_command("pspnet", "PSPNet semantic segmentation.", COMMANDS, argv)
 
 
 def main() -> None:

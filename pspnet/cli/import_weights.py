@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pspnet.classes import NAMED_CLASS_SETS
+from pspnet.config.command_line import parse_settings
+from pspnet.config.settings import Settings, setting
 from pspnet.errors import DataError
+from pspnet.models.constants import Program
 
-# The same as in pspnet.models.imports, which imports torch.
-PROGRAMS = ("torchvision", "semseg", "mmsegmentation", "smp", "gluoncv")
+_DESCRIPTION = """\
+Convert another program's weights to a model directory, which evaluates, predicts and deploys like a trained one. A
+backbone alone gets random heads, as a start for training."""
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser of `pspnet`."""
-    parser = subparsers.add_parser(
-        "import",
-        help="convert another program's weights to a model directory",
-        description="Convert another program's weights to a model directory, which evaluates, predicts and deploys "
-        "like a trained one. A backbone alone gets random heads, as a start for training.",
+@dataclass(frozen=True, init=False)
+class ImportSettings(Settings):
+    """Weights of another program and the folder of the new model."""
+
+    file: Path = setting(..., "Weights or checkpoint; for gluoncv also the built-in's model.tar.gz.", positional=True)
+    from_: Program = setting(..., "The program that wrote FILE.")
+    output: Path = setting(..., "Folder of the new model.")
+    classes: str | None = setting(
+        None,
+        "Class names; if not given those in FILE, voc for 21 classes, else class_0, class_1, ...",
+        allowed=f"{', '.join(NAMED_CLASS_SETS)}, or a text file with one name per line",
     )
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="weights or checkpoint; for gluoncv also the built-in's model.tar.gz"
-    )
-    parser.add_argument("--from", dest="program", required=True, choices=PROGRAMS, help="the program that wrote FILE")
-    parser.add_argument(
-        "--classes",
-        metavar="NAMES",
-        help=f"class names: {', '.join(NAMED_CLASS_SETS)}, or a text file with one name per line (default: those in "
-        "FILE, voc for 21 classes, else class_0, class_1, ...)",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="MODEL_DIR", help="folder of the new model")
-    parser.set_defaults(run=run_import)
 
 
-def run_import(arguments: argparse.Namespace) -> int:
+def import_command(argv: Sequence[str]) -> int:
     """Import the weights and print what was read."""
-    names = None if arguments.classes is None else read_class_names(arguments.classes)
-    # Imported here, so that --help needs no torch.
+    settings = parse_settings(ImportSettings, argv, "pspnet import", _DESCRIPTION)
+    names = None if settings.classes is None else read_class_names(settings.classes)
+    # Imported here, so that --help and wrong settings respond without importing torch.
     from pspnet.artifact.import_weights import import_weights
 
-    weights = import_weights(arguments.file, arguments.program, arguments.output, names)
+    weights = import_weights(settings.file, settings.from_, settings.output, names)
     architecture = weights.full_architecture(None if names is None else len(names))
-    print(_describe(architecture, len(weights.state), arguments.program))
+    print(_describe(architecture, len(weights.state), settings.from_))
     if not weights.complete:
         print("A backbone alone: the heads are random, so train it first, with --model and the settings above.")
-    print(f"Written: {arguments.output}")
+    print(f"Written: {settings.output}")
     return 0
 
 

@@ -14,7 +14,7 @@ _DESCRIPTION = """Serve a model: POST /invocations, GET /ping, GET /metrics. Eve
 variable: PSPNET_PORT for --port. See docs/serving.md."""
 
 
-def run_serve(argv: Sequence[str]) -> int:
+def serve_command(argv: Sequence[str]) -> int:
     """Serve until Ctrl-C or SIGTERM."""
     from pspnet.serving.processes.supervisor import supervise
 

@@ -69,7 +69,7 @@ class StreamCommand(StreamSettings):
             yield Problem("classes", f"found {show(self.classes)} with model", fix, ("model",))
 
 
-def run(argv: Sequence[str]) -> int:
+def stream_command(argv: Sequence[str]) -> int:
     """Run a stream until its source ends, or until Ctrl-C or SIGTERM; return the exit code."""
     sinks = settings_of(SinkSettings).values()
     epilog = _SINKS.format("".join(f"  {one.name}: default {default_text(one)}; {one.allowed}\n" for one in sinks))

@@ -101,9 +101,9 @@ class FlagReader:
             raw.problems.append(Problem(key, f"{source} has no value", f"allowed: {item.allowed}"))
 
     def _add_positional(self, raw: RawSettings, loose: list[str]) -> None:
-        places = [item for item in self.known.values() if item.positional]
+        places = [item for item in self.known.values() if item.positional and item.name not in raw.values]
         for item in places:
-            if item.repeated:
+            if loose and item.repeated:
                 raw.set(item.name, loose, "command line")
                 return
             if loose:

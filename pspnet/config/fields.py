@@ -47,7 +47,8 @@ def _folder_name(value: str) -> str:
     return value
 
 
-def _class_names(value: tuple[str, ...]) -> tuple[str, ...]:
+def known_class_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names, with the name of a known set replaced by its classes. Raises ValueError for repeated names."""
     names = NAMED_CLASS_SETS.get(value[0], value) if len(value) == 1 else value
     if not all(names) or len(set(names)) < len(names):
         raise ValueError("empty or repeated names")
@@ -126,7 +127,7 @@ class Fields(Settings):
         None,
         "Class names in the order of their ids.",
         allowed=f"unique names separated by commas, or a known set: {', '.join(NAMED_CLASS_SETS)}",
-        check=_class_names,
+        check=known_class_names,
     )
 
     stem: Literal["conv7", "deep", "deep-narrow"] = _network(

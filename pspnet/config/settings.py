@@ -14,7 +14,17 @@ from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 from pspnet.config.problems import InvalidConfigError, Problem
-from pspnet.config.values import accepts_bool, choices, describe_allowed, is_unset, nearest, parse_value, show, within
+from pspnet.config.values import (
+    accepts_bool,
+    choices,
+    describe_allowed,
+    is_unset,
+    nearest,
+    parse_value,
+    show,
+    split_list,
+    within,
+)
 
 _Settings = TypeVar("_Settings", bound="Settings")
 
@@ -24,6 +34,7 @@ class Setting:
     """One field of a settings class.
 
     Attributes:
+        name: key of the setting; the field's name without a trailing underscore (`from_`, as `from` is a keyword).
         annotation: its type; `parse` converts texts to it.
         default: None where it may be left out; dataclasses.MISSING where it is required.
         allowed: accepted values in words, for help and errors.
@@ -70,7 +81,11 @@ class Setting:
         """The problem of a missing (None) or wrong value."""
         if is_unset(value):
             return Problem(self.name, "missing", f"it is required: {self.allowed}")
-        like = nearest(str(value), choices(self.annotation))
+        known = choices(self.annotation)
+        kinds = (self.annotation, *typing.get_args(self.annotation))
+        if known and any(typing.get_origin(kind) is tuple for kind in kinds):  # name the wrong one of several
+            value = next((item for item in split_list(value) if str(item).strip() not in known), value)
+        like = nearest(str(value), known)
         hint = f". Did you mean {like}?" if like else ""
         return Problem(self.name, f"found {show(value)}", f"allowed: {self.allowed}{hint}")
 
@@ -113,10 +128,11 @@ def _read_settings(kind: Any) -> dict[str, Setting]:
         annotation = _evaluated(str(item.type), names)
         extra = dict(item.metadata["setting"])
         extra["allowed"] = extra["allowed"] or describe_allowed(annotation, extra["bounds"])
-        extra["metavar"] = extra["metavar"] or item.name.upper()
+        name = item.name.rstrip("_")
+        extra["metavar"] = extra["metavar"] or name.upper()
         if kind.ENVIRONMENT and not extra["variables"]:
-            extra["variables"] = (f"{kind.ENVIRONMENT}{item.name.upper()}",)
-        found[item.name] = Setting(item.name, annotation, item.default, **extra)
+            extra["variables"] = (f"{kind.ENVIRONMENT}{name.upper()}",)
+        found[name] = Setting(name, annotation, item.default, **extra)
     return found
 
 
@@ -145,7 +161,7 @@ class Settings:
         given = {key: value for key, value in values.items() if not is_unset(value)}
         problems = [unknown_key(key, [type(self)]) for key in given if key not in known]
         given = {**self.derive(given), **given}
-        for key, item in known.items():
+        for attribute, (key, item) in zip(dataclasses.fields(self), known.items()):
             try:
                 if key in given:
                     value = item.parse(given[key])
@@ -157,7 +173,7 @@ class Settings:
                 problems.append(item.problem(given.get(key)))
                 # The other settings are still checked against each other.
                 value = item.placeholder if item.is_required else item.default
-            object.__setattr__(self, key, value)
+            object.__setattr__(self, attribute.name, value)
         broken = {problem.key for problem in problems}
         problems += [problem for problem in self.conflicts() if broken.isdisjoint((problem.key, *problem.others))]
         if problems:
@@ -187,7 +203,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name."""
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        attributes = [item.name for item in dataclasses.fields(self)]
+        return {key: getattr(self, name) for key, name in zip(settings_of(type(self)), attributes)}
 
     def to_json(self) -> dict[str, Any]:
         """The values by name, fit for JSON: tuples become lists."""

@@ -38,11 +38,16 @@ def unquote(text: str) -> str:
 def parse_value(value: object, annotation: Any) -> Any:
     """Parse a value as the type of the annotation; raises ValueError if it does not match.
 
-    Supports bool, int, float, str, Literal, tuple[X, ...] and unions of them, which is all that Config uses.
+    Supports bool, int, float, str, Path, Literal, tuple[X, ...], tuple[X, X] ("360x480") and unions of them.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return _parse_literal(value, arguments)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        items = value.lower().split("x") if isinstance(value, str) else split_list(value)
+        if len(items) != len(arguments):
+            raise ValueError("another number of items")
+        return tuple(parse_value(item, arguments[0]) for item in items)
     if origin is tuple:
         return tuple(parse_value(item, arguments[0]) for item in split_list(value))
     if arguments:  # a union: the first member that parses the value

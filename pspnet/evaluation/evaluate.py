@@ -6,8 +6,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,11 @@ import torch
 
 from pspnet.artifact.file_names import CONFIG_NAME, WEIGHTS_NAME
 from pspnet.artifact.model_directory import Artifact, load_artifact, load_trained
-from pspnet.classes import IGNORE_INDEX, LabelMap, default_class_names, load_label_map, palette_for
+from pspnet.classes import LabelMap, default_class_names, load_label_map, palette_for
 from pspnet.data.channels import Pair, load_pairs
 from pspnet.data.io.images import read_annotation, write_palette_png
 from pspnet.data.samplers import image_sizes
-from pspnet.errors import ConfigError
+from pspnet.evaluation.evaluation_request import EvaluationRequest
 from pspnet.evaluation.html_report.outputs import Log, write_outputs
 from pspnet.evaluation.image_counts import DETAILS
 from pspnet.evaluation.metrics import Scores
@@ -37,34 +35,6 @@ from pspnet.system.atomic_folders import make_output_folder
 from pspnet.system.device import choose_device, choose_workers
 from pspnet.system.distributed import Processes, join_processes
 from pspnet.system.precision import Precision, choose_precision
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """Arguments of `run_evaluation`: a model with its images, or mask files, and how to score them."""
-
-    annotations: Path  # folder of PNG annotations
-    output: Path  # folder for metrics.json, per_image.npz, provenance.json and report.html
-    model_dir: Path | None = None  # with `predictions` it only names the classes
-    images: Path | None = None  # folder; with `predictions` only for the pictures in the report
-    predictions: Path | None = None  # folder of PNG masks to score instead of a model
-    label_map: Path | None = None  # JSON file, pixel value to class id
-    ignore: int = IGNORE_INDEX  # class id that is not scored
-    protocols: Sequence[str] = ("whole",)  # of pspnet.evaluation.protocols.factory.PROTOCOLS
-    crop_size: int | None = None  # px, of windows and of builtin's crop; None: as in training
-    base_size: int | None = None  # px, long side of slide and multiscale, 0: the image's own; None: as in training
-    scales: Sequence[float] | None = None  # of multiscale
-    flip: bool | None = None  # average windows with their mirror images; None: only multiscale
-    device: str = "auto"  # auto, cpu or cuda
-    precision: str = "float32"  # auto, float32, bfloat16 or float16
-    batch_size: int = 4  # images or windows in one forward pass
-    workers: int | str = "auto"  # processes that load images
-    resume: bool = True  # keep the scores of images that `output` holds
-    save_masks: Path | None = None  # folder for the masks; a subfolder for each of several protocols
-    num_classes: int | None = None  # with `predictions` and without a model directory
-    details: bool = True  # also count confidences and boundaries
-    report: bool = True  # write report.html
-    command: str = "pspnet.evaluate"  # command line, for provenance.json
 
 
 def evaluate(
@@ -86,41 +56,46 @@ def evaluate(
 
     Runs in this process alone. Raises PspnetError for a model, images, annotations or a protocol that cannot be used.
     """
-    names = [name.strip() for name in protocol.split(",") if name.strip()]
     with tempfile.TemporaryDirectory(prefix="pspnet-evaluation-") as temporary:
         request = EvaluationRequest(
-            annotations=Path(annotations),
-            output=Path(temporary if output is None else output),
-            model_dir=Path(model),
-            images=Path(images),
-            protocols=names,
+            model_dir=model,
+            images=images,
+            annotations=annotations,
+            output=temporary if output is None else output,
+            protocol=protocol,
             details=output is not None,
             report=output is not None,
         )
         results = run_evaluation(request, processes=Processes())
-    return results[names[0]].scores
+    return results[request.protocol[0]].scores
 
 
 def run_evaluation(
-    request: EvaluationRequest, log: Log = lambda _: None, processes: Processes | None = None
+    request: EvaluationRequest,
+    log: Log = lambda _: None,
+    processes: Processes | None = None,
+    command: str = "pspnet.evaluate",
 ) -> dict[str, Result]:
     """Score by every protocol and write the results to the output folder.
 
     Args:
         log: called in the main process with notes, the table of scores and the paths of the written files.
         processes: the processes that share the images; None for those that torchrun started.
+        command: command line, for provenance.json.
 
     Returns:
         Results by protocol, or under "predictions" for mask files; empty in all but the main process.
 
-    Raises PspnetError for arguments, a model or files that cannot be used, OSError if a file cannot be written.
+    Raises PspnetError for a model or files that cannot be used, OSError if a file cannot be written.
     """
     label_map = None if request.label_map is None else load_label_map(request.label_map)
+    paths = {key: getattr(request, key) for key in ("images", "annotations", "label_map")}
+    resolved = {key: None if path is None else str(path.resolve()) for key, path in paths.items()}
+    facts = {"command": command, **resolved, "ignore": request.ignore}
     if request.predictions is not None:
-        return _score_masks(request, request.predictions, label_map, log)
-    if request.model_dir is None or request.images is None:
-        raise ConfigError("evaluate needs MODEL_DIR and --images, or --predictions with mask files to score.")
-    return _score_model(request, request.model_dir, request.images, label_map, log, processes)
+        return _score_masks(request, request.predictions, label_map, facts, log)
+    assert request.model_dir is not None and request.images is not None  # noqa: PT018
+    return _score_model(request, request.model_dir, request.images, label_map, facts, log, processes)
 
 
 def _score_model(
@@ -128,6 +103,7 @@ def _score_model(
     model_dir: Path,
     images: Path,
     label_map: LabelMap | None,
+    facts: dict[str, Any],
     log: Log,
     processes: Processes | None,
 ) -> dict[str, Result]:
@@ -154,7 +130,7 @@ def _score_model(
                 "label_map": None if request.label_map is None else file_hash(request.label_map),
                 "details": request.details,
             }
-        state = EvaluationState(request.output, common, request.resume and processes.is_main)
+        state = EvaluationState(request.output, common, request.resume == "auto" and processes.is_main)
         folders = _mask_folders(request, protocols)
         for protocol in protocols:
             _run_protocol(evaluator, protocol, scored, state, folders.get(protocol.name), artifact, log)
@@ -173,6 +149,7 @@ def _score_model(
     }
     model = {key: value for key, value in content.items() if key not in ("classes", "palette", "scores", "format")}
     facts = {
+        **facts,
         "device": describe_device(device),
         "precision": precision.name,
         "batch_size": evaluator.batch_size,
@@ -180,7 +157,6 @@ def _score_model(
         "model": {"directory": str(model_dir.resolve()), "sha256": common["model"], **model},
     }
     record = state.records[protocols[0].name]
-    facts = {**_facts(request), **facts}
 
     def predict(_pair: Pair, image: np.ndarray) -> np.ndarray:
         return evaluator.predict_one(protocols[0], image)  # the first protocol always scores whole images
@@ -201,7 +177,7 @@ def _choose(request: EvaluationRequest, artifact: Artifact) -> list[Protocol]:
     trained = artifact.training.get("config") or {}
     crop_size = trained.get("crop_size") if request.crop_size is None else request.crop_size
     base_size = trained.get("base_size") if request.base_size is None else request.base_size
-    return choose_protocols(request.protocols, crop_size, base_size, request.scales, request.flip)
+    return choose_protocols(request.protocol, crop_size, base_size, request.scales, request.flip)
 
 
 def _build_evaluator(
@@ -255,16 +231,15 @@ def _run_protocol(
 
 
 def _score_masks(
-    request: EvaluationRequest, predictions: Path, label_map: LabelMap | None, log: Log
+    request: EvaluationRequest, predictions: Path, label_map: LabelMap | None, facts: dict[str, Any], log: Log
 ) -> dict[str, Result]:
     if request.model_dir is not None:
         artifact = load_artifact(request.model_dir)
         class_names, palette = artifact.class_names, artifact.palette
-    elif request.num_classes is not None:
+    else:
+        assert request.num_classes is not None
         class_names = default_class_names(request.num_classes)
         palette = palette_for(class_names)
-    else:
-        raise ConfigError("--predictions needs the classes: give --num_classes, or the MODEL_DIR that predicted them.")
     masks = pair_predictions(predictions, request.annotations)
     make_output_folder(request.output)
     record = Record(len(class_names), {"settings": {"masks": str(predictions)}})
@@ -278,12 +253,5 @@ def _score_masks(
         return read_annotation(files[pair.stem])
 
     labels, shown = (class_names, palette), read_mask if request.report else None
-    write_outputs(request.output, results, record, scored, labels, _facts(request), shown, log)
+    write_outputs(request.output, results, record, scored, labels, facts, shown, log)
     return results
-
-
-def _facts(request: EvaluationRequest) -> dict[str, Any]:
-    """Return the part of provenance.json that follows from the request."""
-    paths = {key: getattr(request, key) for key in ("images", "annotations", "label_map")}
-    resolved = {key: None if path is None else str(path.resolve()) for key, path in paths.items()}
-    return {"command": request.command, **resolved, "ignore": request.ignore}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from pspnet.artifact.export_record import FORMATS
-from pspnet.errors import ConfigError
-from pspnet.exporting.exporter import Request, export_model
+from pspnet.exporting.export_request import ExportRequest
+from pspnet.exporting.exporter import export_model
 
 
 def export(
@@ -30,14 +29,5 @@ def export(
     Raises PspnetError for a model, format or data that cannot be used, a missing package, a graph that fails its check
     and an 8-bit graph that costs more than 0.5 points of mIoU; OSError if the folder cannot be written.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"format = {format!r}: expected one of {', '.join(FORMATS)}.")
-    if int8 != (calibration is not None):
-        raise ConfigError("int8=True and calibration belong together: an 8-bit graph is calibrated on a data set.")
-    request = Request(
-        Path(model),
-        format,
-        output=None if output is None else Path(output),
-        calibration=None if calibration is None else Path(calibration),
-    )
+    request = ExportRequest(model_dir=model, format=format, output=output, int8=int8, calibration=calibration)
     return export_model(request, lambda _: None).folder

@@ -8,18 +8,18 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
-from pspnet.artifact.export_record import RECORD_NAME, Export, ExportRecord, folder_name, hash_weights
-from pspnet.artifact.file_names import EXPORTS_NAME
+from pspnet.artifact.export_record import RECORD_NAME, Export, ExportRecord, hash_weights
 from pspnet.artifact.model_directory import Artifact, load_trained
 from pspnet.classes import IGNORE_INDEX
+from pspnet.data.inputs import find_images
 from pspnet.data.io.images import read_image
-from pspnet.errors import ConfigError, DataError
+from pspnet.errors import DataError
 from pspnet.exporting.calibration_set import Calibration, evenly
 from pspnet.exporting.export_network import export_network
+from pspnet.exporting.export_request import ExportRequest
 from pspnet.exporting.formats import Run, find_format, find_quantisable_format, versions
 from pspnet.exporting.int8 import quantise
 from pspnet.exporting.verification import Agreement, compare, scenes
@@ -32,65 +32,26 @@ _LITTLE_SPACE = 2**20
 CHECKED_IMAGES = 4
 
 
-@dataclass(frozen=True)
-class Request:
-    """Settings of an export; ConfigError for counts below 1.
-
-    Attributes:
-        model_dir: output of training.
-        format: one of pspnet.artifact.export_record.FORMATS.
-        output: folder of the export; None for MODEL_DIR/exports/<format>-<precision>.
-        images: image files for the verification; by default those of the calibration, or synthetic scenes.
-        calibration: a data set; it makes an 8-bit export.
-        calibration_images, scored_images: maximum number of its images for calibration and for scoring.
-        ignore_index: class id that is not scored; None for that of the training.
-        allow_loss: keep an 8-bit graph that loses more mIoU than the bound.
-    """
-
-    model_dir: Path
-    format: str
-    output: Path | None = None
-    images: list[Path] = field(default_factory=list)
-    calibration: Path | None = None
-    calibration_images: int = 64
-    scored_images: int = 100
-    ignore_index: int | None = None
-    allow_loss: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("calibration_images", "scored_images"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name}: found {getattr(self, name)}; expected 1 or more.")
-
-    @property
-    def precision(self) -> str:
-        return "float32" if self.calibration is None else "int8"
-
-    @property
-    def folder(self) -> Path:
-        name = folder_name(self.format, self.precision)
-        return self.model_dir / EXPORTS_NAME / name if self.output is None else self.output
-
-
-def export_model(request: Request, report: Callable[[str], object] = print) -> Export:
+def export_model(request: ExportRequest, report: Callable[[str], object] = print) -> Export:
     """Write an export and its record; an older export is replaced.
 
     Args:
         report: called with each line of progress.
 
     Raises:
-        ConfigError: a format without an 8-bit form, or a missing package.
+        ConfigError: a missing package.
         WeightsError: an unusable model directory.
         ExportError: the graph fails its verification, or 8 bits lose too much mIoU; then nothing is written.
-        DataError: unreadable images, or an output folder that is not an export.
+        DataError: missing or unreadable images, or an output folder that is not an export.
     """
-    module = find_format(request.format) if request.calibration is None else find_quantisable_format(request.format)
+    images = find_images(request.images)
+    module = find_quantisable_format(request.format) if request.int8 else find_format(request.format)
     artifact = load_trained(request.model_dir)
     weights = hash_weights(request.model_dir)
     calibration = _find_calibration(request, artifact)
     with _replacing_export(request.folder) as folder, _full_disk_as_oserror(folder):
         file, int8 = _write(request, artifact, calibration, folder, report)
-        agreement, check = _check(request, artifact, calibration, module.open_graph(folder / file))
+        agreement, check = _check(images, artifact, calibration, module.open_graph(folder / file))
         if calibration is None:
             agreement.require(f"{request.format} export")
         report(_describe(agreement, check["source"]))
@@ -110,17 +71,17 @@ def export_model(request: Request, report: Callable[[str], object] = print) -> E
     return Export(request.folder, record)
 
 
-def _find_calibration(request: Request, artifact: Artifact) -> Calibration | None:
+def _find_calibration(request: ExportRequest, artifact: Artifact) -> Calibration | None:
     if request.calibration is None:
         return None
-    ignore = request.ignore_index
+    ignore = request.ignore
     if ignore is None:
         ignore = (artifact.training.get("config") or {}).get("ignore", IGNORE_INDEX)
     return Calibration.find(request.calibration, request.calibration_images, request.scored_images, ignore)
 
 
 def _write(
-    request: Request,
+    request: ExportRequest,
     artifact: Artifact,
     calibration: Calibration | None,
     folder: Path,
@@ -136,10 +97,10 @@ def _write(
 
 
 def _check(
-    request: Request, artifact: Artifact, calibration: Calibration | None, run: Run
+    paths: list[Path], artifact: Artifact, calibration: Calibration | None, run: Run
 ) -> tuple[Agreement, dict[str, Any]]:
     """Compare with PyTorch on the given images, on the scoring images of int8, or on synthetic scenes."""
-    paths, source = request.images, "images given"
+    source = "images given"
     if not paths and calibration is not None:
         paths, source = [pair.image for pair in calibration.scored], "images of the calibration data"
     images = [read_image(path) for path in evenly(paths, CHECKED_IMAGES)]

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pspnet.data.io.images import write_palette_png
 from pspnet.errors import ConfigError
-from pspnet.masks.class_counts import class_counts
 from pspnet.masks.blending import overlay
+from pspnet.masks.class_counts import class_counts
 
 _REPR_CLASSES = 3
 

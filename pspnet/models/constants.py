@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 # Blocks of layer1 to layer4 (He et al., arXiv 1512.03385, table 1).
 BACKBONES = {"resnet-50": (3, 4, 6, 3), "resnet-101": (3, 4, 23, 3)}
 
@@ -13,4 +15,5 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 MIN_SIZE = 32
 
 # Programs whose weights can be imported.
-PROGRAMS = ("torchvision", "semseg", "mmsegmentation", "smp", "gluoncv")
+Program = Literal["torchvision", "semseg", "mmsegmentation", "smp", "gluoncv"]
+PROGRAMS: tuple[str, ...] = get_args(Program)

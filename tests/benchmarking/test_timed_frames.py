@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ def test_sizes_are_height_by_width() -> None:
     assert parse_size("360x480") == (360, 480)
     assert parse_size(" 32 X 999") == (32, 999)
     assert size_text((360, 480)) == "360x480"
-    for text in ("", "360", "31x480", "360x-480", "1e3x40", "123456x40"):
-        with pytest.raises(argparse.ArgumentTypeError, match=r"expected HEIGHTxWIDTH such as 360x480, each side 32"):
+    for text in ("", "360", "31x480", "360x-480", "123456x40", "40x40x40"):
+        with pytest.raises(ValueError):  # noqa: PT011
             parse_size(text)
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from pspnet.cli.data import register
-from pspnet.errors import DataError
+from pspnet.cli.dispatch import dispatch
+from pspnet.errors import ConfigError, DataError, PspnetError
 
 
 def run(*argv: object) -> int:
-    parser = argparse.ArgumentParser()
-    register(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(item) for item in argv])
-    code: int = args.run(args)
-    return code
+    return dispatch([str(item) for item in argv])
 
 
 @pytest.fixture(scope="module")
@@ -69,26 +64,28 @@ def test_a_label_map_folder_is_found_next_to_the_channels(
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("argv", "kind", "message"),
     [
-        (["doctor"], "nothing to examine. Give DATA_DIR, or --train and --train_annotation"),
-        (["doctor", "nowhere"], "nowhere: is not a folder; expected one that contains train"),
-        (["doctor", "--train", "x"], "channel train: give --train_annotation too"),
-        (["doctor", "--validation_annotation", "x"], "channel validation: give --validation too"),
-        (["doctor", ".", "--num_classes", 1], "num_classes: found 1; expected a whole number from 2 to 254"),
-        (["doctor", ".", "--ignore_index", 256], "ignore_index: found 256; expected a whole number from 0 to 255"),
-        (["doctor", ".", "--class_names", "a,b,a"], "class_names: 'a' is repeated"),
-        (["doctor", ".", "--class_names", "a"], "class_names: found 'a'; expected 2 to 254 names"),
-        (["prepare", "voc", "out"], "no source. Give a VOCdevkit folder or the tar with --source"),
-        (["prepare", "voc", "out", "--source", "gone"], "gone: does not exist"),
-        (["prepare", "shapes", "out", "--width", 8], "found size 8 x 96; both sides must be at least 32"),
+        (["doctor"], ConfigError, "data: missing; give DATA_DIR, or --train and --train_annotation"),
+        (["doctor", "nowhere"], DataError, "nowhere: is not a folder; expected one that contains train"),
+        (["doctor", "--train", "x"], ConfigError, "train_annotation: missing; a channel has images and annotations"),
+        (["doctor", "--validation_annotation", "x"], ConfigError, "  validation: missing; a channel has images and"),
+        (["doctor", ".", "--num_classes", 1], ConfigError, "num_classes: found '1' .*: a whole number from 2 to 254"),
+        (["doctor", ".", "--ignore_index", 256], ConfigError, "ignore_index: found '256' .*whole number from 0 to 255"),
+        (["doctor", ".", "--class_names", "a,b,a"], ConfigError, "class_names: found 'a,b,a' .*2 to 254 unique names"),
+        (["doctor", ".", "--class_names", "a"], ConfigError, "class_names: found 'a' .*2 to 254 unique names"),
+        (["doctor", ".", "--class_names", "a,b", "--num-classes", 3], ConfigError, "found 3 .*class_names has 2 names"),
+        (["prepare", "voc", "out"], DataError, "no source. Give a VOCdevkit folder or the tar with --source"),
+        (["prepare", "voc", "out", "--source", "gone"], DataError, "gone: does not exist"),
+        (["prepare", "shapes", "out", "--width", 8], ConfigError, "width: found '8' .*a whole number, at least 32"),
+        (["prepare", "shaps", "out"], ConfigError, "pspnet prepare: unknown command 'shaps'; did you mean shapes?"),
     ],
 )
 def test_invalid_arguments_are_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[object], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[object], kind: type[PspnetError], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(kind, match=message):
         run(*argv)
     assert list(tmp_path.iterdir()) == []
 

@@ -269,14 +269,15 @@ def test_evaluate_reports_unusable_folders(
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [
-        ("--workers", "many", "--workers: found 'many'; expected auto or a whole number, 0 or more."),
-        ("--batch_size", "0", "--batch_size: found '0'; expected a whole number, 1 or more."),
-        ("--ignore", "256", "--ignore: found '256'; expected a whole number from 0 to 255."),
-        ("--protocol", "whole,slides", "--protocol: found 'slides'; expected one or more of whole, slide"),
-        ("--crop_size", "big", "--crop_size: found 'big'; expected a whole number, 0 or more."),
-        ("--scales", "1,x", "--scales: found '1,x'; expected numbers separated by commas."),
-        ("--flip", "maybe", "--flip: found 'maybe'; expected True or False."),
-        ("--resume", "always", "--resume: found 'always'; expected auto or never."),
+        ("--workers", "many", "workers: found 'many' (flag --workers); allowed: auto or a whole number, at least 0"),
+        ("--batch_size", "0", "batch_size: found '0' (flag --batch_size); allowed: a whole number, at least 1"),
+        ("--ignore", "256", "ignore: found '256' (flag --ignore); allowed: a whole number from 0 to 255"),
+        ("--protocol", "whole,slides", "protocol: found 'slides' (flag --protocol); allowed: whole, slide, multisc"),
+        ("--crop_size", "big", "crop_size: found 'big' (flag --crop_size); allowed: a whole number, at least 32"),
+        ("--base_size", "-1", "base_size: found '-1' (flag --base_size); allowed: a whole number, at least 0"),
+        ("--scales", "1,9", "scales: found '1,9' (flag --scales); allowed: numbers greater than 0 and at most 8"),
+        ("--flip", "maybe", "command line: unexpected 'maybe'; expected MODEL_DIR and settings as --key value"),
+        ("--resume", "always", "resume: found 'always' (flag --resume); allowed: auto or never"),
     ],
 )
 def test_invalid_options_are_named(
@@ -296,6 +297,6 @@ def test_invalid_options_are_named(
 def test_missing_options_are_named(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rest = ["--annotations", str(shapes / "validation_annotation"), "--output", str(tmp_path)]
     assert run_guarded(dispatch, ["evaluate", *rest]) == 2
-    assert "evaluate needs MODEL_DIR and --images, or --predictions" in capsys.readouterr().err
+    assert "model_dir: missing; it is required without --predictions\n  images: missing" in capsys.readouterr().err
     assert run_guarded(dispatch, ["evaluate", "--predictions", str(tmp_path), *rest]) == 2
-    assert "--predictions needs the classes: give --num_classes" in capsys.readouterr().err
+    assert "num_classes: missing; --predictions needs it, or the MODEL_DIR" in capsys.readouterr().err

@@ -41,11 +41,11 @@ def test_export_prints_its_verification(model_dir: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--format", "openvino", "--int8"], "--int8 needs --calibration with a data set"),
-        (["--format", "onnx", "--calibration", "data"], "--calibration is for 8-bit graphs: add --int8"),
-        (["--format", "onnx", "--allow-loss"], "--allow_loss is for 8-bit graphs"),
-        (["--format", "onnx", "--ignore", "0"], "--ignore is for 8-bit graphs"),
-        (["--format", "onnx", "--scored-images", "0"], "--scored_images: found 0; expected 1 or more."),
+        (["--format", "openvino", "--int8"], "calibration: missing; int8 needs a data set"),
+        (["--format", "onnx", "--calibration", "data"], "calibration: is for 8-bit graphs (flag --calibration); add"),
+        (["--format", "onnx", "--allow-loss"], "allow_loss: is for 8-bit graphs"),
+        (["--format", "onnx", "--ignore", "0"], "ignore: is for 8-bit graphs"),
+        (["--format", "onnx", "--scored-images", "0"], "scored_images: found '0' (flag --scored-images); allowed"),
         (["--format", "torchscript", "--int8", "--calibration", "data"], "torchscript has no 8-bit form here"),
     ],
 )

@@ -166,10 +166,13 @@ def test_class_name_files(text: str, found: str, tmp_path: Path) -> None:
         cli_import.read_class_names(str(tmp_path / "bytes.txt"))
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_imports_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys\nfrom pspnet.cli.dispatch import build_parser\nbuild_parser().format_help()\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "import contextlib, sys\nfrom pspnet.cli.dispatch import COMMANDS, dispatch\n"
+        "dispatch(['--help'])\nassert not {'numpy', 'dataclasses', 'pspnet.config.settings'} & set(sys.modules)\n"
+        "for name in set(COMMANDS) - {'serve', 'stream', 'sagemaker'}:\n"
+        "    with contextlib.suppress(SystemExit):\n        dispatch([name, '--help'])\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules), 'torch or numpy was imported'\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

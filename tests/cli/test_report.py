@@ -117,8 +117,12 @@ def test_errors_are_one_sentence(evaluated: Path, tmp_path: Path, capsys: pytest
     for code, arguments, text in (
         (1, [tmp_path / "nowhere", "--output", page], "no such folder"),
         (2, [out, out, "--output", page], "the same folder is given twice"),
-        (2, [out, "--output", tmp_path], "is a folder; expected the name of the HTML file"),
-        (2, [out, "--output", page, "--samples", "-1"], "--samples: found -1; expected a whole number from 0 to 20"),
+        (2, [out, "--output", tmp_path], "is a folder (flag --output); give the name of the HTML file"),
+        (
+            2,
+            [out, "--output", page, "--samples", "-1"],
+            "samples: found '-1' (flag --samples); allowed: a whole number from 0",
+        ),
         (2, [out, "--output", page, "--protocol", "slide"], "--protocol: found 'slide'"),
         (1, [out, "--output", page, "--images", tmp_path / "x"], "does not exist"),
         (1, [out, "--output", page, "--run", tmp_path], "holds no metrics.jsonl"),

@@ -18,7 +18,8 @@ from pspnet.data.channels import load_pairs
 from pspnet.data.io.images import read_image, write_palette_png
 from pspnet.data.shapes import write_shapes
 from pspnet.exporting import int8
-from pspnet.exporting.exporter import Request, export_model
+from pspnet.exporting.export_request import ExportRequest
+from pspnet.exporting.exporter import export_model
 from pspnet.models.build import build_model
 from pspnet.models.pspnet import PSPNet
 
@@ -76,7 +77,10 @@ def exported(model_dir: Path, data: Path) -> Callable[[str, str], Export]:
     def find(format: str, precision: str = "float32") -> Export:
         if (format, precision) not in made:
             calibration = data if precision == "int8" else None
-            request = Request(model_dir, format, calibration=calibration, allow_loss=True)
+            request = ExportRequest(
+                model_dir=model_dir, format=format, int8=calibration is not None, calibration=calibration,
+                allow_loss=calibration is not None,
+            )  # fmt: skip
             with pytest.MonkeyPatch.context() as patch:
                 # A single attempt: NNCF is slow, and other tests cover the search.
                 patch.setattr(int8, "ATTEMPTS", int8.ATTEMPTS[:1])

@@ -16,7 +16,8 @@ from pspnet.artifact.export_record import Export, hash_weights, load_export
 from pspnet.errors import DataError, WeightsError
 from pspnet.exporting import torch_script
 from pspnet.exporting.export_network import ExportNetwork
-from pspnet.exporting.exporter import Request, export_model
+from pspnet.exporting.export_request import ExportRequest
+from pspnet.exporting.exporter import export_model
 from pspnet.exporting.verification import ExportError
 
 
@@ -49,7 +50,7 @@ def test_verification_uses_the_given_images(model_dir: Path, tmp_path: Path) -> 
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(paths[-1])
     lines: list[str] = []
-    request = Request(model_dir, "torchscript", tmp_path / "out", paths)
+    request = ExportRequest(model_dir=model_dir, format="torchscript", output=tmp_path / "out", images=paths)
     record = export_model(request, lines.append).record
     assert record.check["source"] == "images given"
     assert record.check["images"] == 4
@@ -61,7 +62,7 @@ def test_verification_uses_the_given_images(model_dir: Path, tmp_path: Path) -> 
 def test_an_older_export_is_replaced(model_dir: Path, tmp_path: Path) -> None:
     output = tmp_path / "exports" / "mine"
     for _ in range(2):
-        export_model(Request(model_dir, "torchscript", output), quiet)
+        export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=output), quiet)
         assert tree(tmp_path / "exports") == ["mine", "mine/export.json", "mine/model.ts"]
         (output / "left.txt").write_text("of the older one")
 
@@ -69,7 +70,7 @@ def test_an_older_export_is_replaced(model_dir: Path, tmp_path: Path) -> None:
 def test_other_folders_are_not_overwritten(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "diary.txt").write_text("dear")
     with pytest.raises(DataError, match=r"^--output: .* is not an export; use another folder"):
-        export_model(Request(model_dir, "torchscript", tmp_path), quiet)
+        export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=tmp_path), quiet)
     assert tree(tmp_path) == ["diary.txt"]
 
 
@@ -80,13 +81,13 @@ def test_the_current_folder_as_output(
     (tmp_path / "here").mkdir()
     for _ in range(2):
         monkeypatch.chdir(tmp_path / "here")
-        export_model(Request(model_dir, "torchscript", Path(output)), quiet)
+        export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=Path(output)), quiet)
         assert tree(tmp_path) == ["here", "here/export.json", "here/model.ts"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "diary.txt").write_text("dear")
     monkeypatch.chdir(tmp_path / "other")
     with pytest.raises(DataError, match=r"other is not an export"):
-        export_model(Request(model_dir, "torchscript", Path(output)), quiet)
+        export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=Path(output)), quiet)
 
 
 def test_a_folder_that_cannot_be_replaced_is_reported(
@@ -106,18 +107,18 @@ def test_a_folder_that_cannot_be_replaced_is_reported(
             patch.setattr(Path, "rmdir", busy)
             patch.setattr(Path, "rename", busy)
             with pytest.raises(DataError, match=r"out: cannot be written \(Device or resource busy"):
-                export_model(Request(model_dir, "torchscript", output), quiet)
+                export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=output), quiet)
         assert (output / "export.json").is_file() is held
         assert tree(tmp_path)[0] == "out"
         if not held:
-            export_model(Request(model_dir, "torchscript", output), quiet)
+            export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=output), quiet)
 
 
 def test_a_failed_verification_keeps_the_older_export(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    export_model(Request(model_dir, "torchscript", output), quiet)
+    export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=output), quiet)
     before = json.loads((output / "export.json").read_text())
     write = torch_script.write
 
@@ -128,7 +129,7 @@ def test_a_failed_verification_keeps_the_older_export(
     monkeypatch.setattr(torch_script, "write", spoil)
     for target in (output, tmp_path / "new"):
         with pytest.raises(ExportError, match=r"^torchscript export: the output of the graph differs"):
-            export_model(Request(model_dir, "torchscript", target), quiet)
+            export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=target), quiet)
     assert tree(tmp_path) == ["out", "out/export.json", "out/model.ts"]
     assert json.loads((output / "export.json").read_text()) == before
 
@@ -142,10 +143,10 @@ def test_a_full_disk_is_reported(model_dir: Path, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(torch_script, "write", fail)
     with pytest.raises(RuntimeError, match="unexpected pos"):  # the disk is not full: a bug keeps its traceback
-        export_model(Request(model_dir, "torchscript", tmp_path / "out"), quiet)
+        export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=tmp_path / "out"), quiet)
     monkeypatch.setattr(exporter, "_LITTLE_SPACE", 2**70)
     with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device: .* Free some space"):
-        export_model(Request(model_dir, "torchscript", tmp_path / "out"), quiet)
+        export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=tmp_path / "out"), quiet)
     assert tree(tmp_path) == []
 
 
@@ -159,11 +160,16 @@ def test_a_rejected_8_bit_graph_leaves_no_files(model_dir: Path, data: Path, mon
 
     monkeypatch.setattr(exporter, "quantise", refuse)
     with pytest.raises(ExportError, match="int8 costs"):
-        export_model(Request(model_dir, "openvino", model_dir / "refused", calibration=data), quiet)
+        export_model(
+            ExportRequest(
+                model_dir=model_dir, format="openvino", output=model_dir / "refused", int8=True, calibration=data
+            ),
+            quiet,
+        )
     assert not list(model_dir.glob("*refused*"))
 
 
 def test_other_folders_are_refused_as_models(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a model directory"):
-        export_model(Request(tmp_path, "torchscript"), quiet)
+        export_model(ExportRequest(model_dir=tmp_path, format="torchscript"), quiet)
     assert tree(tmp_path) == []

@@ -91,6 +91,8 @@ CAMVID = Layout(
     "the SegNet tutorial's folder CamVid with train, trainannot, val and valannot, or the zip of that repository",
     "Unpack the complete archive of the SegNet tutorial.",
 )
+LAYOUTS = {layout.config: layout for layout in (ADE20K, CITYSCAPES, CAMVID)}
+URLS = {"ade20k": ADE20K_URL, "camvid": CAMVID_URL}
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import numpy as np
 
 from pspnet.data.channels import Pair
 from pspnet.evaluation.html_report.page import REPORT_NAME, write_report
+from pspnet.evaluation.html_report.report_request import ReportRequest
+from pspnet.evaluation.html_report.samples import SAMPLES_NAME, choose_samples, keep_masks
 from pspnet.evaluation.metrics import constant_scores
 from pspnet.evaluation.per_image import Record
 from pspnet.evaluation.provenance import data_fingerprint, write_provenance
 from pspnet.evaluation.run import Scored
-from pspnet.evaluation.samples import SAMPLES_NAME, choose_samples, keep_masks
 from pspnet.evaluation.summary import Result, format_results, metrics_json
 from pspnet.system.atomic_files import atomic_write
 
@@ -66,5 +67,5 @@ def write_outputs(
     shown = [pair for pair in scored.pairs if pair.stem in names]
     folder = output / SAMPLES_NAME / next(iter(results))
     keep_masks(folder, record, shown, palette, predict, scored.label_map, scored.ignore_index)
-    write_report([output], output / REPORT_NAME)
+    write_report(ReportRequest(folders=[output], output=output / REPORT_NAME))
     log(f"Written: {output / REPORT_NAME}")

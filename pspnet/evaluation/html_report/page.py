@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pspnet.errors import DataError
 from pspnet.evaluation.html_report.intervals import RESAMPLES, SEED
 from pspnet.evaluation.html_report.pictures import Samples, collect_samples
 from pspnet.evaluation.html_report.report_inputs import Subject, read_subjects
+from pspnet.evaluation.html_report.report_request import ReportRequest
 from pspnet.evaluation.html_report.views import (
     LOWER_IS_BETTER,
     Comparison,
@@ -38,32 +38,14 @@ _DASH, _MINUS = "\u2013", "\u2212"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """Options of a report.
-
-    Attributes:
-        protocols: protocols to show; None for all of a single folder, or the first of each of several folders.
-        images, annotations: folders of the data, None for those recorded by the evaluation.
-        run: folder of the training run, None for the one that contains the model.
-        samples: images of each group (best, median, worst); 0 for none.
-    """
-
-    protocols: Sequence[str] | None = None
-    images: Path | None = None
-    annotations: Path | None = None
-    run: Path | None = None
-    samples: int = 3
-
-
-def write_report(folders: Sequence[Path], output: Path, options: ReportOptions | None = None) -> None:
+def write_report(request: ReportRequest) -> None:
     """Write the report of one evaluation (or training run), or a comparison of several, atomically.
 
     Raises DataError for unreadable folders and evaluations that cannot be compared, ConfigError for missing protocols,
     OSError if the file cannot be written.
     """
-    options = options or ReportOptions()
-    subjects = [subject for folder in folders for subject in _subjects_of(folder, folders, options)]
+    folders = request.folders
+    subjects = [subject for folder in folders for subject in _subjects_of(folder, request)]
     measured = [Measured.of(subject, subject.record) for subject in subjects if subject.record is not None]
     if len(subjects) > 1 and len(measured) < len(subjects):
         run = next(subject for subject in subjects if subject.record is None)
@@ -73,10 +55,10 @@ def write_report(folders: Sequence[Path], output: Path, options: ReportOptions |
         )
     comparison = compare(measured, strict=len(folders) > 1) if len(measured) > 1 else None
     shown = measured if len(folders) > 1 else measured[:1]
-    views = [view_of(one, _samples(one.subject, options)) for one in shown] or [view_of_run(subjects[0])]
+    views = [view_of(one, _samples(one.subject, request)) for one in shown] or [view_of_run(subjects[0])]
     title = ", ".join(view.label for view in views) if len(folders) > 1 else folders[0].resolve().name
     page = render(views, comparison, title)
-    with atomic_write(output) as temporary:
+    with atomic_write(request.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
@@ -132,13 +114,13 @@ def interval_text(interval: Any, as_difference: bool = False, digits: int = 1) -
     return f"{percent(interval.low, digits)}{_DASH}{percent(interval.high, digits)}"
 
 
-def _subjects_of(folder: Path, folders: Sequence[Path], options: ReportOptions) -> list[Subject]:
-    found = read_subjects(folder, options.protocols, options.run)
-    if len(folders) == 1:
+def _subjects_of(folder: Path, request: ReportRequest) -> list[Subject]:
+    found = read_subjects(folder, request.protocol, request.run)
+    if len(request.folders) == 1:
         return found
-    if options.protocols is None:
+    if request.protocol is None:
         found = found[:1]
-    names = Counter(other.resolve().name for other in folders)
+    names = Counter(other.resolve().name for other in request.folders)
     resolved = folder.resolve()
     name = resolved.name if names[resolved.name] == 1 else f"{resolved.parent.name}/{resolved.name}"
     return [
@@ -147,18 +129,18 @@ def _subjects_of(folder: Path, folders: Sequence[Path], options: ReportOptions) 
     ]
 
 
-def _samples(subject: Subject, options: ReportOptions) -> Samples:
-    if options.samples == 0 or subject.record is None:
+def _samples(subject: Subject, request: ReportRequest) -> Samples:
+    if request.samples == 0 or subject.record is None:
         return Samples({})
     if subject.protocol == "builtin":
         return Samples({}, "The protocol builtin scores a resized crop instead of the image, so no images are shown.")
     facts = subject.provenance
     folders = []
-    for given, key in ((options.images, "images"), (options.annotations, "annotations")):
+    for given, key in ((request.images, "images"), (request.annotations, "annotations")):
         written = facts.get(key)
         folders.append(given if given is not None else Path(written) if written else None)
-    images = _files(folders[0], IMAGE_SUFFIXES, options.images is not None)
-    annotations = _files(folders[1], ANNOTATION_SUFFIXES, options.annotations is not None)
+    images = _files(folders[0], IMAGE_SUFFIXES, request.images is not None)
+    annotations = _files(folders[1], ANNOTATION_SUFFIXES, request.annotations is not None)
 
     def find_pair(name: str) -> Pair | None:
         return Pair(images[name], annotations[name]) if name in images and name in annotations else None
@@ -169,7 +151,7 @@ def _samples(subject: Subject, options: ReportOptions) -> Samples:
     except DataError as error:
         return Samples({}, f"No images are shown: {error}")
     return collect_samples(
-        subject.folder, subject.protocol, subject.record, find_pair, subject.palette, label_map, ignore, options.samples
+        subject.folder, subject.protocol, subject.record, find_pair, subject.palette, label_map, ignore, request.samples
     )
 
 

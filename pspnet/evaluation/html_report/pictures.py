@@ -16,8 +16,8 @@ from pspnet.data.channels import Pair
 from pspnet.data.dataset import read_pair
 from pspnet.data.io.images import encode_palette_png, read_annotation
 from pspnet.errors import DataError
+from pspnet.evaluation.html_report.samples import SAMPLES_NAME, choose_samples, mask_disagreement
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.samples import SAMPLES_NAME, choose_samples, mask_disagreement
 
 LONGEST_SIDE = 640
 _WRONG, _IGNORED = (213, 94, 0), (0, 114, 178)

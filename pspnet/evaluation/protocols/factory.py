@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pspnet.errors import ConfigError
+from pspnet.evaluation.evaluation_request import ProtocolName
 from pspnet.evaluation.protocols.builtin import CentreView
 from pspnet.evaluation.protocols.windows import SCALES, WindowSettings
 from pspnet.models.constants import MIN_SIZE
 
-PROTOCOLS = ("whole", "slide", "multiscale", "builtin")
+PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,11 @@ def choose_protocols(
         scales: of multiscale, None for SCALES.
         flip: for slide and multiscale; None for slide without and multiscale with.
 
-    Raises ConfigError for invalid names, sizes and scales.
+    Raises ConfigError for sizes that a protocol needs and the model does not record.
     """
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown or not names:
-        found = repr(unknown[0]) if unknown else "none"
-        raise ConfigError(
-            f"--protocol: found {found}; expected one or more of {', '.join(PROTOCOLS)}, separated by commas."
-        )
     if "builtin" in names:
         names = [*names, "whole"]
     scales = SCALES if scales is None else tuple(scales)
-    if not scales or min(scales) <= 0 or max(scales) > 8:
-        raise ConfigError(f"--scales: found {list(scales)}; expected one or more numbers above 0 and up to 8.")
-    if base_size is not None and base_size < 0:
-        raise ConfigError(f"--base_size: found {base_size}; expected px, or 0 for the image's own size.")
     built = []
     for name in PROTOCOLS:
         if name not in names:

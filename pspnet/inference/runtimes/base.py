@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
 from pspnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing import Protocol
 
+    import numpy as np
     import torch
 else:
     Protocol = object
 
-AUTO = "auto"
 RuntimeName = Literal[
     "auto", "eager", "compile", "onnxruntime", "onnxruntime:int8", "openvino", "openvino:int8", "tensorrt"
 ]
-NAMES: tuple[str, ...] = get_args(RuntimeName)
 """Values of `runtime`. `auto` selects one of the others, but never int8."""
+AUTO = "auto"
+NAMES: tuple[str, ...] = get_args(RuntimeName)
 
 
 class RuntimeMissingError(ConfigError):

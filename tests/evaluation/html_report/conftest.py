@@ -13,10 +13,10 @@ from PIL import Image
 
 from pspnet.classes import palette_for
 from pspnet.data.channels import load_pairs
+from pspnet.evaluation.html_report.samples import keep_masks
 from pspnet.evaluation.image_counts import DETAILS, Tally
 from pspnet.evaluation.per_image import Record, write_records
 from pspnet.evaluation.provenance import data_fingerprint, write_provenance
-from pspnet.evaluation.samples import keep_masks
 from pspnet.evaluation.summary import Result, metrics_json
 
 EVIL = "<script>alert(1)</script>"

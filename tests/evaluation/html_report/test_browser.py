@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pspnet.evaluation.html_report.page import ReportOptions, write_report
+from pspnet.evaluation.html_report.page import write_report
+from pspnet.evaluation.html_report.report_request import ReportRequest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -41,7 +42,7 @@ def open_report(browser: Any, tmp_path: Path) -> Iterator[Open]:
     contexts, complaints = [], []
 
     def open_page(*folders: Path, width: int = 1280, **context: Any) -> Any:
-        write_report(folders, tmp_path / "report.html", ReportOptions())
+        write_report(ReportRequest(folders=folders, output=tmp_path / "report.html"))
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, offline=True, **context))
         page = contexts[-1].new_page()
         page.on("console", lambda message: complaints.append(message.text))

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pspnet.errors import DataError
-from pspnet.evaluation.html_report.page import ReportOptions, percent, signed, write_report
+from pspnet.evaluation.html_report.page import percent, signed, write_report
+from pspnet.evaluation.html_report.report_request import ReportRequest
 from pspnet.evaluation.metrics import Scores
 from pspnet.evaluation.per_image import read_records
 
@@ -63,7 +64,7 @@ class Page(HTMLParser):
 
 
 def report(output: Path, *folders: Path, **options: object) -> Page:
-    write_report(folders, output / "report.html", ReportOptions(**options))
+    write_report(ReportRequest(folders=folders, output=output / "report.html", **options))
     return Page(output / "report.html")
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from pspnet.classes import voc_palette
 from pspnet.data.channels import Pair
+from pspnet.evaluation.html_report.samples import choose_samples, keep_masks, mask_disagreement, rank_images
 from pspnet.evaluation.per_image import Record
-from pspnet.evaluation.samples import choose_samples, keep_masks, mask_disagreement, rank_images
 
 
 def record_of(correct: dict[str, int]) -> Record:
