@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -14,7 +13,9 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import numpy as np
+from urllib3.exceptions import HTTPError
 
+from pspnet.client.http_client import HttpClient, cause_of
 from pspnet.errors import ConfigError
 from pspnet.masks.frames import MaskedFrame
 from pspnet.masks.writer import head_of
@@ -26,7 +27,7 @@ MAX_WAIT = 60.0
 """Maximum seconds of a server's Retry-After."""
 
 _TEMPORARY = (408, 425, 429)
-_READ = 65_536  # bytes read of a response, so that its connection can be reused
+_READ = 65_536  # bytes read of a response
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -50,15 +51,14 @@ class WebhookSink:
         """The connection is opened with the first item. Raises ConfigError for an invalid URL or setting."""
         parts, settings = urlsplit(url), context.settings
         try:
-            self._port = parts.port
+            parts.port  # noqa: B018  (raises for an invalid one)
         except ValueError as error:
             raise ConfigError(f"{without_secrets(url)}: invalid port; expected 0 to 65535.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{without_secrets(url)}: not a URL; expected http://HOST/PATH or https://HOST/PATH.")
         if parts.username or parts.password:
             raise ConfigError("The webhook URL has a password; use webhook_headers=Authorization: ${TOKEN} instead.")
-        self._host, self._secure = parts.hostname, parts.scheme == "https"
-        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._url = url
         # A query may contain a key, so the name has its hash, which distinguishes sinks.
         query = f" [query {hashlib.sha256(parts.query.encode()).hexdigest()[:8]}]" if parts.query else ""
         self.name = f"{parts.scheme}://{parts.netloc}{parts.path}{query}"
@@ -66,9 +66,8 @@ class WebhookSink:
         self._format = settings.get("webhook_send", "png")
         if self._format not in FORMATS:
             raise ConfigError(f"webhook_send: found {self._format!r}; expected png or json.")
-        self._timeout = _seconds(settings.get("webhook_timeout", "10"))
+        self._http = HttpClient(_seconds(settings.get("webhook_timeout", "10")))
         self._headers = read_headers(settings.get("webhook_headers", ""), os.environ)
-        self._connection: http.client.HTTPConnection | None = None
         self._not_before = 0.0
 
     def write(self, item: MaskedFrame) -> None:
@@ -96,38 +95,22 @@ class WebhookSink:
         raise SinkError(f"{self.name}: the server returned {status} for frame {head.frame}{hint}.", temporary)
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
-        """Return status and seconds of Retry-After. A reused connection that the server closed is reopened once."""
-        for fresh in (self._connection is None, True):
-            try:
-                return self._exchange(body, headers)
-            except (OSError, http.client.HTTPException) as error:
-                self.close()
-                closed = isinstance(error, (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError))
-                if fresh or not closed:
-                    permanent = isinstance(error, ssl.SSLCertVerificationError)
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    raise SinkError(f"{self.name}: cannot be reached ({reason}).", temporary=not permanent) from error
-        raise AssertionError("a new connection either returns or raises")
-
-    def _exchange(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
-        if self._connection is None:
-            kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            self._connection = kind(self._host, self._port, timeout=self._timeout)
-        self._connection.request("POST", self._path, body, headers)
-        response = self._connection.getresponse()
-        status, wait = response.status, read_retry_after(response.getheader("Retry-After"))
-        if len(response.read(_READ)) == _READ:
-            self.close()  # discards the rest of a long response
-        return status, wait
+        """Return status and seconds of Retry-After."""
+        try:
+            response, _ = self._http.post(self._url, body, headers, longest=_READ)
+        except HTTPError as error:
+            cause = cause_of(error)
+            permanent = isinstance(cause, ssl.SSLCertVerificationError)
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+            raise SinkError(f"{self.name}: cannot be reached ({reason}).", temporary=not permanent) from error
+        return response.status, read_retry_after(response.headers.get("Retry-After"))
 
     def flush(self) -> None:
         """See Sink. write() returns after the response."""
 
     def close(self) -> None:
         """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._http.close()
 
 
 def summary_json(item: MaskedFrame, class_names: tuple[str, ...]) -> bytes:
