@@ -20,6 +20,10 @@ from pspnet.system.atomic_files import atomic_write
 CODE = (
     "pspnet/__init__.py",
     "pspnet/classes.py",
+    "pspnet/config/__init__.py",
+    "pspnet/config/problems.py",
+    "pspnet/config/settings.py",
+    "pspnet/config/values.py",
     "pspnet/errors.py",
     "pspnet/driving/__init__.py",
     "pspnet/driving/corridor.py",
