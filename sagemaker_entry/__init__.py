@@ -1,6 +1,6 @@
 """SageMaker commands and client: upload the channels, train as a job, rehearse that job locally, host the model.
 
-training/, hosting/ and pipeline/ import aws/ and pspnet, but not each other; commands.py parses their arguments. Start
+training/, hosting/ and pipeline/ import aws/ and pspnet, but not each other; commands.py lists and starts them. Start
 with commands.py.
 
 >>> from sagemaker_entry import EndpointPredictor

@@ -14,7 +14,7 @@ from pathlib import Path
 from pspnet.artifact.file_names import ARCHIVE_NAME, CODE_NAME, CONFIG_NAME, WEIGHTS_NAME
 from pspnet.artifact.model_directory import read_algorithm
 from pspnet.errors import WeightsError
-from pspnet.system.locations import PACKAGE, find_project_file
+from pspnet.system.locations import PACKAGE, core_requirements, find_project_file
 
 # Files of the package needed for prediction: no training, evaluation or data sets.
 _SERVED = (
@@ -26,13 +26,7 @@ _SERVED = (
     "masks/__init__.py", "masks/class_counts.py", "masks/png.py", "serving/__init__.py", "serving/protocol/*.py",
     "serving/serve_settings.py", "serving/loading.py",
 )  # fmt: skip
-# Imported by _SERVED and missing in the inference images.
-_REQUIREMENTS = """\
-# Installed by the endpoint's container in addition to the torch, numpy and pillow of its image.
-safetensors>=0.4
-"""
-# Needed by torchvision's networks. Unpinned, so that pip keeps the version that matches the image's torch.
-_TORCHVISION = "torchvision\n"
+_REQUIREMENTS_HEAD = "# Installed by the endpoint's container in addition to the torch, numpy and pillow of its image."
 # Size limits of unpacked members: far above any model, far below any disk.
 _MAX_BYTES = {CONFIG_NAME: 16_777_216, WEIGHTS_NAME: 4_294_967_296}
 _MAX_REST = 268_435_456
@@ -46,14 +40,9 @@ def served_files() -> list[Path]:
 def write_code(model_dir: Path) -> Path:
     """Write `code/` (inference.py, the package, requirements.txt) into a model directory and return its path.
 
-    Replaces an older `code/`. Raises WeightsError if inference.py is missing and OSError if writing fails.
+    Replaces an older `code/`. Raises WeightsError if a file of the project is missing and OSError if writing fails.
     """
-    handlers = find_project_file("inference.py")
-    if handlers is None:
-        raise WeightsError(
-            f"{PACKAGE.parent}: inference.py is missing next to the package, so the model in {model_dir} has no "
-            "serving code. Copy the project again; the model itself is complete."
-        )
+    handlers, pyproject = _find("inference.py", model_dir), _find("pyproject.toml", model_dir)
     target, building = model_dir / CODE_NAME, model_dir / f".{CODE_NAME}.tmp"
     shutil.rmtree(building, ignore_errors=True)
     try:
@@ -62,7 +51,9 @@ def write_code(model_dir: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PACKAGE / name, copy)
         shutil.copyfile(handlers, building / "inference.py")
-        (building / "requirements.txt").write_text(requirements(read_algorithm(model_dir)), encoding="utf-8")
+        (building / "requirements.txt").write_text(
+            _requirements(pyproject, read_algorithm(model_dir)), encoding="utf-8"
+        )
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
@@ -70,9 +61,22 @@ def write_code(model_dir: Path) -> Path:
     return target
 
 
-def requirements(algorithm: str) -> str:
-    """Return the text of `code/requirements.txt` for a model of that algorithm."""
-    return _REQUIREMENTS + ("" if algorithm == "psp" else _TORCHVISION)
+def _find(name: str, model_dir: Path) -> Path:
+    path = find_project_file(name)
+    if path is None:
+        raise WeightsError(
+            f"{PACKAGE.parent}: {name} is missing next to the package, so the model in {model_dir} has no serving "
+            "code. Copy the project again; the model itself is complete."
+        )
+    return path
+
+
+def _requirements(pyproject: Path, algorithm: str) -> str:
+    """Imports of the served files that the inference images lack."""
+    lines = [_REQUIREMENTS_HEAD, f"safetensors{core_requirements(pyproject)['safetensors']}"]
+    # For torchvision's networks. Unpinned, so that pip keeps the version that matches the image's torch.
+    lines += [] if algorithm == "psp" else ["torchvision"]
+    return "\n".join([*lines, ""])
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import random
 import time
 import zipfile
 from os import PathLike
@@ -21,6 +20,7 @@ from PIL import Image
 from pspnet.client.transport import EndpointError, Reply, Transport
 from pspnet.data.io.images import to_rgb
 from pspnet.errors import DataError
+from pspnet.system.backoff import Backoff
 
 Client = TypeVar("Client", bound="EndpointClient")
 ImageLike = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
@@ -30,7 +30,7 @@ PROBABILITIES = "application/x-recordio-protobuf"
 SUMMARY = "application/json"
 
 _RETRIED = (429, 503)
-_FIRST_DELAY, _MAX_DELAY = 0.2, 8.0  # seconds; doubled for every retry
+_FIRST_DELAY, _MAX_DELAY = 0.2, 8.0  # seconds
 _MAGIC = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -117,14 +117,14 @@ class EndpointClient:
                 f"the image has {len(body):,} bytes as {content_type}, above the request limit of {largest:,}; send "
                 "it as JPEG or smaller, or use `transform`."
             )
+        backoff = Backoff(_FIRST_DELAY, _MAX_DELAY)
         for attempt in range(self._retries + 1):
             try:
                 return self._transport.send(body, content_type, accept)
             except EndpointError as error:
                 if error.status not in _RETRIED or attempt == self._retries:
                     raise
-                delay = min(_FIRST_DELAY * 2**attempt, _MAX_DELAY) * random.uniform(0.5, 1.0)
-                time.sleep(min(max(delay, error.retry_after or 0.0), 2 * _MAX_DELAY))
+                time.sleep(min(max(backoff.next(), error.retry_after or 0.0), 2 * _MAX_DELAY))
         raise AssertionError("the last attempt returns or raises")
 
     def close(self) -> None:

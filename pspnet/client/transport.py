@@ -1,16 +1,16 @@
-"""Transport protocol of an endpoint client, and its HTTP implementation on keep-alive connections."""
+"""Transport protocol of an endpoint client, and its HTTP implementation."""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
-import socket
-import threading
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError
+
+from pspnet.client.http_client import HttpClient, cause_of
 from pspnet.errors import PspnetError
 
 # Longer than SageMaker's limit of 60 seconds per request, so that the endpoint's own error comes first.
@@ -55,83 +55,35 @@ class HttpTransport:
 
     def __init__(self, url: str, timeout: float = TIMEOUT) -> None:
         self.url = url.rstrip("/")
-        self._address = _checked(self.url)
+        address = _checked(self.url)
+        path = address.path.rstrip("/")
+        path = path if path.endswith("/invocations") else f"{path}/invocations"
+        self._target = f"{address.scheme}://{address.netloc}{path}"
         self._timeout = timeout
-        self._idle: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
-        path = self._address.path.rstrip("/")
-        self._path = path if path.endswith("/invocations") else f"{path}/invocations"
+        self._http = HttpClient(timeout)
 
     def send(self, body: bytes, content_type: str, accept: str) -> Reply:
         headers = {"Content-Type": content_type, "Accept": accept}
-        connection, reused = self._acquire()
         try:
-            answer, content = self._exchange(connection, body, headers)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            connection.close()
-            if not reused:
-                raise self._lost(error) from error
-            # The server may close an idle connection. Requests are idempotent, so retry on a new one.
-            connection = self._open()
-            try:
-                answer, content = self._exchange(connection, body, headers)
-            except (OSError, http.client.HTTPException) as again:
-                connection.close()
-                raise self._lost(again) from again
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
+            answer, content = self._http.post(self._target, body, headers)
+        except HTTPError as error:
             raise self._lost(error) from error
-        if answer.will_close:
-            connection.close()
-        else:
-            with self._lock:
-                self._idle.append(connection)
         if answer.status != 200:
             raise _refusal(self.url, answer, content)
-        return Reply(content, answer.getheader("Content-Type", ""))
+        return Reply(content, answer.headers.get("Content-Type", ""))
 
-    def _exchange(
-        self, connection: http.client.HTTPConnection, body: bytes, headers: dict[str, str]
-    ) -> tuple[http.client.HTTPResponse, bytes]:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            # A server may refuse a body before it has read all of it.
-            connection.request("POST", self._path, body=body, headers=headers)
-        answer = connection.getresponse()
-        return answer, answer.read()
-
-    def _acquire(self) -> tuple[http.client.HTTPConnection, bool]:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop(), True
-        return self._open(), False
-
-    def _open(self) -> http.client.HTTPConnection:
-        secure = self._address.scheme == "https"
-        make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = make(self._address.hostname or "", self._address.port, timeout=self._timeout)
-        try:
-            connection.connect()
-            # With Nagle's algorithm the body would wait for the acknowledgement of the headers.
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            connection.close()
-            raise self._lost(error) from error
-        return connection
-
-    def _lost(self, error: Exception) -> EndpointError:
-        if isinstance(error, TimeoutError):
+    def _lost(self, error: HTTPError) -> EndpointError:
+        cause = cause_of(error)
+        if isinstance(cause, TimeoutError):
             reason = f"it did not answer within {self._timeout:g} seconds"
-        elif isinstance(error, ConnectionRefusedError):
+        elif isinstance(cause, ConnectionRefusedError):
             reason = "connection refused; start the server with `pspnet serve MODEL_DIR`, or give another URL"
         else:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(cause).split()) or type(cause).__name__
         return EndpointError(f"{self.url}: {reason}.")
 
     def close(self) -> None:
-        with self._lock:
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
+        self._http.close()
 
 
 def _checked(url: str) -> SplitResult:
@@ -145,9 +97,9 @@ def _checked(url: str) -> SplitResult:
     return address
 
 
-def _refusal(url: str, answer: http.client.HTTPResponse, content: bytes) -> EndpointError:
-    message = error_text(content) or answer.reason
-    wait = answer.getheader("Retry-After", "")
+def _refusal(url: str, answer: BaseHTTPResponse, content: bytes) -> EndpointError:
+    message = error_text(content) or answer.reason or ""
+    wait = answer.headers.get("Retry-After", "")
     retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
     return EndpointError(f"{url} answered {answer.status}: {message}", answer.status, retry_after)
 

@@ -18,7 +18,7 @@ def command_help(kind: type[Settings], command: str, description: str, epilog: s
         width = max(len(item.metavar) for item in positional)
         lines.append("")
         lines += [f"  {item.metavar:{width}}  {item.description}" for item in positional]
-    lines += ["", "Hyphens and underscores both work. A boolean flag without a value means True."]
+    lines += ["", "Hyphens and underscores both work. A boolean flag without a value means True, --no_NAME False."]
     return "\n".join(lines) + "\n" + settings_help(kind) + (f"\n{epilog.strip()}\n" if epilog else "")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pspnet.config.problems import InvalidConfigError, Problem
-from pspnet.config.settings import Setting, Settings, settings_of
+from pspnet.config.settings import Setting, Settings, settings_of, unknown_key
 from pspnet.config.values import is_unset, parse_bool, show
 
 _Settings = TypeVar("_Settings", bound=Settings)
@@ -39,9 +39,9 @@ def plain_key(text: str) -> str:
 class FlagReader:
     """Tokens of a command line -> raw settings.
 
-    `--key value`, `--key=value`, `--switch` alone, and positional values in the order of the positional settings. A
-    repeated setting consumes every value up to the next flag. In a command with positional values a switch takes the
-    next token only where it is True or False.
+    `--key value`, `--key=value`, `--switch` or `--no_switch` alone, and positional values in the order of the
+    positional settings. A repeated setting consumes every value up to the next flag. In a command with positional
+    values a switch takes the next token only where it is True or False.
     """
 
     def __init__(
@@ -66,8 +66,13 @@ class FlagReader:
                 continue
             name, equals, text = token[2:].partition("=")
             key = plain_key(name)
+            opposite = self.known.get(key[len("no_") :]) if key.startswith("no_") and key not in self.known else None
+            is_negated = opposite is not None and opposite.is_switch
+            key = key[len("no_") :] if is_negated else key
             values = [text] if equals else self._following(key, tokens)
             del tokens[: 0 if equals else len(values)]
+            if is_negated:
+                values = [str(not parse_bool(value)) if _is_bool(value) else value for value in values or ["True"]]
             if key in self.options:
                 options[key] = values[0] if values else "" if self.options[key] else "True"
             elif not key.startswith(self.ignored or ("\0",)):
@@ -136,18 +141,22 @@ def is_requested(options: Mapping[str, str], key: str, problems: list[Problem]) 
     return parse_bool(options[key])
 
 
-def build_settings(kind: type[_Settings], raw: RawSettings) -> _Settings:
-    """Checked settings of one class from the raw values; ConfigError lists every problem with its source."""
-    try:
-        settings = kind(**raw.values)
-    except InvalidConfigError as error:
-        # A flag without a value was reported already; that its key is missing follows from it.
-        reported = {problem.key for problem in raw.problems if problem.key not in raw.values}
-        rest = [problem for problem in error.problems if reported.isdisjoint((problem.key, *problem.others))]
-        raise InvalidConfigError([*raw.problems, *rest], raw.sources) from None
-    if raw.problems:
-        raise InvalidConfigError(raw.problems, raw.sources)
-    return settings
+def build_settings(kinds: Sequence[type[Settings]], raw: RawSettings) -> list[Any]:
+    """Checked settings of each class from the raw values; ConfigError lists the problems of all with their sources."""
+    known = {key for kind in kinds for key in settings_of(kind)}
+    given = {key: value for key, value in raw.values.items() if not is_unset(value)}
+    problems = [*raw.problems, *(unknown_key(key, kinds) for key in given if key not in known)]
+    # A flag without a value was reported already; that its key is missing follows from it.
+    reported = {problem.key for problem in raw.problems if problem.key not in raw.values}
+    built = []
+    for kind in kinds:
+        try:
+            built.append(kind(**{key: value for key, value in given.items() if key in settings_of(kind)}))
+        except InvalidConfigError as error:
+            problems += [item for item in error.problems if reported.isdisjoint((item.key, *item.others))]
+    if problems:
+        raise InvalidConfigError(problems, raw.sources)
+    return built
 
 
 def parse_settings(
@@ -177,4 +186,5 @@ def parse_settings(
     for key, item in settings_of(kind).items():
         for variable in item.variables:
             raw.set_default(key, env.get(variable), f"environment {variable}")
-    return build_settings(kind, raw)
+    settings: _Settings = build_settings([kind], raw)[0]
+    return settings

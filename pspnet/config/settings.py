@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
@@ -215,7 +215,7 @@ class Settings:
         return type(self)(**{**self.to_dict(), **changes})
 
 
-def unknown_key(key: str, kinds: list[type[Settings]]) -> Problem:
+def unknown_key(key: str, kinds: Sequence[type[Settings]]) -> Problem:
     """The problem of a key that is not a setting, with the nearest one that is."""
     names = [name for kind in kinds for name in settings_of(kind)]
     like = next((kind.FAMILIAR[key.lower()] for kind in kinds if key.lower() in kind.FAMILIAR), None)

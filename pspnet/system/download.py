@@ -17,9 +17,11 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from pspnet.errors import DataError
+from pspnet.system.backoff import Backoff
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30.0
+_LONGEST_WAIT_SECONDS = 60.0
 _RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _TRANSIENT_ERRORS = (urllib.error.URLError, ConnectionError, socket.timeout, http.client.HTTPException)
 
@@ -34,9 +36,10 @@ def download(
     """Download `url` to the file `destination`, whose MD5 must be `md5` (None: unknown); returns `destination`.
 
     Bytes are written to `<destination>.part`, which a later call resumes with an HTTP range request (or restarts if the
-    server ignores ranges). A stalled or interrupted transfer is retried up to `attempts` times without progress, after
-    `backoff`, 2 `backoff`, 4 `backoff` ... seconds. A complete file is not downloaded again. Raises DataError on
-    failure; only a wrong checksum removes the partial file.
+    server ignores ranges). A stalled or interrupted transfer is retried up to `attempts` times without progress, with
+    exponential backoff and jitter from `backoff` seconds on. A complete file is not downloaded again.
+
+    Raises DataError on failure; only a wrong checksum removes the partial file.
     """
     if not url.startswith(("http://", "https://")):
         raise DataError(f"{url}: cannot be downloaded; expected a URL that starts with http:// or https://.")
@@ -84,21 +87,24 @@ def _check_present(destination: Path, md5: str | None) -> Path:
 
 def _fetch_all(url: str, part: Path, progress: bool, attempts: int, backoff: float) -> None:
     """Fetch until the file is complete; progress resets the count of failures."""
-    failures = 0
+    failures, delays = 0, Backoff(backoff, _LONGEST_WAIT_SECONDS)
     while True:
         before = _size(part)
         try:
             _fetch_once(url, part, progress)
             return
         except _TransientError as error:
-            failures = 1 if _size(part) > before else failures + 1
+            if _size(part) > before:
+                failures = 0
+                delays.reset()
+            failures += 1
             if failures >= attempts:
                 raise DataError(
                     f"{url}: the download stopped after {_size(part):,} bytes ({error}), {failures} attempts in a row "
                     f"failed. They are kept in {part}: run the same command again to resume, or download the file "
                     "by other means."
                 ) from error
-            time.sleep(backoff * 2 ** (failures - 1))
+            time.sleep(delays.next())
 
 
 @dataclass(frozen=True)

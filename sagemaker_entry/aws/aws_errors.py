@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pspnet.errors import PspnetError
-from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.account_settings import AccountSettings, ResourceSettings
 
 
 class AwsError(PspnetError):
@@ -71,7 +71,7 @@ def _client_sentence(error: Any, settings: AccountSettings | None) -> str:
         bucket = details.get("BucketName") or (settings.bucket if settings else None)
         return f"no such S3 bucket{f' {bucket}' if bucket else ''}; create it (`aws s3 mb`) or give another --bucket."
     if code == "ResourceLimitExceeded":
-        machine = f" for {settings.machine}" if settings and settings.machine else ""
+        machine = f" for {settings.machine}" if isinstance(settings, ResourceSettings) else ""
         # AWS names the quota: The account-level service limit 'ml.t2.xlarge for endpoint usage' is 0 Instances ...
         quota = re.search(r"limit '([^']+)'", message)
         return (
@@ -90,13 +90,13 @@ def _client_sentence(error: Any, settings: AccountSettings | None) -> str:
 
 def _validation_sentence(message: str, settings: AccountSettings | None) -> str:
     if "assume" in message.lower() or "rolearn" in message.lower().replace(" ", ""):
-        role = f" {settings.role}" if settings and settings.role else ""
+        role = f" {settings.role}" if isinstance(settings, ResourceSettings) and settings.role else ""
         return (
             f"SageMaker cannot assume the role{role} ({message}); give --role with an existing role that trusts "
             "sagemaker.amazonaws.com."
         )
     if "instancetype" in message.lower().replace(" ", ""):
-        machine = (settings.machine if settings else None) or "this instance type"
+        machine = settings.machine if isinstance(settings, ResourceSettings) else "this instance type"
         return f"SageMaker does not offer {machine} here ({message}); give another --instance_type or --region."
     return f"SageMaker refused the request: {message}"
 

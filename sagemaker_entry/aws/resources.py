@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pspnet.system.backoff import Backoff
 from sagemaker_entry.aws.account_settings import LONGEST_BASE_NAME
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 
@@ -169,11 +170,10 @@ def _delete(report: Callable[[str], None], what: str, call: Callable[..., Any], 
 def _wait_until_gone(client: Any, endpoint: str) -> None:
     """Wait until the endpoint is deleted: its configuration must not be deleted before it."""
     deadline = time.monotonic() + _GONE_SECONDS
-    delay = 0.5
+    backoff = Backoff(0.5, 10.0)
     while describe_endpoint(client, endpoint) is not None:
         if time.monotonic() > deadline:
             raise AwsError(
                 f"the endpoint {endpoint} is still being deleted; run the same command again later for the rest."
             )
-        time.sleep(delay)
-        delay = min(2 * delay, 10.0)
+        time.sleep(backoff.next())

@@ -7,7 +7,6 @@ from typing import Any
 
 def is_s3(address: str) -> bool:
     """Return True for an s3:// address."""
-    """Whether an address is one of S3."""
     return address.startswith("s3://")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.account_settings import AccountSettings, ResourceSettings, SessionSettings
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.s3_objects import default_bucket_name
 
 
-def boto_session(settings: AccountSettings) -> Any:
+def boto_session(settings: SessionSettings) -> Any:
     """Return a boto3 session for the profile and region. Raises AwsError without a region."""
     import boto3
 
@@ -22,7 +22,7 @@ def boto_session(settings: AccountSettings) -> Any:
     return session
 
 
-def local_region(settings: AccountSettings) -> str | None:
+def local_region(settings: SessionSettings) -> str | None:
     """Return the region that a session would have, without a request to AWS."""
     import boto3
 
@@ -57,7 +57,7 @@ def find_bucket(session: Any, settings: AccountSettings) -> str:
     return bucket
 
 
-def find_role(session: Any, settings: AccountSettings) -> str:
+def find_role(session: Any, settings: ResourceSettings) -> str:
     """Return the ARN of the given role (a name is looked up), or of the caller's own role, as in a notebook."""
     if settings.role is not None and settings.role.startswith("arn:"):
         return settings.role

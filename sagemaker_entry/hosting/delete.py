@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pspnet.config.command_line import parse_settings
+from pspnet.config.problems import Problem
+from pspnet.config.settings import setting
 from pspnet.errors import ConfigError
-from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.account_settings import SessionSettings
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.aws.resources import Group, describe_endpoint, find_groups, owner_of, remove
 from sagemaker_entry.aws.session import boto_session
 
 
-def delete_command(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, init=False)
+class DeleteSettings(SessionSettings):
+    """Settings of `delete`."""
+
+    endpoint: str | None = setting(None, "name of the endpoint", positional=True, metavar="ENDPOINT")
+    all: bool = setting(False, "all endpoints, configurations and models made by these commands")
+    yes: bool = setting(False, "do not ask for confirmation")
+
+    def conflicts(self) -> Iterator[Problem]:
+        """See Settings."""
+        if (self.endpoint is not None) == self.all:
+            found = "given with --all" if self.all else "missing"
+            yield Problem("endpoint", found, "give either the name of an endpoint, or --all", ("all",))
+
+
+def delete_command(argv: Sequence[str], command: str) -> int:
     """List the resources, ask for confirmation, remove them. Resources without the project's tag are never touched."""
-    if bool(arguments.endpoint) == arguments.all:
-        raise ConfigError("delete: give either the name of an endpoint, or --all.")
-    session = boto_session(AccountSettings(region=arguments.region, profile=arguments.profile))
+    settings = parse_settings(DeleteSettings, argv, command, "Delete an endpoint and its resources.")
+    require_packages("boto3")
+    session = boto_session(settings)
     client = session.client("sagemaker")
-    groups = list(find_groups(client, arguments.endpoint).values())
-    if arguments.endpoint and not any(group.endpoint for group in groups):
-        _check_foreign(client, arguments.endpoint, bool(groups))
+    groups = list(find_groups(client, settings.endpoint).values())
+    if settings.endpoint and not any(group.endpoint for group in groups):
+        _check_foreign(client, settings.endpoint, bool(groups))
     if not groups:
         print(f"Found no resources of this project in {session.region_name}.")
         return 0
@@ -29,7 +49,7 @@ def delete_command(arguments: argparse.Namespace) -> int:
     for group in groups:
         for line in group.lines():
             print(f"  {line}")
-    if not arguments.yes and not confirmed():
+    if not settings.yes and not confirmed():
         print("Nothing was deleted.")
         return 1
     return remove_all(session, groups)

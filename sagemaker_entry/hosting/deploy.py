@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pspnet.config.command_line import parse_settings
 from sagemaker_entry.aws.account_settings import LONGEST_BASE_NAME, unique_name
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.aws.resources import Group, describe_endpoint, find_groups, owner_of, remove, remove_scaling
 from sagemaker_entry.aws.s3_objects import default_bucket_name
 from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.aws.waiting import follow_endpoint, print_log_end
 from sagemaker_entry.hosting import hosting_requests as requests
-from sagemaker_entry.hosting.endpoint_settings import HostSettings, read_host_settings
+from sagemaker_entry.hosting.endpoint_settings import HostSettings, ModelSettings
 from sagemaker_entry.hosting.hosting_images import check_host, check_host_image, choose_host_image
 from sagemaker_entry.hosting.hosting_requests import HostContext
 from sagemaker_entry.hosting.model_source import ensure_on_s3, inspect_local, kind_of, target_uri
@@ -30,25 +32,30 @@ SERVERLESS_NOTE = (
 )
 
 
-def deploy_command(arguments: argparse.Namespace) -> int:
+_TEXT = """Host a model: a local model directory or model.tar.gz, s3://.../model.tar.gz, or the name of a completed
+training job. It is checked first; if code/ is missing, it is added and the model uploaded. An endpoint on instances is
+billed until it is deleted."""
+
+
+def deploy_command(argv: Sequence[str], command: str) -> int:
     """Check everything before creating anything, deploy, and return the exit code."""
-    settings = read_host_settings(arguments)
-    kind = kind_of(arguments.model)
-    machine = None if settings.serverless else settings.instance_type
-    if machine is not None:
-        check_host(machine)
+    settings = parse_settings(HostSettings, argv, command, _TEXT)
+    require_packages("boto3")
+    kind = kind_of(settings.model)
+    if settings.host_type is not None:
+        check_host(settings.host_type)
     if settings.image_uri is not None:
-        check_host_image(machine, settings.image_uri)
+        check_host_image(settings.host_type, settings.image_uri)
     if settings.serverless:
         print(f"note: {SERVERLESS_NOTE}.", file=sys.stderr)
     stamp = datetime.now().strftime("%Y%m%d%H%M%S")
     if settings.dry_run:
-        return dry_run(arguments.model, kind, settings, stamp)
+        return dry_run(kind, settings, stamp)
     session = boto_session(settings)
     client = session.client("sagemaker")
     endpoint, name = names(settings, stamp)
     existing = check_name(client, settings, endpoint)
-    context = prepare(session, arguments.model, settings, endpoint, name)
+    context = prepare(session, settings, endpoint, name)
     create(session, settings, context)
     print(f"Endpoint: {endpoint}\nConsole: {console_address(session.region_name, endpoint)}", flush=True)
     if not settings.wait:
@@ -72,11 +79,9 @@ def names(settings: HostSettings, stamp: str) -> tuple[str, str]:
     return settings.endpoint_name, unique_name(settings.endpoint_name[:LONGEST_BASE_NAME].rstrip("-"), stamp)
 
 
-def image_of(settings: HostSettings, region: str) -> str:
+def image_of(settings: ModelSettings, region: str) -> str:
     """Return the given image (already checked), or AWS's for the machine."""
-    if settings.image_uri is not None:
-        return settings.image_uri
-    return choose_host_image(None if settings.serverless else settings.instance_type, region)
+    return settings.image_uri or choose_host_image(settings.host_type, region)
 
 
 def requests_of(settings: HostSettings, context: HostContext) -> dict[str, dict[str, Any]]:
@@ -97,8 +102,9 @@ def requests_of(settings: HostSettings, context: HostContext) -> dict[str, dict[
     return sent
 
 
-def dry_run(model: str, kind: str, settings: HostSettings, stamp: str) -> int:
+def dry_run(kind: str, settings: HostSettings, stamp: str) -> int:
     """Print the requests as JSON, without credentials or network; report placeholders on standard error."""
+    model = settings.model
     if kind == "local":
         inspect_local(Path(model))
     region = local_region(settings)
@@ -152,7 +158,7 @@ def check_name(client: Any, settings: HostSettings, endpoint: str) -> dict[str, 
     return found
 
 
-def prepare(session: Any, model: str, settings: HostSettings, endpoint: str, name: str) -> HostContext:
+def prepare(session: Any, settings: HostSettings, endpoint: str, name: str) -> HostContext:
     """Resolve image, role and bucket (if used), and upload the model's archive if needed."""
     image = image_of(settings, session.region_name)
     role_arn = find_role(session, settings)
@@ -161,7 +167,7 @@ def prepare(session: Any, model: str, settings: HostSettings, endpoint: str, nam
     def bucket() -> str:
         return find_bucket(session, settings)
 
-    model_uri = ensure_on_s3(session, model, settings, bucket, name)
+    model_uri = ensure_on_s3(session, settings, bucket, name)
     keeps = (settings.asynchronous and settings.output_path is None) or settings.data_capture > 0
     return HostContext(endpoint, name, image, role_arn, model_uri, bucket() if keeps else "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pspnet.client.endpoint_client import EndpointClient
 from pspnet.client.transport import TIMEOUT, HttpTransport, Transport
-from sagemaker_entry.aws.account_settings import AccountSettings
+from sagemaker_entry.aws.account_settings import SessionSettings
 from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
 
 
@@ -52,7 +52,7 @@ def _sagemaker_transport(
     from sagemaker_entry.aws.session import boto_session
     from sagemaker_entry.hosting.sagemaker_transports import AsyncTransport, RuntimeTransport, async_output_path
 
-    session = boto_session(AccountSettings(region=region, profile=profile))
+    session = boto_session(SessionSettings(region=region, profile=profile))
     answers = async_output_path(session, name) if asynchronous else None
     if answers is not None:
         return AsyncTransport(name, session, answers)

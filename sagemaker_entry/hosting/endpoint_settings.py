@@ -1,58 +1,111 @@
-"""Endpoint settings: instance type or serverless, limits, autoscaling, S3 locations, tags. Needs no AWS package."""
+"""Settings of `deploy` and `transform`: model, instance type or serverless, limits, autoscaling, tags."""
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from pspnet.config.problems import InvalidConfigError, Problem
+from pspnet.config.problems import Problem
+from pspnet.config.settings import setting
 from sagemaker_entry.aws.account_settings import (
+    BASE_NAME,
     DEFAULT_PREFIX,
-    LONGEST_BASE_NAME,
+    INSTANCE_TYPE,
     MOST_TAGS,
-    AccountSettings,
-    add_account_arguments,
-    add_flag,
-    read_pairs,
+    S3_FOLDER,
+    ResourceSettings,
+    are_pairs,
+    is_base_name,
+    is_instance_type,
+    is_s3_folder,
+    matching,
+    pairs,
 )
 from sagemaker_entry.aws.resources import PROJECT_TAG
+from sagemaker_entry.aws.s3_objects import s3_folder
 
-SERVERLESS_MEMORY = range(1024, 6144 + 1, 1024)
-"""Memory sizes in MB that AWS offers for a serverless endpoint."""
-MOST_SERVERLESS, MOST_CONCURRENT = 200, 1000
-
-_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
-_S3 = re.compile(r"s3://[^/]+(/.*)?")
+MOST_SERVERLESS = 200
 
 
-@dataclass(frozen=True)
-class HostSettings(AccountSettings):
-    """Settings of `deploy` and `transform`; the defaults are those of the first users' endpoint."""
+@dataclass(frozen=True, init=False)
+class ModelSettings(ResourceSettings):
+    """Settings of every command that creates a SageMaker model."""
 
-    endpoint_name: str | None = None
-    base_name: str = DEFAULT_PREFIX
-    instance_type: str = "ml.t2.xlarge"
-    instance_count: int = 1
-    workers: int = 1
-    serverless: bool = False
-    memory: int = 6144
-    asynchronous: bool = False
-    concurrency: int | None = None
-    output_path: str | None = None
-    min_instances: int | None = None
-    max_instances: int | None = None
-    target_invocations: int = 60
-    data_capture: int = 0
-    network_isolation: bool = False
-    refresh_code: bool = False
-    update: bool = False
-    env: tuple[tuple[str, str], ...] = ()
-    tags: tuple[tuple[str, str], ...] = ()
-    image_uri: str | None = None
-    wait: bool = True
-    dry_run: bool = False
+    model: str = setting(
+        ...,
+        "model directory, model.tar.gz, s3://.../model.tar.gz or name of a training job",
+        positional=True,
+        metavar="MODEL",
+    )
+    base_name: str = setting(DEFAULT_PREFIX, "beginning of names", allowed=BASE_NAME, check=is_base_name)
+    instance_type: str = setting("ml.t2.xlarge", "machine", allowed=INSTANCE_TYPE, check=is_instance_type)
+    workers: int = setting(1, "worker processes of the container", ge=1)
+    env: tuple[str, ...] = setting(
+        (), "variable of the container; may be repeated", allowed="KEY=VALUE", check=are_pairs, repeated=True
+    )
+    refresh_code: bool = setting(False, "replace the model's code/ with that of this version")
+
+    @property
+    def machine(self) -> str:
+        """The instance type."""
+        return self.instance_type
+
+    @property
+    def host_type(self) -> str | None:
+        """The instance type, None for a serverless endpoint."""
+        return self.instance_type
+
+    @property
+    def isolated(self) -> bool:
+        """True for a container without network."""
+        return False
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables of the container that the user set."""
+        return dict(pairs(self.env))
+
+    def conflicts(self) -> Iterator[Problem]:
+        """See Settings."""
+        if len(self.tag) >= MOST_TAGS:
+            fix = f"SageMaker allows {MOST_TAGS}, one of which is the project's"
+            yield Problem("tag", f"found {len(self.tag)}", fix)
+        if PROJECT_TAG in dict(self.tags):
+            yield Problem("tag", f"found {PROJECT_TAG}", "give another key: this one marks what `delete` may remove")
+
+
+@dataclass(frozen=True, init=False)
+class HostSettings(ModelSettings):
+    """Settings of `deploy`; the defaults are those of the first users' endpoint."""
+
+    endpoint_name: str | None = setting(
+        None,
+        "name of the endpoint; base_name and the time if unset",
+        allowed="at most 63 letters, digits and hyphens between them",
+        check=matching(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"),
+    )
+    update: bool = setting(False, "deploy to the existing endpoint_name")
+    serverless: bool = setting(False, "billed by request; CPU only, with cold starts")
+    memory: Literal[1024, 2048, 3072, 4096, 5120, 6144] = setting(6144, "serverless: memory in MB")
+    asynchronous: bool = setting(False, "requests and answers as objects on S3, up to 1 GB")
+    concurrency: int | None = setting(
+        None, "serverless, asynchronous: concurrent requests; 5 or 2 if unset", ge=1, le=1000
+    )
+    output_path: str | None = setting(
+        None,
+        "asynchronous: folder of the answers; s3://BUCKET/PREFIX/answers if unset",
+        allowed=S3_FOLDER,
+        check=is_s3_folder,
+    )
+    max_instances: int | None = setting(None, "autoscaling: largest number of machines; off if unset", ge=1)
+    min_instances: int | None = setting(None, "autoscaling: smallest number of machines; 1 if unset", ge=0)
+    target_invocations: int = setting(
+        60, "autoscaling: target requests per machine and minute; asynchronous: queued requests", ge=1
+    )
+    data_capture: int = setting(0, "percentage of the requests to keep on S3", ge=0, le=100)
+    network_isolation: bool = setting(False, "container without network; needs image_uri")
 
     @property
     def machine(self) -> str:
@@ -60,140 +113,99 @@ class HostSettings(AccountSettings):
         return "a serverless endpoint" if self.serverless else self.instance_type
 
     @property
+    def host_type(self) -> str | None:
+        """See ModelSettings."""
+        return None if self.serverless else self.instance_type
+
+    @property
+    def isolated(self) -> bool:
+        """See ModelSettings."""
+        return self.network_isolation
+
+    @property
     def scales(self) -> bool:
         """True with autoscaling."""
         return self.max_instances is not None
 
+    def conflicts(self) -> Iterator[Problem]:
+        """See Settings."""
+        yield from super().conflicts()
+        if self.network_isolation and self.image_uri is None:
+            fix = "give --image_uri: AWS's image installs the model's requirements from the network when it starts"
+            yield Problem("network_isolation", "given without image_uri", fix, ("image_uri",))
+        if self.update and self.endpoint_name is None:
+            fix = "add --endpoint_name with the endpoint to update"
+            yield Problem("update", "given without endpoint_name", fix, ("endpoint_name",))
+        if self.output_path is not None and not self.asynchronous:
+            fix = "add --asynchronous or leave it out"
+            yield Problem("output_path", "given without asynchronous", fix, ("asynchronous",))
+        if self.concurrency is not None and not (self.serverless or self.asynchronous):
+            fix = "it is for --serverless or --asynchronous"
+            yield Problem("concurrency", "given for a real-time endpoint", fix, ("serverless", "asynchronous"))
+        if self.serverless:
+            yield from self._serverless_conflicts()
+        yield from self._scaling_conflicts()
 
-def add_model_arguments(parser: argparse.ArgumentParser, instance_type: str, tagged: str) -> None:
-    """Add the arguments of every command that creates a SageMaker model: image, role, instance type, environment."""
-    default = HostSettings()
-    add_flag(parser, "base_name", default=default.base_name, metavar="NAME", help="beginning of names (%(default)s)")
-    add_flag(parser, "instance_type", default=instance_type, help="machine type (%(default)s)")
-    add_flag(parser, "instance_count", type=int, default=1, metavar="N", help="machines (%(default)s)")
-    add_flag(parser, "workers", type=int, default=1, metavar="N", help="worker processes (%(default)s)")
-    add_flag(parser, "image_uri", metavar="URI", help="container image (AWS's PyTorch inference image)")
-    add_flag(parser, "role", metavar="ARN", help="IAM role that SageMaker assumes (default: the caller's)")
-    add_flag(
-        parser, "env", action="append", default=[], metavar="KEY=VALUE", help="variable of the container; repeatable"
-    )
-    add_flag(parser, "tag", action="append", default=[], metavar="KEY=VALUE", help=f"tag of {tagged}; repeatable")
-    add_flag(parser, "refresh_code", action="store_true", help="replace the model's code/ with that of this version")
-    add_account_arguments(parser)
-
-
-def add_deploy_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add all arguments of `deploy` except the model."""
-    default = HostSettings()
-    add_flag(parser, "endpoint_name", metavar="NAME", help="name of the endpoint (base_name and the time)")
-    add_flag(parser, "update", action="store_true", help="deploy to the existing endpoint_name")
-    add_model_arguments(parser, default.instance_type, "endpoint, configuration and model")
-    add_flag(parser, "serverless", action="store_true", help="billed by request; CPU only, with cold starts")
-    add_flag(parser, "memory", type=int, default=default.memory, metavar="MB", help="serverless: memory (%(default)s)")
-    add_flag(parser, "asynchronous", action="store_true", help="requests and answers as objects on S3, up to 1 GB")
-    add_flag(parser, "concurrency", type=int, metavar="N", help="serverless, asynchronous: concurrent requests (5, 2)")
-    add_flag(
-        parser, "output_path", metavar="S3", help="asynchronous: folder of the answers (s3://BUCKET/PREFIX/answers)"
-    )
-    add_flag(parser, "max_instances", type=int, metavar="N", help="autoscaling: largest number of machines (none)")
-    add_flag(parser, "min_instances", type=int, metavar="N", help="autoscaling: smallest number of machines (1)")
-    add_flag(
-        parser,
-        "target_invocations",
-        type=int,
-        default=default.target_invocations,
-        metavar="N",
-        help="autoscaling: target requests per machine and minute; asynchronous: queued requests (%(default)s)",
-    )
-    add_flag(parser, "data_capture", type=int, default=0, metavar="PERCENT", help="requests kept on S3 (%(default)s)")
-    add_flag(parser, "network_isolation", action="store_true", help="container without network; needs --image_uri")
-    wait = parser.add_mutually_exclusive_group()
-    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="wait until it is in service (default)")
-    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return while it is being created")
-    add_flag(parser, "dry_run", action="store_true", help="print the requests as JSON without sending them")
-
-
-def read_host_settings(arguments: argparse.Namespace) -> HostSettings:
-    """Return the validated settings. Raises ConfigError that lists every problem."""
-    problems: list[Problem] = []
-    values = {key: getattr(arguments, key) for key in HostSettings.__dataclass_fields__ if hasattr(arguments, key)}
-    values["tags"] = read_pairs("tag", arguments.tag, "KEY=VALUE", problems)
-    values["env"] = read_pairs("env", arguments.env, "KEY=VALUE", problems)
-    values["prefix"] = values["prefix"].strip("/")
-    settings = HostSettings(**values)
-    problems += [*_problems(settings), *_kind_problems(settings), *_scaling_problems(settings)]
-    if problems:
-        raise InvalidConfigError(problems)
-    return settings
-
-
-def _problems(settings: HostSettings) -> Iterator[Problem]:
-    for key in ("instance_count", "workers", "target_invocations"):
-        if getattr(settings, key) < 1:
-            yield Problem(key, f"found {getattr(settings, key)}", "allowed: a whole number, at least 1")
-    if settings.endpoint_name is not None and not _NAME.fullmatch(settings.endpoint_name):
-        fix = "allowed: at most 63 letters, digits and hyphens between them"
-        yield Problem("endpoint_name", f"found {settings.endpoint_name!r}", fix)
-    if not _NAME.fullmatch(settings.base_name) or len(settings.base_name) > LONGEST_BASE_NAME:
-        fix = f"allowed: at most {LONGEST_BASE_NAME} letters, digits and hyphens between them"
-        yield Problem("base_name", f"found {settings.base_name!r}", fix)
-    if not settings.prefix:
-        yield Problem("prefix", "is empty", "give a folder name of the bucket")
-    if settings.role is not None and settings.role.startswith("arn:") and settings.role_account is None:
-        yield Problem("role", f"found {settings.role!r}", "give arn:aws:iam::<12 digits>:role/NAME, or the role's name")
-    if len(settings.tags) >= MOST_TAGS:
-        yield Problem(
-            "tag", f"found {len(settings.tags)}", f"SageMaker allows {MOST_TAGS}, one of which is the project's"
-        )
-    if PROJECT_TAG in dict(settings.tags):
-        yield Problem("tag", f"found {PROJECT_TAG}", "give another key: this one marks what `delete` may remove")
-    if not 0 <= settings.data_capture <= 100:
-        yield Problem("data_capture", f"found {settings.data_capture}", "allowed: 0 (none) to 100 percent")
-    if settings.network_isolation and settings.image_uri is None:
-        fix = "give --image_uri: AWS's image installs the model's requirements from the network when it starts"
-        yield Problem("network_isolation", "given without image_uri", fix)
-    if settings.update and settings.endpoint_name is None:
-        yield Problem("update", "given without endpoint_name", "add --endpoint_name with the endpoint to update")
-
-
-def _kind_problems(settings: HostSettings) -> Iterator[Problem]:
-    if settings.serverless and settings.asynchronous:
-        yield Problem("serverless", "given with asynchronous", "give one of them")
-    if settings.serverless and settings.memory not in SERVERLESS_MEMORY:
-        allowed = ", ".join(map(str, SERVERLESS_MEMORY))
-        yield Problem("memory", f"found {settings.memory}", f"AWS offers {allowed} MB")
-    most = MOST_SERVERLESS if settings.serverless else MOST_CONCURRENT
-    if settings.concurrency is not None and not 1 <= settings.concurrency <= most:
-        yield Problem("concurrency", f"found {settings.concurrency}", f"allowed: 1 to {most}")
-    if settings.concurrency is not None and not (settings.serverless or settings.asynchronous):
-        yield Problem("concurrency", "given for a real-time endpoint", "it is for --serverless or --asynchronous")
-    if settings.output_path is not None and not settings.asynchronous:
-        yield Problem("output_path", "given without asynchronous", "add --asynchronous or leave it out")
-    if settings.output_path is not None and not _S3.fullmatch(settings.output_path):
-        yield Problem("output_path", f"found {settings.output_path!r}", "give s3://BUCKET/FOLDER")
-    if settings.serverless:
+    def _serverless_conflicts(self) -> Iterator[Problem]:
+        if self.asynchronous:
+            yield Problem("serverless", "given with asynchronous", "give one of them")
+        if (self.concurrency or 0) > MOST_SERVERLESS:
+            yield Problem(
+                "concurrency", f"found {self.concurrency}", f"allowed: 1 to {MOST_SERVERLESS} with serverless"
+            )
         # Features that AWS documents as unsupported there.
-        for key, given in (
-            ("data_capture", settings.data_capture > 0),
-            ("network_isolation", settings.network_isolation),
-            ("max_instances", settings.scales),
-        ):
-            if given:
+        for key in ("data_capture", "network_isolation", "max_instances"):
+            if getattr(self, key):
                 yield Problem(key, "given with serverless", "serverless endpoints do not support it; leave it out")
 
+    def _scaling_conflicts(self) -> Iterator[Problem]:
+        if self.max_instances is None:
+            if self.min_instances is not None:
+                fix = "add --max_instances or leave it out"
+                yield Problem("min_instances", "given without max_instances", fix, ("max_instances",))
+            return
+        if self.min_instances == 0 and not self.asynchronous:
+            yield Problem("min_instances", "found 0", "allowed: at least 1 (0 with --asynchronous only)")
+        if self.max_instances < max(self.min_instances or 0, self.instance_count):
+            fix = "give at least min_instances and instance_count"
+            others = ("min_instances", "instance_count")
+            yield Problem("max_instances", f"found {self.max_instances}", fix, others)
+        if not self.wait:
+            fix = "autoscaling requires an endpoint in service: leave out --no_wait, or max_instances"
+            yield Problem("max_instances", "given with no_wait", fix, ("wait",))
 
-def _scaling_problems(settings: HostSettings) -> Iterator[Problem]:
-    if settings.max_instances is None:
-        if settings.min_instances is not None:
-            yield Problem("min_instances", "given without max_instances", "add --max_instances or leave it out")
-        return
-    least = 0 if settings.asynchronous else 1
-    low = 1 if settings.min_instances is None else settings.min_instances
-    if low < least:
-        yield Problem("min_instances", f"found {low}", f"allowed: at least {least} (0 with --asynchronous only)")
-    if settings.max_instances < max(low, settings.instance_count):
-        fix = "give at least min_instances and instance_count"
-        yield Problem("max_instances", f"found {settings.max_instances}", fix)
-    if not settings.wait:
-        fix = "autoscaling requires an endpoint in service: leave out --no_wait, or max_instances"
-        yield Problem("max_instances", "given with no_wait", fix)
+
+def _folder(uri: str) -> str:
+    return s3_folder(is_s3_folder(uri))
+
+
+@dataclass(frozen=True, init=False)
+class TransformSettings(ModelSettings):
+    """Settings of `transform`."""
+
+    model: str = setting(..., "name of a SageMaker model, or what `deploy` takes", positional=True, metavar="MODEL")
+    images: str = setting(
+        ...,
+        "folder that holds only images",
+        positional=True,
+        metavar="S3_IMAGES",
+        allowed=S3_FOLDER,
+        check=_folder,
+        placeholder="",
+    )
+    output: str = setting(..., "folder for the masks", allowed=S3_FOLDER, check=_folder, placeholder="")
+    fetch: Path | None = setting(None, "afterwards, write the masks to this local folder as <name>.png")
+    accept: str = setting("image/png; palette=true", "format of the answers")
+    concurrent: int = setting(2, "concurrent images per machine", ge=1)
+    # SageMaker offers no ml.t2 instances for batch transforms.
+    instance_type: str = setting("ml.m5.xlarge", "machine", allowed=INSTANCE_TYPE, check=is_instance_type)
+
+    def conflicts(self) -> Iterator[Problem]:
+        """See Settings."""
+        yield from super().conflicts()
+        if self.images == self.output:
+            fix = "give another folder: the next transform would read the masks as images"
+            yield Problem("output", "the same folder as the images", fix, ("images",))
+        if self.fetch is not None and not self.wait:
+            fix = "masks can only be fetched after the transform has completed"
+            yield Problem("fetch", "given with no_wait", fix, ("wait",))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sagemaker_entry.aws.resources import PROJECT_TAG, VARIANT, scalable_target
-from sagemaker_entry.hosting.endpoint_settings import HostSettings
+from sagemaker_entry.hosting.endpoint_settings import HostSettings, ModelSettings
 
 CODE_FOLDER = "/opt/ml/model/code"
 
@@ -37,12 +37,12 @@ class HostContext:
     bucket: str
 
 
-def tag_list(settings: HostSettings, owner: str) -> list[dict[str, str]]:
+def tag_list(settings: ModelSettings, owner: str) -> list[dict[str, str]]:
     """Return the user's tags and the project's, whose value is the owning endpoint or transform."""
     return [{"Key": key, "Value": value} for key, value in (*settings.tags, (PROJECT_TAG, owner))]
 
 
-def container_environment(settings: HostSettings, largest: int, seconds: int = REQUEST_SECONDS) -> dict[str, str]:
+def container_environment(settings: ModelSettings, largest: int, seconds: int = REQUEST_SECONDS) -> dict[str, str]:
     """Return the container's environment variables; --env overrides them.
 
     Args:
@@ -66,7 +66,7 @@ def container_environment(settings: HostSettings, largest: int, seconds: int = R
         "PSPNET_REQUEST_BYTES": str(largest),
         "PSPNET_ANSWER_BYTES": str(largest),
         "PSPNET_WORKERS": str(settings.workers),
-        **dict(settings.env),
+        **settings.variables,
     }
 
 
@@ -77,7 +77,7 @@ def largest_body(settings: HostSettings) -> int:
     return LARGEST_BYTES if settings.asynchronous else REALTIME_BYTES
 
 
-def model_request(settings: HostSettings, context: HostContext, environment: Mapping[str, str]) -> dict[str, Any]:
+def model_request(settings: ModelSettings, context: HostContext, environment: Mapping[str, str]) -> dict[str, Any]:
     """CreateModel."""
     request: dict[str, Any] = {
         "ModelName": context.name,
@@ -90,7 +90,7 @@ def model_request(settings: HostSettings, context: HostContext, environment: Map
         "ExecutionRoleArn": context.role_arn,
         "Tags": tag_list(settings, context.endpoint),
     }
-    if settings.network_isolation:
+    if settings.isolated:
         request["EnableNetworkIsolation"] = True
     return request
 

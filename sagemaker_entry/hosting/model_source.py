@@ -17,7 +17,7 @@ from pspnet.errors import WeightsError
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import job_status
 from sagemaker_entry.aws.s3_objects import is_s3, parse_uri
-from sagemaker_entry.hosting.endpoint_settings import HostSettings
+from sagemaker_entry.hosting.endpoint_settings import ModelSettings
 from sagemaker_entry.hosting.model_check import (
     Findings,
     check_findings,
@@ -47,7 +47,7 @@ def kind_of(model: str) -> str:
     return "job"
 
 
-def target_uri(settings: HostSettings, bucket: str, name: str) -> str:
+def target_uri(settings: ModelSettings, bucket: str, name: str) -> str:
     """Return the S3 address for the upload of a local or completed archive."""
     return f"s3://{bucket}/{settings.prefix}/models/{name}/{ARCHIVE_NAME}"
 
@@ -69,12 +69,13 @@ def artifact_of_job(session: Any, name: str) -> str:
     return artifact
 
 
-def ensure_on_s3(session: Any, model: str, settings: HostSettings, bucket: Callable[[], str], name: str) -> str:
-    """Return the S3 address of a complete model archive for the argument; print warnings and uploads.
+def ensure_on_s3(session: Any, settings: ModelSettings, bucket: Callable[[], str], name: str) -> str:
+    """Return the S3 address of a complete archive of the settings' model; print warnings and uploads.
 
     A job's artifact or an archive on S3 that includes its code is used in place. Anything else is completed and
     uploaded under the prefix. Raises WeightsError and AwsError before anything is created.
     """
+    model = settings.model
     kind = kind_of(model)
     if kind == "local":
         with local_archive(Path(model), settings.refresh_code) as archive:
@@ -161,7 +162,7 @@ def local_archive(path: Path, refresh_code: bool = False) -> Iterator[Path]:
         yield archive
 
 
-def _upload(s3: Any, archive: Path, uri: str, settings: HostSettings) -> str:
+def _upload(s3: Any, archive: Path, uri: str, settings: ModelSettings) -> str:
     bucket, key = parse_uri(uri)
     size = archive.stat().st_size
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=ARCHIVE_NAME, leave=False, disable=None)

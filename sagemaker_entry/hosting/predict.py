@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from tqdm import tqdm
 from pspnet.classes import palette_for
 from pspnet.client.endpoint_client import decode_mask
 from pspnet.client.transport import EndpointError
+from pspnet.config.command_line import parse_settings
+from pspnet.config.settings import setting
 from pspnet.data.inputs import find_images
 from pspnet.data.io.images import read_image, write_image, write_palette_png
 from pspnet.errors import DataError, PspnetError
 from pspnet.masks.blending import overlay
+from sagemaker_entry.aws.account_settings import SessionSettings
 from sagemaker_entry.aws.aws_errors import AwsError
 from sagemaker_entry.hosting.endpoint_predictor import EndpointPredictor
 
@@ -28,27 +32,40 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _COLOURED = "image/png; palette=true"
 
 
-def predict_command(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, init=False)
+class PredictSettings(SessionSettings):
+    """Settings of `predict`."""
+
+    endpoint: str = setting(..., "name of an endpoint, or http(s)://HOST:PORT", positional=True, metavar="ENDPOINT")
+    images: tuple[str, ...] = setting(
+        ..., "image files, folders or patterns", positional=True, repeated=True, metavar="IMAGE"
+    )
+    output: Path = setting(..., "folder for <name>.png of every image")
+    overlay: bool = setting(False, "also write <name>_overlay.jpg")
+    workers: int = setting(2, "concurrent requests", ge=1)
+    retries: int = setting(6, "retries if the endpoint is busy", ge=0)
+
+
+def predict_command(argv: Sequence[str], command: str) -> int:
     """Write palette PNG masks. A failed image is reported and skipped; the exit code is then 1."""
-    for key, least in (("workers", 1), ("retries", 0)):
-        if getattr(arguments, key) < least:
-            raise DataError(f"{key}: found {getattr(arguments, key)}; expected at least {least}.")
-    paths = find_images(arguments.images, SUFFIXES)
+    settings = parse_settings(PredictSettings, argv, command, "Write the masks of images from an endpoint.")
+    paths = find_images(settings.images, SUFFIXES)
+    output = settings.output
     try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"--output: cannot create {arguments.output} ({error.strerror or error}).") from error
+        raise DataError(f"--output: cannot create {output} ({error.strerror or error}).") from error
     failed = 0
     predictor = EndpointPredictor(
-        arguments.endpoint,
-        region=arguments.region,
-        profile=arguments.profile,
-        retries=arguments.retries,
+        settings.endpoint,
+        region=settings.region,
+        profile=settings.profile,
+        retries=settings.retries,
         asynchronous=True,
     )
     bar = tqdm(total=len(paths), unit="image", leave=False, disable=len(paths) < 2 or not sys.stderr.isatty())
-    with predictor, bar, ThreadPoolExecutor(min(arguments.workers, len(paths))) as pool:
-        tasks = [pool.submit(_predict_one, predictor, path, arguments.output, arguments.overlay) for path in paths]
+    with predictor, bar, ThreadPoolExecutor(min(settings.workers, len(paths))) as pool:
+        tasks = [pool.submit(_predict_one, predictor, path, output, settings.overlay) for path in paths]
         try:
             for path, task in zip(paths, tasks):
                 try:
@@ -65,7 +82,7 @@ def predict_command(arguments: argparse.Namespace) -> int:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    print(f"{len(paths) - failed} masks in {arguments.output}" + (f", {failed} images failed" if failed else ""))
+    print(f"{len(paths) - failed} masks in {output}" + (f", {failed} images failed" if failed else ""))
     return 1 if failed else 0
 
 

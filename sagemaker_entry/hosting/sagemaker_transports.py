@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from pspnet.client.transport import TIMEOUT, EndpointError, Reply, error_text
+from pspnet.system.backoff import Backoff
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
 from sagemaker_entry.aws.resources import describe_endpoint
 from sagemaker_entry.aws.s3_objects import parse_uri
@@ -120,7 +121,7 @@ class AsyncTransport:
                 self._s3.delete_object(Bucket=bucket, Key=key)
 
     def _wait(self, queued: dict[str, Any]) -> bytes:
-        deadline, delay = time.monotonic() + self._seconds, _FIRST_DELAY
+        deadline, backoff = time.monotonic() + self._seconds, Backoff(_FIRST_DELAY, _MAX_DELAY)
         while time.monotonic() < deadline:
             answer = self._read(queued["OutputLocation"])
             if answer is not None:
@@ -128,8 +129,7 @@ class AsyncTransport:
             failure = self._read(queued["FailureLocation"]) if queued.get("FailureLocation") else None
             if failure is not None:
                 raise EndpointError(f"endpoint {self.name} failed: {error_text(failure)}", 400)
-            time.sleep(delay)
-            delay = min(1.5 * delay, _MAX_DELAY)
+            time.sleep(backoff.next())
         raise EndpointError(
             f"endpoint {self.name}: no answer appeared in {queued['OutputLocation']} within {self._seconds:g} seconds."
         )

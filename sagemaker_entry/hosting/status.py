@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from sagemaker_entry.aws.account_settings import AccountSettings
+from pspnet.config.command_line import parse_settings
+from pspnet.config.settings import setting
+from sagemaker_entry.aws.account_settings import DEFAULT_PREFIX, SessionSettings
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.aws.resources import describe_endpoint, is_unknown, job_status, owner_of
 from sagemaker_entry.aws.session import boto_session
 
@@ -16,15 +19,25 @@ NEWEST_JOBS = 10
 """Jobs of each kind that `status` shows."""
 
 
-def status_command(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, init=False)
+class StatusSettings(SessionSettings):
+    """Settings of `status`."""
+
+    name: str | None = setting(None, "one endpoint, batch transform or training job", positional=True, metavar="NAME")
+    base_name: str = setting(DEFAULT_PREFIX, f"list the newest {NEWEST_JOBS} jobs whose name begins with it")
+
+
+def status_command(argv: Sequence[str], command: str) -> int:
     """Print the lines of one resource, or of all."""
-    session = boto_session(AccountSettings(region=arguments.region, profile=arguments.profile))
+    settings = parse_settings(StatusSettings, argv, command, "Show endpoints and jobs, and what is billed.")
+    require_packages("boto3")
+    session = boto_session(settings)
     client, now = session.client("sagemaker"), datetime.now(timezone.utc)
-    if arguments.name is not None:
-        for line in describe_one(client, arguments.name, now):
+    if settings.name is not None:
+        for line in describe_one(client, settings.name, now):
             print(line)
         return 0
-    lines = list(_list(client, arguments.base_name, now))
+    lines = list(_list(client, settings.base_name, now))
     print("\n".join(lines) if lines else f"Found no resources of this project in {session.region_name}.")
     return 0
 

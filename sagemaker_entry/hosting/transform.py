@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from pspnet.errors import ConfigError, DataError
+from pspnet.config.command_line import parse_settings
+from pspnet.errors import DataError
 from sagemaker_entry.aws.account_settings import unique_name
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.aws.resources import Group, is_unknown, remove
-from sagemaker_entry.aws.s3_objects import default_bucket_name, is_s3, parse_uri, s3_folder
+from sagemaker_entry.aws.s3_objects import default_bucket_name, is_s3
 from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.aws.waiting import follow_transform, print_log_end
 from sagemaker_entry.hosting import hosting_requests as requests
 from sagemaker_entry.hosting.deploy import UNKNOWN_REGION, image_of
-from sagemaker_entry.hosting.endpoint_settings import HostSettings, read_host_settings
+from sagemaker_entry.hosting.endpoint_settings import TransformSettings
 from sagemaker_entry.hosting.hosting_images import check_host, check_host_image
 from sagemaker_entry.hosting.hosting_requests import HostContext
 from sagemaker_entry.hosting.model_source import ensure_on_s3, kind_of, target_uri
@@ -47,9 +48,7 @@ class Images:
     count: int | None = None
 
 
-def transform_request(
-    settings: HostSettings, images: Images, output: str, accept: str, concurrent: int, model: str, name: str
-) -> dict[str, Any]:
+def transform_request(settings: TransformSettings, images: Images, model: str, name: str) -> dict[str, Any]:
     """CreateTransformJob: one request per object, with a payload limit for the largest image."""
     megabytes = max(6, -(-images.largest // MEGABYTE))
     limits = requests.container_environment(settings, requests.LARGEST_BYTES, _TRANSFORM_SECONDS)
@@ -57,7 +56,7 @@ def transform_request(
     return {
         "TransformJobName": name,
         "ModelName": model,
-        "MaxConcurrentTransforms": max(1, min(concurrent, MOST_MEGABYTES // megabytes)),
+        "MaxConcurrentTransforms": max(1, min(settings.concurrent, MOST_MEGABYTES // megabytes)),
         "ModelClientConfig": {"InvocationsTimeoutInSeconds": _TRANSFORM_SECONDS, "InvocationsMaxRetries": 3},
         "MaxPayloadInMB": megabytes,
         "BatchStrategy": "SingleRecord",
@@ -69,27 +68,30 @@ def transform_request(
             "CompressionType": "None",
             "SplitType": "None",
         },
-        "TransformOutput": {"S3OutputPath": output, "Accept": accept, "AssembleWith": "None"},
+        "TransformOutput": {"S3OutputPath": settings.output, "Accept": settings.accept, "AssembleWith": "None"},
         "TransformResources": {"InstanceType": settings.instance_type, "InstanceCount": settings.instance_count},
         "Tags": requests.tag_list(settings, name),
     }
 
 
-def transform_command(arguments: argparse.Namespace) -> int:
+def transform_command(argv: Sequence[str], command: str) -> int:
     """Check, submit, wait, fetch; return the exit code."""
-    settings = read_host_settings(arguments)
-    check_arguments(arguments, settings)
+    text = "Write the masks of images on S3 with a batch transform, without an endpoint."
+    settings = parse_settings(TransformSettings, argv, command, text)
+    require_packages("boto3")
+    check_host(settings.instance_type, "TransformInstanceType")
+    if settings.image_uri is not None:
+        check_host_image(settings.instance_type, settings.image_uri)
     name = unique_name(settings.base_name, datetime.now().strftime("%Y%m%d%H%M%S"))
-    images_uri, output = s3_folder(arguments.images), s3_folder(arguments.output)
     if settings.dry_run:
-        return dry_run(arguments, settings, name, images_uri, output)
+        return dry_run(settings, name)
     session = boto_session(settings)
     s3, client = session.client("s3"), session.client("sagemaker")
-    found = list_images(s3, images_uri, CONTENT_TYPES, MOST_MEGABYTES * MEGABYTE)
+    found = list_images(s3, settings.images, CONTENT_TYPES, MOST_MEGABYTES * MEGABYTE)
     suffix = PurePosixPath(found[0].name).suffix.lower()
-    images = Images(images_uri, CONTENT_TYPES[suffix], max(item.size for item in found), len(found))
-    model = find_or_make_model(session, arguments.model, settings, name)
-    request = transform_request(settings, images, output, arguments.accept, arguments.concurrent, model, name)
+    images = Images(settings.images, CONTENT_TYPES[suffix], max(item.size for item in found), len(found))
+    model = find_or_make_model(session, settings, name)
+    request = transform_request(settings, images, model, name)
     made = Group(name, models=[name] if model == name else [])
     try:
         with aws_errors("submitting the batch transform", settings):
@@ -99,33 +101,17 @@ def transform_command(arguments: argparse.Namespace) -> int:
         raise
     print(f"Batch transform: {name}, {images.count} images, model {model}", flush=True)
     if not settings.wait:
-        print(f"The masks will be in {output} as <image name>.out.")
+        print(f"The masks will be in {settings.output} as <image name>.out.")
         return 0
-    return follow(session, arguments, name, output, made, [item.name for item in found])
+    return follow(session, settings, name, made, [item.name for item in found])
 
 
-def check_arguments(arguments: argparse.Namespace, settings: HostSettings) -> None:
-    """Raise ConfigError or DataError for problems that can be found without AWS."""
-    check_host(settings.instance_type, "TransformInstanceType")
-    if settings.image_uri is not None:
-        check_host_image(settings.instance_type, settings.image_uri)
-    for key, uri in (("images", arguments.images), ("output", arguments.output)):
-        if not is_s3(uri) or not parse_uri(uri)[0]:
-            raise ConfigError(f"{key}: found {uri!r}; expected s3://BUCKET/FOLDER/.")
-    if arguments.concurrent < 1:
-        raise ConfigError(f"concurrent: found {arguments.concurrent}; expected at least 1.")
-    if s3_folder(arguments.images) == s3_folder(arguments.output):
-        raise ConfigError("output: the same folder as the images; the next transform would read the masks as images.")
-    if arguments.fetch is not None and not settings.wait:
-        raise ConfigError("fetch: given with no_wait; masks can only be fetched after the transform has completed.")
-
-
-def dry_run(arguments: argparse.Namespace, settings: HostSettings, name: str, images: str, output: str) -> int:
+def dry_run(settings: TransformSettings, name: str) -> int:
     """Print the requests as JSON, without credentials or network."""
     region = local_region(settings) or UNKNOWN_REGION
     bucket = settings.bucket or default_bucket_name(region, settings.role_account or "ACCOUNT_ID")
     sent: dict[str, Any] = {}
-    model = arguments.model
+    model = settings.model
     if is_s3(model) or kind_of(model) == "local":
         role = settings.role or "ROLE"
         role_arn = role if role.startswith("arn:") else f"arn:aws:iam::ACCOUNT_ID:role/{role}"
@@ -133,24 +119,22 @@ def dry_run(arguments: argparse.Namespace, settings: HostSettings, name: str, im
         sent["CreateModel"] = _model_request(settings, name, image_of(settings, region), role_arn, uri)
         model = name
     print("dry run: content type and payload are placeholders; they depend on the images on S3.", file=sys.stderr)
-    unknown = Images(images, "image/jpeg", 0)
-    sent["CreateTransformJob"] = transform_request(
-        settings, unknown, output, arguments.accept, arguments.concurrent, model, name
-    )
+    unknown = Images(settings.images, "image/jpeg", 0)
+    sent["CreateTransformJob"] = transform_request(settings, unknown, model, name)
     print(json.dumps(sent, indent=2, ensure_ascii=False))
     return 0
 
 
-def _model_request(settings: HostSettings, name: str, image: str, role_arn: str, uri: str) -> Mapping[str, Any]:
+def _model_request(settings: TransformSettings, name: str, image: str, role_arn: str, uri: str) -> Mapping[str, Any]:
     environment = requests.container_environment(settings, requests.LARGEST_BYTES, _TRANSFORM_SECONDS)
     return requests.model_request(settings, HostContext(name, name, image, role_arn, uri, ""), environment)
 
 
-def find_or_make_model(session: Any, model: str, settings: HostSettings, name: str) -> str:
+def find_or_make_model(session: Any, settings: TransformSettings, name: str) -> str:
     """Return the name of the existing model, or create one from an archive, a directory or a job's artifact."""
     from botocore.exceptions import ClientError
 
-    client = session.client("sagemaker")
+    client, model = session.client("sagemaker"), settings.model
     if kind_of(model) == "job":
         with aws_errors(f"describing the model {model}", settings):
             try:
@@ -166,7 +150,7 @@ def find_or_make_model(session: Any, model: str, settings: HostSettings, name: s
         return find_bucket(session, settings)
 
     try:
-        uri = ensure_on_s3(session, model, settings, bucket, name)
+        uri = ensure_on_s3(session, settings, bucket, name)
     except AwsError as error:
         if kind_of(model) == "job" and error.__cause__ is not None and is_unknown(error.__cause__):
             raise AwsError(f"{model}: no SageMaker model or training job of this name.") from error
@@ -176,9 +160,9 @@ def find_or_make_model(session: Any, model: str, settings: HostSettings, name: s
     return name
 
 
-def follow(session: Any, arguments: argparse.Namespace, name: str, output: str, made: Group, images: list[str]) -> int:
+def follow(session: Any, settings: TransformSettings, name: str, made: Group, images: list[str]) -> int:
     """Wait for the job's end, remove the model created for it, fetch the masks."""
-    client = session.client("sagemaker")
+    client, output = session.client("sagemaker"), settings.output
     try:
         description = follow_transform(client, name)
     except KeyboardInterrupt:
@@ -192,10 +176,10 @@ def follow(session: Any, arguments: argparse.Namespace, name: str, output: str, 
         reason = description.get("FailureReason") or "SageMaker gave no reason"
         raise AwsError(f"the batch transform {name} has {status.lower()}: {reason}. Earlier masks are in {output}.")
     print(f"{name}: Completed. The masks are in {output}, named like {output}{images[0]}.out")
-    if arguments.fetch is None:
+    if settings.fetch is None:
         return 0
-    missing = fetch_masks(session.client("s3"), output, images, arguments.fetch)
+    missing = fetch_masks(session.client("s3"), output, images, settings.fetch)
     if missing:
         raise DataError(f"{output}: no mask of {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}.")
-    print(f"{len(images)} masks in {arguments.fetch}")
+    print(f"{len(images)} masks in {settings.fetch}")
     return 0

@@ -46,7 +46,7 @@ def list_images(s3: Any, uri: str, suffixes: Collection[str], largest: int) -> l
     return sorted(found, key=lambda item: item.name)
 
 
-def fetch_masks(s3: Any, uri: str, images: Sequence[str], folder: str) -> list[str]:
+def fetch_masks(s3: Any, uri: str, images: Sequence[str], folder: str | Path) -> list[str]:
     """Write every image's mask, `<image>.out` under the prefix, as <stem>.png to a folder; return the missing ones.
 
     Subfolders of the prefix are kept. Raises DataError if two masks would have the same name.

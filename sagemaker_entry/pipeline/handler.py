@@ -24,7 +24,7 @@ from urllib.parse import unquote_plus
 from pspnet.driving.mask_summary import json_line, summarise
 from pspnet.errors import PspnetError
 from sagemaker_entry.pipeline.lambda_masks import is_mask_file, read_frames
-from sagemaker_entry.pipeline.lambda_settings import LambdaSettings, read_settings
+from sagemaker_entry.pipeline.lambda_settings import LambdaSettings
 
 # Time reserved for the next message: seconds for a cold connection, and 1.5 times the longest message so far.
 _LEAST_SECONDS, _MARGIN = 5.0, 1.5
@@ -178,7 +178,7 @@ def _lines(content: bytes, key: str, settings: LambdaSettings) -> Iterator[str]:
 
 def _forward(bucket: str, key: str, summary: str, body: bytes, lines: list[str], settings: LambdaSettings) -> None:
     """Send one message for a file: the key of its summary, and its last line. The id is a hash of the summary."""
-    target = settings.forward_to
+    target = settings.target
     assert target is not None
     identity = hashlib.sha256(f"{bucket}/{key}\n".encode() + body).hexdigest()
     message = json_line(
@@ -209,7 +209,7 @@ def _group(key: str) -> str:
 
 @functools.cache
 def _settings() -> LambdaSettings:
-    return read_settings(os.environ)
+    return LambdaSettings.from_environment(os.environ)
 
 
 @functools.cache

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from pspnet.config.command_line import parse_settings
+from pspnet.config.settings import Settings, setting
 from pspnet.errors import PspnetError
 from pspnet.system.atomic_files import atomic_write
-from sagemaker_entry.aws.account_settings import add_flag
 
 CODE = (
     "pspnet/__init__.py",
     "pspnet/classes.py",
+    "pspnet/config/__init__.py",
+    "pspnet/config/problems.py",
+    "pspnet/config/settings.py",
+    "pspnet/config/values.py",
     "pspnet/errors.py",
     "pspnet/driving/__init__.py",
     "pspnet/driving/corridor.py",
@@ -50,39 +55,38 @@ _LEFT_OUT = ("__pycache__", "tests", "bin")
 LARGEST_UNZIPPED = 250 * 1024 * 1024
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser of `python -m sagemaker_entry`."""
-    parser = subparsers.add_parser(
-        "lambda_package", help="pack the function that summarises masks on S3", allow_abbrev=False
-    )
-    add_flag(parser, "output", type=Path, required=True, metavar="ZIP", help="the package to write")
-    add_flag(parser, "template", type=Path, metavar="YAML", help="also write the pipeline's CloudFormation template")
-    add_flag(parser, "architecture", choices=sorted(_PLATFORMS), default="x86_64", help="CPU type (%(default)s)")
-    add_flag(parser, "python", choices=("3.12", "3.13"), default="3.12", help="the function's Python (%(default)s)")
-    add_flag(parser, "code_only", action="store_true", help="omit NumPy and Pillow, for a layer with them")
-    parser.set_defaults(run=lambda_package_command)
+@dataclass(frozen=True, init=False)
+class PackageSettings(Settings):
+    """Settings of `lambda_package`."""
+
+    output: Path = setting(..., "the zip file to write")
+    template: Path | None = setting(None, "also write the pipeline's CloudFormation template to this file")
+    architecture: Literal["arm64", "x86_64"] = setting("x86_64", "CPU type")
+    python: Literal["3.12", "3.13"] = setting("3.12", "the function's Python")
+    code_only: bool = setting(False, "omit NumPy and Pillow, for a layer with them")
 
 
-def lambda_package_command(arguments: argparse.Namespace) -> int:
+def lambda_package_command(argv: Sequence[str], command: str) -> int:
     """Write the package, print its size and the next command."""
+    settings = parse_settings(PackageSettings, argv, command, "Pack the function that summarises masks on S3.")
     with tempfile.TemporaryDirectory() as folder:
         packages = Path(folder) / "packages"
         packages.mkdir()
-        if not arguments.code_only:
-            install_packages(packages, arguments.architecture, arguments.python)
-        unzipped = write_package(arguments.output, packages)
+        if not settings.code_only:
+            install_packages(packages, settings.architecture, settings.python)
+        unzipped = write_package(settings.output, packages)
     if unzipped > LARGEST_UNZIPPED:
         raise PspnetError(
-            f"{arguments.output}: {unzipped} bytes unzipped, above Lambda's limit of {LARGEST_UNZIPPED}; give "
+            f"{settings.output}: {unzipped} bytes unzipped, above Lambda's limit of {LARGEST_UNZIPPED}; give "
             "--code_only and put NumPy and Pillow into a layer."
         )
-    digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()[:12]
-    print(f"Wrote {arguments.output}: {arguments.output.stat().st_size:,} bytes, {unzipped:,} unzipped.")
-    if arguments.template is not None:
-        with atomic_write(arguments.template) as temporary:
+    digest = hashlib.sha256(settings.output.read_bytes()).hexdigest()[:12]
+    print(f"Wrote {settings.output}: {settings.output.stat().st_size:,} bytes, {unzipped:,} unzipped.")
+    if settings.template is not None:
+        with atomic_write(settings.template) as temporary:
             temporary.write_bytes((Path(__file__).parent / TEMPLATE).read_bytes())
-        print(f"Wrote {arguments.template}.")
-    print(f"Next: aws s3 cp {arguments.output} s3://CODE_BUCKET/pspnet-summaries-{digest}.zip")
+        print(f"Wrote {settings.template}.")
+    print(f"Next: aws s3 cp {settings.output} s3://CODE_BUCKET/pspnet-summaries-{digest}.zip")
     return 0
 
 

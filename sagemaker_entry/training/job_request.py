@@ -172,6 +172,6 @@ def _channel(name: str, uri: str, input_mode: str, distribution: str) -> dict[st
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": input_mode}
 
 
-def data_environment(settings: AccountSettings, bucket: str) -> dict[str, str]:
+def data_environment(bucket: str, prefix: str) -> dict[str, str]:
     """Return the environment that sets the default of missing channels: the folder that `upload` writes."""
-    return {"SM_CHANNEL_DATA": f"s3://{os.path.join(bucket, settings.prefix)}"}
+    return {"SM_CHANNEL_DATA": f"s3://{os.path.join(bucket, prefix)}"}

@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from pspnet.config.problems import InvalidConfigError, Problem
+from pspnet.config.command_help import command_help
+from pspnet.config.parsing import Arguments, parse_arguments
+from pspnet.config.problems import Problem
+from pspnet.config.reference import dump_yaml
+from pspnet.config.settings import setting
 from sagemaker_entry.aws.account_settings import (
+    BASE_NAME,
     DEFAULT_PREFIX,
-    LONGEST_BASE_NAME,
-    MOST_TAGS,
-    AccountSettings,
-    add_account_arguments,
-    add_flag,
-    read_pairs,
+    INSTANCE_TYPE,
+    S3_FOLDER,
+    ResourceSettings,
+    are_pairs,
+    is_base_name,
+    is_instance_type,
+    is_s3_folder,
+    pairs,
 )
 
 MOST_METRICS = 40
 
-_BASE_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9])*")
 
-
-@dataclass(frozen=True)
-class JobSettings(AccountSettings):
+@dataclass(frozen=True, init=False)
+class JobSettings(ResourceSettings):
     """Settings of `train` and `rehearse`; the defaults are those of the first users' built-in job."""
 
-    instance_type: str = "ml.p2.xlarge"
-    instance_count: int = 1
-    volume_size: int = 50
-    max_run: int = 360000
-    spot: bool = False
-    max_wait: int | None = None
-    checkpoint_s3_uri: str | None = None
-    input_mode: str = "File"
-    distribution: str = "FullyReplicated"
-    output_path: str | None = None
-    base_job_name: str = DEFAULT_PREFIX
-    tags: tuple[tuple[str, str], ...] = ()
-    metrics: tuple[tuple[str, str], ...] = ()
-    image_uri: str | None = None
-    pytorch_version: str | None = None
-    skip_check: bool = False
-    wait: bool = True
-    dry_run: bool = False
+    instance_type: str = setting("ml.p2.xlarge", "machine", allowed=INSTANCE_TYPE, check=is_instance_type)
+    volume_size: int = setting(50, "disk of each machine in GB", ge=1)
+    max_run: int = setting(360000, "longest training in seconds", ge=1)
+    spot: bool = setting(False, "spot machines: cheaper, may be interrupted; keeps checkpoints")
+    max_wait: int | None = setting(None, "spot: time limit in seconds including waiting; max_run if unset", ge=1)
+    checkpoint_s3_uri: str | None = setting(
+        None,
+        "folder of the checkpoints; next to the job's code for spot machines if unset",
+        allowed=S3_FOLDER,
+        check=is_s3_folder,
+    )
+    input_mode: Literal["File", "FastFile"] = setting("File", "File copies the channels first, FastFile streams them")
+    distribution: Literal["FullyReplicated", "ShardedByS3Key"] = setting("FullyReplicated", "files of each machine")
+    output_path: str | None = setting(
+        None, "folder of the artifact; s3://BUCKET/PREFIX/output if unset", allowed=S3_FOLDER, check=is_s3_folder
+    )
+    base_job_name: str = setting(DEFAULT_PREFIX, "beginning of the job's name", allowed=BASE_NAME, check=is_base_name)
+    metric: tuple[str, ...] = setting(
+        (), "additional metric of the log; may be repeated", allowed="NAME=REGEX", check=are_pairs, repeated=True
+    )
+    pytorch_version: str | None = setting(None, "another version of AWS's PyTorch image", allowed="X.Y.Z")
+    skip_check: bool = setting(False, "skip the check of every local file of the channels")
 
     @property
     def machine(self) -> str:
@@ -52,96 +60,40 @@ class JobSettings(AccountSettings):
         return self.instance_type
 
     @property
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """Names and patterns of the additional metrics."""
+        return pairs(self.metric)
+
+    @property
     def wait_limit(self) -> int | None:
         """Time limit of a spot job in seconds, waiting included; max_run by default. None without spot."""
         return (self.max_wait or self.max_run) if self.spot else None
 
-
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add all arguments of a job, shared by `train` and `rehearse`."""
-    default = JobSettings()
-    add_flag(parser, "role", metavar="ARN", help="IAM role that SageMaker assumes (default: the caller's)")
-    for name, kind, text in (
-        ("instance_type", str, "machine"),
-        ("instance_count", int, "machines"),
-        ("volume_size", int, "disk of each machine in GB"),
-        ("max_run", int, "longest training in seconds"),
-    ):
-        add_flag(parser, name, type=kind, default=getattr(default, name), help=f"{text} (%(default)s)")
-    add_flag(parser, "spot", action="store_true", help="spot machines: cheaper, may be interrupted; keeps checkpoints")
-    add_flag(parser, "max_wait", type=int, metavar="S", help="spot: time limit including waiting (max_run)")
-    add_flag(parser, "checkpoint_s3_uri", metavar="S3", help="folder of the checkpoints (spot: next to the job's code)")
-    add_flag(parser, "input_mode", default="File", help="File copies the channels first, FastFile streams them")
-    add_flag(parser, "distribution", default="FullyReplicated", help="FullyReplicated or ShardedByS3Key")
-    add_flag(parser, "output_path", metavar="S3", help="folder of the artifact (s3://BUCKET/PREFIX/output)")
-    add_flag(parser, "base_job_name", default=default.base_job_name, metavar="NAME", help="job name (%(default)s)")
-    add_flag(parser, "tag", action="append", default=[], metavar="KEY=VALUE", help="tag of the job; repeatable")
-    add_flag(
-        parser,
-        "metric",
-        action="append",
-        default=[],
-        metavar="NAME=REGEX",
-        help="additional metric of the log; repeatable",
-    )
-    add_flag(parser, "image_uri", metavar="URI", help="container image (chosen by instance_type)")
-    add_flag(parser, "pytorch_version", metavar="X.Y.Z", help="another version of AWS's PyTorch image")
-    add_account_arguments(parser)
-    add_flag(parser, "skip_check", action="store_true", help="skip the check of every local file of the channels")
-    wait = parser.add_mutually_exclusive_group()
-    add_flag(wait, "wait", dest="wait", action="store_true", default=True, help="print the log until the end (default)")
-    add_flag(wait, "no_wait", dest="wait", action="store_false", help="return after submitting the job")
-    add_flag(parser, "dry_run", action="store_true", help="print the request as JSON without sending it")
+    def conflicts(self) -> Iterator[Problem]:
+        """See Settings."""
+        yield from super().conflicts()
+        if self.distribution == "ShardedByS3Key" and self.instance_count > 1:
+            fix = "give FullyReplicated: every process reads a shard of the same files, so each machine needs all"
+            yield Problem("distribution", "found 'ShardedByS3Key' with several instances", fix, ("instance_count",))
+        if self.max_wait is not None and not self.spot:
+            yield Problem("max_wait", "given without spot", "add --spot or leave it out", ("spot",))
+        elif self.max_wait is not None and self.max_wait < self.max_run:
+            found = f"found {self.max_wait}, below max_run {self.max_run}"
+            yield Problem("max_wait", found, "give at least max_run", ("max_run",))
+        if self.image_uri is not None and self.pytorch_version is not None:
+            yield Problem("pytorch_version", "given with image_uri", "give one of them")
 
 
-def read_settings(arguments: argparse.Namespace) -> JobSettings:
-    """Return the validated settings. Raises ConfigError that lists every problem."""
-    problems: list[Problem] = []
-    values = {key: getattr(arguments, key) for key in JobSettings.__dataclass_fields__ if hasattr(arguments, key)}
-    values["tags"] = read_pairs("tag", arguments.tag, "KEY=VALUE", problems)
-    values["metrics"] = read_pairs("metric", arguments.metric, "NAME=REGEX", problems)
-    values["prefix"] = values["prefix"].strip("/")
-    settings = JobSettings(**values)
-    problems += _problems(settings)
-    if problems:
-        raise InvalidConfigError(problems)
-    return settings
+def parse_job(
+    kind: type[JobSettings], argv: Sequence[str], env: Mapping[str, str], command: str, description: str
+) -> Arguments:
+    """Parse the settings of training, and in `more` those of the job. Raises ConfigError that lists every problem.
 
-
-def _problems(settings: JobSettings) -> Iterator[Problem]:
-    for key in ("instance_count", "volume_size", "max_run"):
-        if getattr(settings, key) < 1:
-            yield Problem(key, f"found {getattr(settings, key)}", "allowed: a whole number, at least 1")
-    for key, choices in (("input_mode", ("File", "FastFile")), ("distribution", ("FullyReplicated", "ShardedByS3Key"))):
-        if getattr(settings, key) not in choices:
-            yield Problem(key, f"found {getattr(settings, key)!r}", f"allowed: {' or '.join(choices)}")
-    for key in ("output_path", "checkpoint_s3_uri"):
-        uri = getattr(settings, key)
-        if uri is not None and not re.match(r"s3://[^/]+", uri):
-            yield Problem(key, f"found {uri!r}", "give s3://BUCKET/FOLDER")
-    if settings.distribution == "ShardedByS3Key" and settings.instance_count > 1:
-        fix = "give FullyReplicated: every process reads a shard of the same files, so each machine needs all of them"
-        yield Problem("distribution", "found 'ShardedByS3Key' with several instances", fix)
-    if not _BASE_NAME.fullmatch(settings.base_job_name) or len(settings.base_job_name) > LONGEST_BASE_NAME:
-        fix = f"allowed: at most {LONGEST_BASE_NAME} letters, digits and single hyphens between them"
-        yield Problem("base_job_name", f"found {settings.base_job_name!r}", fix)
-    if not settings.prefix:
-        yield Problem("prefix", "is empty", "give a folder name of the bucket")
-    yield from _spot_problems(settings)
-    if settings.role is not None and settings.role.startswith("arn:") and settings.role_account is None:
-        yield Problem("role", f"found {settings.role!r}", "give arn:aws:iam::<12 digits>:role/NAME, or the role's name")
-    if settings.image_uri is not None and settings.pytorch_version is not None:
-        yield Problem("pytorch_version", "given with image_uri", "give one of them")
-    if len(settings.tags) > MOST_TAGS:
-        yield Problem("tag", f"found {len(settings.tags)}", f"SageMaker allows at most {MOST_TAGS}")
-
-
-def _spot_problems(settings: JobSettings) -> Iterator[Problem]:
-    if settings.max_wait is None:
-        return
-    if not settings.spot:
-        yield Problem("max_wait", "given without spot", "add --spot or leave it out")
-    elif settings.max_wait < settings.max_run:
-        yield Problem(
-            "max_wait", f"found {settings.max_wait}, below max_run {settings.max_run}", "give at least max_run"
-        )
+    With --help or --print_config, print what it requests and end the program with 0.
+    """
+    parsed = parse_arguments(argv, env, more=[kind])
+    if parsed.help_requested or parsed.print_config:
+        text = command_help(kind, command, description) if parsed.help_requested else dump_yaml(parsed.config)
+        print(text, end="")
+        raise SystemExit(0)
+    return parsed

@@ -6,51 +6,37 @@ import shutil
 from pathlib import Path
 
 from pspnet.errors import PspnetError
-from pspnet.system.locations import PACKAGE, find_project_file
+from pspnet.system.locations import PACKAGE, core_requirements, find_project_file
 
 LARGEST_SOURCE = 2_000_000
 """Bytes. The source is little more than a megabyte of text; more means that data or weights were included."""
 
-_SCRIPTS = ("train.py", "inference.py")
-
-_REQUIREMENTS = """\
-# Packages that AWS's PyTorch images lack or have too old. torch, torchvision and numpy are the image's own.
-albumentations>=1.4.21,<2.1
-deflate>=0.7
-opencv-python-headless>=4.9
-pillow>=9.5
-pyyaml>=6
-safetensors>=0.4
-simplejpeg>=1.7.2
-tensorboard>=2.14
-tqdm>=4.65
-"""
-
-_REQUIREMENTS_PYTHON38 = """\
-# Packages that AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2) lacks: the last versions that run there.
-albumentations==1.4.18
-deflate>=0.7,<0.8
-opencv-python-headless>=4.9
-pillow>=9.5
-pyyaml>=6
-safetensors>=0.4,<0.6
-simplejpeg>=1.7.2,<1.7.4
-tensorboard>=2.14,<2.15
-tqdm>=4.65
-"""
+_SCRIPTS = ("train.py", "inference.py", "pyproject.toml")
+_LEFT_OUT = ("torch", "torchvision", "numpy", "jinja2", "urllib3")
+"""Core dependencies that AWS's PyTorch images have in their own version, and those that training does not need."""
+_PYTHON38 = {
+    "albumentations": "==1.4.18",
+    "deflate": ">=0.7,<0.8",
+    "safetensors": ">=0.4,<0.6",
+    "simplejpeg": ">=1.7.2,<1.7.4",
+    "tensorboard": ">=2.14,<2.15",
+}
+"""The last versions that run in AWS's PyTorch 1.12.1 image (Python 3.8, for ml.p2)."""
 
 
 def requirements(python38: bool = False) -> str:
     """Return the text of the job's requirements.txt, for the Python 3.8 image of ml.p2 machines or for newer ones."""
-    return _REQUIREMENTS_PYTHON38 if python38 else _REQUIREMENTS
+    needed = {**core_requirements(_find("pyproject.toml")), **(_PYTHON38 if python38 else {})}
+    lines = [f"{name}{bounds}" for name, bounds in sorted(needed.items()) if name not in _LEFT_OUT]
+    return "\n".join(["# Packages that AWS's PyTorch images lack or have too old.", *lines, ""])
 
 
 def stage_source(folder: Path, python38: bool = False) -> list[Path]:
     """Copy exactly what a job needs into an empty folder; return the files, relative to it.
 
-    train.py and inference.py (which goes into the model directory), the package with its data files but without
-    caches, configs/ and requirements.txt. Works from a checkout and from an installed wheel, which holds the scripts
-    and the configs inside the package.
+    train.py, inference.py and pyproject.toml (the last two for the model directory), the package with its data files
+    but without caches, configs/ and requirements.txt. Works from a checkout and from an installed wheel, which holds
+    the scripts and the configs inside the package.
 
     Raises PspnetError for an incomplete installation, OSError if the folder cannot be written.
     """

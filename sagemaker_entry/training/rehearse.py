@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pspnet.config.folders import CHANNELS
-from pspnet.config.parsing import parse_arguments
 from pspnet.config.problems import InvalidConfigError, Problem
-from pspnet.config.reference import dump_yaml, help_text
+from pspnet.config.settings import setting
 from pspnet.errors import ConfigError, PspnetError
-from sagemaker_entry.aws.account_settings import add_flag
 from sagemaker_entry.aws.container_images import parse_instance_type
 from sagemaker_entry.aws.s3_objects import is_s3
 from sagemaker_entry.training.container import Container
 from sagemaker_entry.training.job_request import hyperparameters, local_channels
-from sagemaker_entry.training.job_settings import add_job_arguments, read_settings
+from sagemaker_entry.training.job_settings import JobSettings, parse_job
 from sagemaker_entry.training.preflight import check_machine, count_local, print_warnings, require_fit_data
 from sagemaker_entry.training.training_images import P2_VERSION
 
@@ -42,35 +40,29 @@ class JobStoppedError(PspnetError):
     """The job was stopped by a signal or its time limit."""
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser of `python -m sagemaker_entry`."""
-    parser = subparsers.add_parser(
-        "rehearse", help="run the job locally, before paying for it", description=_TEXT, allow_abbrev=False
-    )
-    add_job_arguments(parser)
-    add_flag(parser, "output", type=Path, default=Path("runs/rehearsal"), metavar="FOLDER", help="(%(default)s)")
-    add_flag(parser, "time_limit", type=float, metavar="S", help="time limit in seconds (max_run)")
-    add_flag(parser, "toolkit_python", metavar="PATH", help="Python interpreter for the job, such as a 3.8 for P2")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, init=False)
+class RehearseSettings(JobSettings):
+    """Settings of `rehearse`."""
+
+    output: Path = setting(Path("runs/rehearsal"), "folder of the rehearsal")
+    time_limit: float | None = setting(None, "time limit in seconds; max_run if unset", gt=0)
+    toolkit_python: str = setting(sys.executable, "Python interpreter for the job, such as a 3.8 for P2")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def rehearse_command(argv: Sequence[str], command: str) -> int:
     """Check the settings as `train` does, run the job, print the path of model.tar.gz."""
-    settings = read_settings(arguments)
-    parsed = parse_arguments(arguments.rest, {})
-    if parsed.help_requested or parsed.print_config:
-        print(help_text() if parsed.help_requested else dump_yaml(parsed.config), end="")
-        return 0
+    parsed = parse_job(RehearseSettings, argv, {}, command, _TEXT)
+    settings: RehearseSettings = parsed.more[0]
     check_machine(settings)
     channels = _folders_of(parsed.config)
     print_warnings(parsed.config, settings)
-    python = arguments.toolkit_python or sys.executable
+    python = settings.toolkit_python
     _warn_of_another_python(_toolkit_version(python), settings.instance_type)
     require_fit_data(channels, parsed.config, settings)
     sent = hyperparameters(parsed, count_local(parsed.config))
-    limit = settings.max_run if arguments.time_limit is None else arguments.time_limit
+    limit = settings.time_limit or settings.max_run
     try:
-        archive = rehearse(sent, channels, limit, arguments.output, settings.instance_type, python)
+        archive = rehearse(sent, channels, limit, settings.output, settings.instance_type, python)
     except JobStoppedError as error:
         print(error, file=sys.stderr)
         return STOPPED

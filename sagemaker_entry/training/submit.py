@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pspnet.config.folders import CHANNELS
 from pspnet.config.parsing import Arguments, parse_arguments
-from pspnet.config.reference import dump_yaml, help_text
 from pspnet.config.schema import Config
 from sagemaker_entry.aws.account_settings import unique_name
 from sagemaker_entry.aws.aws_errors import aws_errors
+from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.aws.s3_objects import default_bucket_name, is_s3, parse_uri, s3_folder
 from sagemaker_entry.aws.session import boto_session, find_bucket, find_role, local_region
 from sagemaker_entry.training.job_log import follow_job
@@ -34,7 +33,7 @@ from sagemaker_entry.training.job_request import (
     hyperparameters,
     local_channels,
 )
-from sagemaker_entry.training.job_settings import JobSettings, read_settings
+from sagemaker_entry.training.job_settings import JobSettings, parse_job
 from sagemaker_entry.training.preflight import check_machine, count_local, print_warnings, require_fit_data
 from sagemaker_entry.training.training_images import choose_image, image_python38
 from sagemaker_entry.training.upload import check_objects, count_images, upload_channels
@@ -42,20 +41,23 @@ from sagemaker_entry.training.upload import check_objects, count_images, upload_
 UNKNOWN_ACCOUNT, UNKNOWN_ROLE, UNKNOWN_REGION = "ACCOUNT_ID", "ROLE", "us-east-1"
 
 
-def train_command(arguments: argparse.Namespace) -> int:
+_TEXT = """Train as a SageMaker job. In addition to the settings below, every setting of train.py is a flag: --config
+FILE, --epochs 20, --data s3://bucket/prefix, --train s3://bucket/images, ... (`pspnet train --help` lists them).
+Channels default to those that `upload` wrote. Settings are checked locally before anything is sent."""
+
+
+def train_command(argv: Sequence[str], command: str) -> int:
     """Check everything before the first request to AWS, train, and return the exit code."""
-    settings = read_settings(arguments)
-    parsed = read_config(arguments.rest, settings, "BUCKET")
-    if parsed.help_requested or parsed.print_config:
-        print(help_text() if parsed.help_requested else dump_yaml(parsed.config), end="")
-        return 0
+    parsed = parse_job(JobSettings, argv, data_environment("BUCKET", "PREFIX"), command, _TEXT)
+    settings = parsed.more[0]
+    require_packages("sagemaker", "boto3")
     check_machine(settings)
     local_channels(parsed.config)
     print_warnings(parsed.config, settings)
     if settings.dry_run:
-        return dry_run(arguments.rest, settings)
+        return dry_run(argv, settings)
     session = boto_session(settings)
-    request = prepare(session, arguments.rest, settings)
+    request = prepare(session, argv, settings)
     name = submit(session, request, settings)
     print(f"Job: {name}\nConsole: {console_address(session.region_name, name)}", flush=True)
     if not settings.wait:
@@ -68,9 +70,9 @@ def train_command(arguments: argparse.Namespace) -> int:
         return 130
 
 
-def read_config(rest: list[str], settings: JobSettings, bucket: str) -> Arguments:
+def read_config(argv: Sequence[str], settings: JobSettings, bucket: str) -> Arguments:
     """Parse the training settings; missing channels default to those that `upload` writes."""
-    return parse_arguments(rest, data_environment(settings, bucket))
+    return parse_arguments(argv, data_environment(bucket, settings.prefix), more=[type(settings)])
 
 
 def image_of(settings: JobSettings, region: str) -> str:
@@ -78,14 +80,14 @@ def image_of(settings: JobSettings, region: str) -> str:
     return settings.image_uri or choose_image(settings.instance_type, region, settings.pytorch_version)
 
 
-def dry_run(rest: list[str], settings: JobSettings) -> int:
+def dry_run(argv: Sequence[str], settings: JobSettings) -> int:
     """Print the request as JSON, without credentials or network; report placeholders on standard error."""
     region = local_region(settings)
     account = settings.role_account or UNKNOWN_ACCOUNT
     role = settings.role or UNKNOWN_ROLE
     role_arn = role if role.startswith("arn:") else f"arn:aws:iam::{account}:role/{role}"
     bucket = settings.bucket or default_bucket_name(region or UNKNOWN_REGION, account)
-    parsed = read_config(rest, settings, bucket)
+    parsed = read_config(argv, settings, bucket)
     config = parsed.config
     channels = channel_uris(config, settings, bucket)
     samples = count_local(config)
@@ -106,11 +108,11 @@ def dry_run(rest: list[str], settings: JobSettings) -> int:
     return 0
 
 
-def prepare(session: Any, rest: list[str], settings: JobSettings) -> dict[str, Any]:
+def prepare(session: Any, argv: Sequence[str], settings: JobSettings) -> dict[str, Any]:
     """Return the request for a session's account: find role and bucket, upload local data, count the images."""
     image = image_of(settings, session.region_name)
     role_arn, bucket = find_role(session, settings), find_bucket(session, settings)
-    parsed = read_config(rest, settings, bucket)
+    parsed = read_config(argv, settings, bucket)
     config = parsed.config
     channels = channel_uris(config, settings, bucket)
     folders = local_channels(config)

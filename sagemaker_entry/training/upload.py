@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import sys
@@ -14,12 +13,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pspnet.config.command_line import parse_settings
 from pspnet.config.folders import REQUIRED_CHANNELS
+from pspnet.config.settings import setting
 from pspnet.data.channels import list_files
 from pspnet.data.io.images import ANNOTATION_SUFFIXES, IMAGE_SUFFIXES
 from pspnet.errors import DataError
 from sagemaker_entry.aws.account_settings import AccountSettings
 from sagemaker_entry.aws.aws_errors import AwsError, aws_errors
+from sagemaker_entry.aws.aws_packages import require_packages
 from sagemaker_entry.aws.s3_objects import list_objects, parse_uri
 from sagemaker_entry.aws.session import boto_session, find_bucket
 from sagemaker_entry.training.job_request import upload_uri
@@ -38,25 +40,27 @@ class Upload:
     foreign: tuple[str, ...] = ()
 
 
-def upload_command(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, init=False)
+class UploadSettings(AccountSettings):
+    """Settings of `upload`."""
+
+    data: Path = setting(..., "folder that holds train, train_annotation, ...", positional=True, metavar="DATA_DIR")
+    num_classes: int | None = setting(None, "classes of the model; found in the masks if unset", ge=2, le=254)
+    workers: int = setting(8, "files read and uploaded concurrently", ge=1)
+    skip_check: bool = setting(False, "upload without reading every file first")
+
+
+def upload_command(argv: Sequence[str], command: str) -> int:
     """Check the data and upload it; return the exit code, 1 for data that are not fit for training."""
-    settings = AccountSettings(
-        bucket=arguments.bucket,
-        prefix=arguments.prefix.strip("/"),
-        region=arguments.region,
-        profile=arguments.profile,
-    )
-    if arguments.workers < 1:
-        raise DataError(f"workers: found {arguments.workers}; expected at least 1.")
-    if not settings.prefix:
-        raise DataError("prefix: is empty; expected a folder name of the bucket.")
-    folders = find_channels(arguments.data)
-    if not arguments.skip_check and not check_data(folders, arguments.num_classes, arguments.workers):
+    settings = parse_settings(UploadSettings, argv, command, "Check a data set and upload its channels to S3.")
+    require_packages("boto3")
+    folders = find_channels(settings.data)
+    if not settings.skip_check and not check_data(folders, settings.num_classes, settings.workers):
         print("error: nothing was uploaded; fix the reported errors, or give --skip_check.", file=sys.stderr)
         return 1
     session = boto_session(settings)
     bucket = find_bucket(session, settings)
-    upload_channels(session, folders, settings, bucket, arguments.workers)
+    upload_channels(session, folders, settings, bucket, settings.workers)
     print(f"Train with: python -m sagemaker_entry train --config FILE --data s3://{bucket}/{settings.prefix}")
     return 0
 

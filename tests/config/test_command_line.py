@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from pspnet.config.command_line import parse_settings
+from pspnet.config.command_line import FlagReader, build_settings, parse_settings
 from pspnet.config.problems import InvalidConfigError, Problem
 from pspnet.config.settings import Settings, setting
 from pspnet.errors import ConfigError
@@ -97,3 +97,30 @@ def test_from_environment_names_the_variable() -> None:
     assert Paint.from_environment({"PAINT_MODEL": "m", "PAINT_OVERLAY": "1"}).overlay
     with pytest.raises(ConfigError, match=r"max_frames: found 'x' .environment PAINT_MAX_FRAMES.; allowed"):
         Paint.from_environment({"PAINT_MODEL": "m", "PAINT_MAX_FRAMES": "x"})
+
+
+def test_a_switch_has_an_opposite() -> None:
+    assert not paint("m", "--no-overlay", "a.jpg").overlay
+    assert paint("m", "--no_overlay", "False", "a.jpg").overlay
+    with pytest.raises(ConfigError, match=r"overlay: found 'x' .flag --no_overlay.; allowed: True or False"):
+        paint("m", "--no_overlay=x")
+
+
+@dataclass(frozen=True, init=False)
+class Frame(Settings):
+    border: int = setting(1, "width", ge=0)
+
+
+def test_several_classes_share_one_command_line() -> None:
+    raw, _ = FlagReader([Paint, Frame], {}).read(["m", "--border", "2", "--opacity", "1"])
+    painted, frame = build_settings([Paint, Frame], raw)
+    assert (painted.opacity, frame.border) == (1, 2)
+    raw, _ = FlagReader([Paint, Frame], {}).read(["m", "--border", "-1", "--opacity", "2", "--bordr", "3", "--overlai"])
+    with pytest.raises(InvalidConfigError) as caught:
+        build_settings([Paint, Frame], raw)
+    assert str(caught.value).splitlines()[1:] == [
+        "  bordr: unknown key (flag --bordr); did you mean border?",
+        "  overlai: unknown key (flag --overlai); did you mean overlay?",
+        "  opacity: found '2' (flag --opacity); allowed: a number from 0 to 1",
+        "  border: found '-1' (flag --border); allowed: a whole number, at least 0",
+    ]

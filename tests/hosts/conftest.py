@@ -52,7 +52,7 @@ def toolkit_python() -> Path:
 @pytest.fixture(scope="session")
 def toolkit(model_dir: Path, toolkit_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Host]:
     """SageMaker's toolkit with two workers and the container environment of `deploy`, ready."""
-    environment = container_environment(HostSettings(workers=2), REALTIME_BYTES)
+    environment = container_environment(HostSettings(model="m", workers=2), REALTIME_BYTES)
     del environment["SAGEMAKER_SUBMIT_DIRECTORY"]  # a path in the container
     # Other deployments lack it: the handlers themselves have to default to a mask.
     del environment["SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"]

@@ -101,11 +101,12 @@ def test_a_given_image_is_used(sdk: None, capsys: pytest.CaptureFixture) -> None
 def test_user_errors_are_one_message_and_exit_code_2(sdk: None, capsys: pytest.CaptureFixture) -> None:
     for argv, expected in (
         (["--config", VOC, "--learning_rte", "1"], "did you mean learning_rate?"),
-        (["--config", VOC, "--max_run", "0"], "max_run: found 0"),
+        (["--config", VOC, "--max_run", "0"], "max_run: found '0'"),
         (["--config", VOC, "--instance_type", "ml.g5.huge"], "unknown ml.g5.huge"),
         (["--config", VOC, "--data", "/none"], "no such folder '/none/train'"),
         (["--config", "/none.yaml"], "cannot read /none.yaml"),
         (["--epochs", "3"], "num_classes: missing"),
+        (["--config", VOC, "--instnce_type", "x", "--epochs", "0"], "did you mean instance_type?\n  epochs: found '0'"),
     ):
         assert run_guarded(cli.dispatch, ["train", "--dry_run", *argv]) == 2
         captured = capsys.readouterr()
@@ -129,14 +130,23 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture) -> N
 
 
 def test_help_lists_every_training_setting(sdk: None, capsys: pytest.CaptureFixture) -> None:
-    assert cli.dispatch(["train", "--config", VOC, "--print_config", "--epochs", "3"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        cli.dispatch(["train", "--config", VOC, "--print_config", "--epochs", "3"])
     assert "\nepochs: 3\n" in capsys.readouterr().out
 
 
 def test_upload_takes_no_settings(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        cli.dispatch(["upload", "folder", "--epochs", "3"])
-    assert "unrecognized arguments: --epochs 3" in capsys.readouterr().err
+    assert run_guarded(cli.dispatch, ["upload", "folder", "--epochs", "3"]) == 2
+    assert "epochs: unknown key (flag --epochs)" in capsys.readouterr().err
+
+
+def test_the_list_of_commands_and_unknown_ones(capsys: pytest.CaptureFixture) -> None:
+    assert cli.dispatch(["--help"], "pspnet sagemaker") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: pspnet sagemaker COMMAND")
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+    assert run_guarded(cli.dispatch, ["deplyo"]) == 2
+    assert "unknown command 'deplyo'; did you mean deploy?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -152,11 +162,10 @@ def test_missing_packages_report_the_extra(
     assert 'pip install "pspnet[sagemaker]"' in error
 
 
-def test_neither_the_parser_nor_the_request_needs_aws_packages_or_torch() -> None:
+def test_neither_the_commands_nor_the_request_needs_aws_packages_or_torch() -> None:
     code = (
         "import sys, sagemaker_entry.commands\n"
         "import sagemaker_entry.training.job_request, sagemaker_entry.training.training_images\n"
-        "sagemaker_entry.commands.build_parser()\n"
         "loaded = {'torch', 'sagemaker', 'boto3', 'botocore'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
-import http.client
 import json
 import os
 import ssl
 import time
 from urllib.parse import SplitResult, urlsplit
 
+from urllib3.exceptions import HTTPError
+
+from pspnet.client.http_client import HttpClient, cause_of
 from pspnet.errors import ConfigError
 from pspnet.masks.class_counts import class_counts
 from pspnet.masks.frames import MaskedFrame
@@ -21,7 +23,7 @@ MAX_WAIT = 60.0
 """Maximum seconds of a server's Retry-After."""
 
 _TEMPORARY = (408, 425, 429)
-_READ = 65_536  # bytes read of a response, so that its connection can be reused
+_READ = 65_536  # bytes read of a response
 
 
 class WebhookSink:
@@ -36,12 +38,10 @@ class WebhookSink:
 
     def __init__(self, url: str, context: SinkContext) -> None:
         """The connection is opened with the first item. Raises ConfigError for an invalid URL or header."""
-        parts, self.name = split_url(url)
-        self._host, self._port, self._secure = parts.hostname or "", parts.port, parts.scheme == "https"
-        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._context, self._settings = context, context.settings
+        _, self.name = split_url(url)
+        self._url, self._context, self._settings = url, context, context.settings
         self._headers = self._settings.headers(os.environ)
-        self._connection: http.client.HTTPConnection | None = None
+        self._http = HttpClient(self._settings.webhook_timeout)
         self._not_before = 0.0
 
     def write(self, item: MaskedFrame) -> None:
@@ -73,38 +73,22 @@ class WebhookSink:
         raise SinkError(f"{self.name}: the server returned {status} for frame {head.frame}{hint}.", temporary)
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
-        """Return status and seconds of Retry-After. A reused connection that the server closed is reopened once."""
-        for fresh in (self._connection is None, True):
-            try:
-                return self._exchange(body, headers)
-            except (OSError, http.client.HTTPException) as error:
-                self.close()
-                closed = isinstance(error, (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError))
-                if fresh or not closed:
-                    permanent = isinstance(error, ssl.SSLCertVerificationError)
-                    reason = " ".join(str(error).split()) or type(error).__name__
-                    raise SinkError(f"{self.name}: cannot be reached ({reason}).", temporary=not permanent) from error
-        raise AssertionError("a new connection either returns or raises")
-
-    def _exchange(self, body: bytes, headers: dict[str, str]) -> tuple[int, float | None]:
-        if self._connection is None:
-            kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            self._connection = kind(self._host, self._port, timeout=self._settings.webhook_timeout)
-        self._connection.request("POST", self._path, body, headers)
-        response = self._connection.getresponse()
-        status, wait = response.status, read_retry_after(response.getheader("Retry-After"))
-        if len(response.read(_READ)) == _READ:
-            self.close()  # discards the rest of a long response
-        return status, wait
+        """Return status and seconds of Retry-After."""
+        try:
+            response, _ = self._http.post(self._url, body, headers, longest=_READ)
+        except HTTPError as error:
+            cause = cause_of(error)
+            permanent = isinstance(cause, ssl.SSLCertVerificationError)
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+            raise SinkError(f"{self.name}: cannot be reached ({reason}).", temporary=not permanent) from error
+        return response.status, read_retry_after(response.headers.get("Retry-After"))
 
     def flush(self) -> None:
         """See Sink. write() returns after the response."""
 
     def close(self) -> None:
         """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._http.close()
 
 
 def split_url(url: str) -> tuple[SplitResult, str]:

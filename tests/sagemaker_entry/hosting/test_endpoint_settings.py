@@ -12,7 +12,7 @@ from sagemaker_entry import commands as cli
 from sagemaker_entry.hosting import hosting_images
 from sagemaker_entry.hosting import hosting_requests as requests
 from sagemaker_entry.hosting.deploy import names, requests_of
-from sagemaker_entry.hosting.endpoint_settings import HostSettings
+from sagemaker_entry.hosting.endpoint_settings import HostSettings, TransformSettings
 from sagemaker_entry.hosting.hosting_requests import HostContext
 from sagemaker_entry.hosting.transform import Images, transform_request
 
@@ -57,12 +57,12 @@ def check_bounds(value: Any, shape: Any, where: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        HostSettings(),
-        HostSettings(tags=(("team", "cars"),), env=(("A", "b"),), instance_type="ml.g4dn.xlarge", instance_count=2),
-        HostSettings(serverless=True, memory=2048, concurrency=3),
-        HostSettings(asynchronous=True, output_path="s3://b/answers", max_instances=2, min_instances=0),
-        HostSettings(data_capture=20, max_instances=4, network_isolation=True),
-        HostSettings(update=True, endpoint_name="cars"),
+        HostSettings(model="m"),
+        HostSettings(model="m", tag=("team=cars",), env=("A=b",), instance_type="ml.g4dn.xlarge", instance_count=2),
+        HostSettings(model="m", serverless=True, memory=2048, concurrency=3),
+        HostSettings(model="m", asynchronous=True, output_path="s3://b/answers", max_instances=2, min_instances=0),
+        HostSettings(model="m", data_capture=20, max_instances=4, network_isolation=True, image_uri="ours:1"),
+        HostSettings(model="m", update=True, endpoint_name="cars"),
     ],
 )
 def test_requests_match_the_api_description(settings: HostSettings) -> None:
@@ -71,7 +71,7 @@ def test_requests_match_the_api_description(settings: HostSettings) -> None:
 
 
 def test_the_requests_of_the_first_users_endpoint() -> None:
-    sent = requests_of(HostSettings(), CONTEXT)
+    sent = requests_of(HostSettings(model="m"), CONTEXT)
     assert list(sent) == ["CreateModel", "CreateEndpointConfig", "CreateEndpoint"]
     tags = [{"Key": "pspnet", "Value": "cars"}]
     environment = sent["CreateModel"]["PrimaryContainer"].pop("Environment")
@@ -100,49 +100,49 @@ def test_limits_follow_the_kind_of_endpoint_and_env_overrides_them() -> None:
     def environment(settings: HostSettings) -> dict[str, str]:
         return requests_of(settings, CONTEXT)["CreateModel"]["PrimaryContainer"]["Environment"]
 
-    assert environment(HostSettings(serverless=True))["PSPNET_ANSWER_BYTES"] == "4000000"
-    slow = environment(HostSettings(asynchronous=True))
+    assert environment(HostSettings(model="m", serverless=True))["PSPNET_ANSWER_BYTES"] == "4000000"
+    slow = environment(HostSettings(model="m", asynchronous=True))
     assert (slow["PSPNET_REQUEST_BYTES"], slow["SAGEMAKER_MODEL_SERVER_TIMEOUT"]) == ("100000000", "900")
-    own = environment(HostSettings(env=(("PSPNET_PIXELS", "5"), ("TS_MAX_REQUEST_SIZE", "7"))))
+    own = environment(HostSettings(model="m", env=("PSPNET_PIXELS=5", "TS_MAX_REQUEST_SIZE=7")))
     assert (own["PSPNET_PIXELS"], own["TS_MAX_REQUEST_SIZE"]) == ("5", "7")
 
 
 def test_the_server_reads_the_variables() -> None:
     from pspnet.inference.limits import Limits
 
-    environment = requests.container_environment(HostSettings(), 5_000_000)
+    environment = requests.container_environment(HostSettings(model="m"), 5_000_000)
     limits = Limits.from_environment(environment)
     assert (limits.request_bytes, limits.answer_bytes) == (5_000_000, 5_000_000)
 
 
 def test_names() -> None:
-    assert names(HostSettings(), "20260101000000") == ("xporter-segmentation-20260101000000",) * 2
-    endpoint, name = names(HostSettings(endpoint_name="a" * 63), "20260101000000")
+    assert names(HostSettings(model="m"), "20260101000000") == ("xporter-segmentation-20260101000000",) * 2
+    endpoint, name = names(HostSettings(model="m", endpoint_name="a" * 63), "20260101000000")
     assert endpoint == "a" * 63
     assert name == "a" * 48 + "-20260101000000"
 
 
 def test_the_transform_payload_fits_the_largest_image() -> None:
-    settings = HostSettings(instance_type="ml.m5.xlarge")
-    small = transform_request(
-        settings, Images("s3://b/i/", "image/jpeg", 90_000), "s3://b/o/", "image/png", 4, "m", "job-1"
-    )
+    settings = TransformSettings(model="m", images="s3://b/i", output="s3://b/o", accept="image/png", concurrent=4)
+    small = transform_request(settings, Images("s3://b/i/", "image/jpeg", 90_000), "m", "job-1")
     check_against_aws("CreateTransformJob", small)
     assert (small["MaxPayloadInMB"], small["MaxConcurrentTransforms"]) == (6, 4)
     assert small["TransformInput"]["ContentType"] == "image/jpeg"
-    large = transform_request(
-        settings, Images("s3://b/i/", "image/png", 40 * 1024 * 1024 + 1), "s3://b/o/", "image/png", 4, "m", "job-1"
-    )
+    large = transform_request(settings, Images("s3://b/i/", "image/png", 40 * 1024 * 1024 + 1), "m", "job-1")
     assert (large["MaxPayloadInMB"], large["MaxConcurrentTransforms"]) == (41, 2)
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--instance_count", "0"], "instance_count: found 0"),
+        (
+            ["--instance_count", "0"],
+            "instance_count: found '0' (flag --instance_count); allowed: a whole number, at least 1",
+        ),
         (["--endpoint_name", "a_b"], "endpoint_name: found 'a_b'"),
         (["--base_name", "a" * 49], "base_name: found"),
-        (["--serverless", "--memory", "1000"], "memory: found 1000; AWS offers 1024, 2048"),
+        (["--serverless", "--memory", "1000"], "memory: found '1000' (flag --memory); allowed: 1024, 2048"),
+        (["--memroy", "1024"], "memroy: unknown key (flag --memroy); did you mean memory?"),
         (["--serverless", "--asynchronous"], "serverless: given with asynchronous"),
         (["--serverless", "--concurrency", "201"], "allowed: 1 to 200"),
         (["--serverless", "--data_capture", "5"], "serverless endpoints do not support it"),
@@ -154,12 +154,12 @@ def test_the_transform_payload_fits_the_largest_image() -> None:
         (["--max_instances", "2", "--min_instances", "0"], "0 with --asynchronous only"),
         (["--min_instances", "2"], "min_instances: given without max_instances"),
         (["--max_instances", "2", "--no_wait"], "max_instances: given with no_wait"),
-        (["--data_capture", "101"], "data_capture: found 101"),
+        (["--data_capture", "101"], "data_capture: found '101'"),
         (["--network_isolation"], "network_isolation: given without image_uri"),
         (["--update"], "update: given without endpoint_name"),
         (["--tag", "pspnet=mine"], "this one marks what `delete` may remove"),
-        (["--tag", "team"], "tag: found 'team'"),
-        (["--env", "=1"], "env: found '=1'"),
+        (["--tag", "team"], "tag: found ['team'] (flag --tag); allowed: KEY=VALUE"),
+        (["--env", "=1"], "env: found ['=1']"),
         (["--role", "arn:aws:iam::12:role/R"], "role: found"),
         (["--instance_type", "ml.t2.huge"], "does not list it for SageMaker hosting"),
         (["--instance_type", "ml.inf2.xlarge"], "AWS's own accelerators"),
@@ -221,9 +221,19 @@ def test_help_and_unknown_flags_of_every_command(command: str, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert out.startswith(f"usage: pspnet sagemaker {command}")
     assert "--region" in out
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError, match=r"epochs: unknown key .flag --epochs."):
         cli.dispatch([command, "x", "y", "--output", "o", "--epochs", "3"])
-    assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_all_problems_of_the_command_line_are_listed(capsys: pytest.CaptureFixture) -> None:
+    argv = ["deploy", "m", "--instance-count", "zero", "--memory", "5", "--serverles", "--no-wait", "maybe"]
+    assert run_guarded(cli.dispatch, argv) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  command line: unexpected 'maybe'; expected MODEL and settings as --key value",
+        "  serverles: unknown key (flag --serverles); did you mean serverless?",
+        "  instance_count: found 'zero' (flag --instance-count); allowed: a whole number, at least 1",
+        "  memory: found '5' (flag --memory); allowed: 1024, 2048, 3072, 4096, 5120 or 6144",
+    ]
 
 
 def test_flags_accept_hyphens(capsys: pytest.CaptureFixture) -> None:

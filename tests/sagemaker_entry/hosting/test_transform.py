@@ -148,10 +148,10 @@ def test_a_refused_or_failed_transform_leaves_no_model(aws: Aws, model: str, cap
     [
         (["frames"], "images: found 'frames'"),
         ([MASKS], "output: the same folder as the images"),
-        ([IMAGES, "--concurrent", "0"], "concurrent: found 0"),
+        ([IMAGES, "--concurrent", "0"], "concurrent: found '0'"),
         ([IMAGES, "--fetch", "x", "--no_wait"], "fetch: given with no_wait"),
         ([IMAGES, "--instance_type", "ml.t2.xlarge"], "does not list it for SageMaker batch transform"),
-        ([IMAGES, "--workers", "0"], "workers: found 0"),
+        ([IMAGES, "--workers", "0"], "workers: found '0'"),
     ],
 )
 def test_user_errors_send_nothing(

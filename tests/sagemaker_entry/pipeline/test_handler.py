@@ -356,5 +356,5 @@ def test_wrong_settings_fail_every_event(bucket: Any, monkeypatch: pytest.Monkey
         lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/a.png")))
     monkeypatch.setenv("PSPNET_COLUMN", "half")
     reset_function()
-    with pytest.raises(ConfigError, match="PSPNET_COLUMN: found 'half', expected a number"):
+    with pytest.raises(ConfigError, match=r"column: found 'half' .environment PSPNET_COLUMN.; allowed: a number"):
         lambda_handler.handler(s3_event())

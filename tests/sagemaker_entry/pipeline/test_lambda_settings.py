@@ -7,7 +7,7 @@ import pytest
 from pspnet.classes import CAMVID_CLASSES
 from pspnet.driving.view import Camera, View
 from pspnet.errors import ConfigError
-from sagemaker_entry.pipeline.lambda_settings import LARGEST_BYTES, read_settings
+from sagemaker_entry.pipeline.lambda_settings import LambdaSettings
 
 
 def settings(**values: str) -> dict[str, str]:
@@ -15,19 +15,19 @@ def settings(**values: str) -> dict[str, str]:
 
 
 def test_the_defaults_give_class_fractions_only() -> None:
-    found = read_settings({})
+    found = LambdaSettings.from_environment({})
     assert (found.output_prefix, found.classes, found.forward_to) == ("summaries/", (), None)
-    assert found.largest_bytes == LARGEST_BYTES
+    assert found.largest_bytes == 64 * 1024 * 1024
     assert found.view(CAMVID_CLASSES) is None
 
 
 def test_empty_values_are_the_defaults() -> None:
     names = ("OUTPUT_PREFIX", "CLASSES", "DRIVABLE", "VEHICLE_WIDTH", "COLUMN", "CAMERA_HEIGHT", "FORWARD_TO")
-    assert read_settings(settings(**dict.fromkeys(names, ""))) == read_settings({})
+    assert LambdaSettings.from_environment(settings(**dict.fromkeys(names, ""))) == LambdaSettings.from_environment({})
 
 
 def test_names_and_ids_of_classes() -> None:
-    found = read_settings(settings(CLASSES="sky, road ,kerb", DRIVABLE="road, 7"))
+    found = LambdaSettings.from_environment(settings(CLASSES="sky, road ,kerb", DRIVABLE="road, 7"))
     assert found.classes == ("sky", "road", "kerb")
     assert found.view(found.classes) == View(frozenset({1, 7}))
     # Masks may include their own names.
@@ -35,7 +35,7 @@ def test_names_and_ids_of_classes() -> None:
 
 
 def test_a_view_with_a_camera() -> None:
-    found = read_settings(
+    found = LambdaSettings.from_environment(
         settings(
             CLASSES="camvid",
             DRIVABLE="road",
@@ -51,7 +51,9 @@ def test_a_view_with_a_camera() -> None:
 
 
 def test_a_target() -> None:
-    target = read_settings(settings(FORWARD_TO="arn:aws:sqs:eu-west-1:123456789012:results.fifo")).forward_to
+    target = LambdaSettings.from_environment(
+        settings(FORWARD_TO="arn:aws:sqs:eu-west-1:123456789012:results.fifo")
+    ).target
     assert target is not None
     assert (target.service, target.region) == ("sqs", "eu-west-1")
     assert (target.account, target.name) == ("123456789012", "results.fifo")
@@ -60,34 +62,34 @@ def test_a_target() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"OUTPUT_PREFIX": "out"}, "PSPNET_OUTPUT_PREFIX: found 'out', expected a folder"),
-        ({"OUTPUT_PREFIX": "/"}, "PSPNET_OUTPUT_PREFIX: found '/'"),
-        ({"DRIVABLE": "3,256"}, "PSPNET_DRIVABLE: found the class id 256"),
-        ({"DRIVABLE": "3", "HORIZON": "x"}, "PSPNET_HORIZON: found 'x', expected a number"),
+        ({"OUTPUT_PREFIX": "out"}, "output_prefix: found 'out' .environment PSPNET_OUTPUT_PREFIX.; allowed: a folder"),
+        ({"OUTPUT_PREFIX": "/"}, "output_prefix: found '/'"),
+        ({"DRIVABLE": "3,256"}, "drivable: found '3,256' .environment PSPNET_DRIVABLE.; allowed: names, or ids"),
+        ({"DRIVABLE": "3", "HORIZON": "x"}, "horizon: found 'x' .environment PSPNET_HORIZON.; allowed: a number"),
         ({"DRIVABLE": "3", "HORIZON": "1.5"}, "horizon: found 1.5; expected a fraction"),
         ({"DRIVABLE": "3", "VEHICLE_WIDTH": "2"}, "width: found 2; expected a fraction of the image's width"),
-        ({"DRIVABLE": "3", "CAMERA_HEIGHT": "1"}, "PSPNET_CAMERA_HEIGHT: a camera needs"),
+        ({"DRIVABLE": "3", "CAMERA_HEIGHT": "1"}, "camera_height: given without the others .*; a camera needs"),
         (
             {"DRIVABLE": "3", "CAMERA_HEIGHT": "0", "CAMERA_PITCH": "0", "CAMERA_FOCAL": "1"},
             "camera: found height 0",
         ),
-        ({"COLUMN": "0.5"}, "PSPNET_DRIVABLE: not set"),
-        ({"FORWARD_TO": "https://example.com"}, "PSPNET_FORWARD_TO: found 'https://example.com', expected the ARN"),
-        ({"LARGEST_BYTES": "1 MB"}, "PSPNET_LARGEST_BYTES: found '1 MB'"),
+        ({"COLUMN": "0.5"}, "drivable: not set, and the other numbers need it"),
+        ({"FORWARD_TO": "https://example.com"}, "forward_to: found 'https://example.com' .*; allowed: the ARN"),
+        ({"LARGEST_BYTES": "1 MB"}, "largest_bytes: found '1 MB'"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(values: dict[str, str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        read_settings(settings(**values))
+        LambdaSettings.from_environment(settings(**values))
 
 
 def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        read_settings(settings(OUTPUT_PREFIX="out", COLUMN="x", FORWARD_TO="y"))
-    assert len(str(caught.value).splitlines()) == 3
+        LambdaSettings.from_environment(settings(OUTPUT_PREFIX="out", COLUMN="x", FORWARD_TO="y"))
+    assert len(str(caught.value).splitlines()) == 4
 
 
 def test_a_drivable_class_must_be_a_class_of_the_masks() -> None:
-    found = read_settings(settings(DRIVABLE="road"))
+    found = LambdaSettings.from_environment(settings(DRIVABLE="road"))
     with pytest.raises(ConfigError, match="PSPNET_DRIVABLE: found road; the masks' classes are unknown: set PSPNET"):
         found.view(())

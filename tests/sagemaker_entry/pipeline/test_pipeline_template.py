@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from pspnet.config.settings import settings_of
 from pspnet.stream.sinks import s3 as mask_sinks
 from pspnet.stream.sources import kinesis_client
 from sagemaker_entry.hosting import sagemaker_transports
 from sagemaker_entry.pipeline import handler as lambda_handler
-from sagemaker_entry.pipeline.lambda_settings import read_settings
+from sagemaker_entry.pipeline.lambda_settings import LambdaSettings
 
 TEMPLATE = Path(__file__).resolve().parents[3] / "sagemaker_entry" / "pipeline" / "pipeline_template.yaml"
 
@@ -124,21 +125,19 @@ def test_summaries_trigger_nothing(template: dict[str, Any]) -> None:
     (notification,) = resources["MaskBucket"]["Properties"]["NotificationConfiguration"]["QueueConfigurations"]
     (rule,) = notification["Filter"]["S3Key"]["Rules"]
     variables = resources["SummaryFunction"]["Properties"]["Environment"]["Variables"]
-    settings = read_settings({"PSPNET_OUTPUT_PREFIX": variables["PSPNET_OUTPUT_PREFIX"]})
+    settings = LambdaSettings.from_environment({"PSPNET_OUTPUT_PREFIX": variables["PSPNET_OUTPUT_PREFIX"]})
     assert rule == {"Name": "prefix", "Value": "masks/"}
     assert not lambda_handler.output_key("masks/a.png", settings).startswith(rule["Value"])
 
 
 def test_the_function_reads_every_setting_of_the_template(template: dict[str, Any]) -> None:
     variables = template["Resources"]["SummaryFunction"]["Properties"]["Environment"]["Variables"]
-    source = (TEMPLATE.parent / "lambda_settings.py").read_text()
-    for name in variables:
-        assert name in source or f'"{name.removeprefix("PSPNET_")}"' in source, name
+    assert set(variables) <= {item.variables[0] for item in settings_of(LambdaSettings).values()}
     defaults = {
         name: template["Parameters"][value["Ref"]]["Default"] if isinstance(value, dict) else value
         for name, value in variables.items()
     }
-    assert read_settings(defaults) == read_settings({})
+    assert LambdaSettings.from_environment(defaults) == LambdaSettings.from_environment({})
 
 
 def test_the_queue_visibility_timeout_and_dead_letter_queue(template: dict[str, Any]) -> None:

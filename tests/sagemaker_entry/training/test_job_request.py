@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pspnet.config.command_line import parse_settings
 from pspnet.config.parsing import load_config, parse_arguments
 from pspnet.errors import ConfigError
 from sagemaker_entry.aws.account_settings import unique_name
@@ -22,7 +22,7 @@ from sagemaker_entry.training.job_request import (
     local_channels,
     metric_definitions,
 )
-from sagemaker_entry.training.job_settings import JobSettings, add_job_arguments, read_settings
+from sagemaker_entry.training.job_settings import JobSettings
 from sagemaker_entry.training.metric_definitions import METRIC_DEFINITIONS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,14 +50,12 @@ VOC_HYPERPARAMETERS = {
 
 
 def settings_of(*argv: str) -> JobSettings:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_job_arguments(parser)
-    return read_settings(parser.parse_args(argv))
+    return parse_settings(JobSettings, argv, "train", "")
 
 
 def request_of(*argv: str, rest: tuple[str, ...] = ("--config", VOC), samples: int | None = None) -> dict[str, Any]:
     settings = settings_of(*argv)
-    parsed = parse_arguments(rest, data_environment(settings, "bucket"))
+    parsed = parse_arguments(rest, data_environment("bucket", settings.prefix))
     channels = channel_uris(parsed.config, settings, "bucket")
     return build_request(hyperparameters(parsed, samples), channels, settings, CONTEXT)
 
@@ -124,7 +122,7 @@ def test_sharding_requires_one_machine() -> None:
     request = request_of("--distribution", "ShardedByS3Key")
     kinds = [one["DataSource"]["S3DataSource"]["S3DataDistributionType"] for one in request["InputDataConfig"]]
     assert kinds == ["ShardedByS3Key"] * 4 + ["FullyReplicated"] * 2
-    with pytest.raises(ConfigError, match="each machine needs all of them"):
+    with pytest.raises(ConfigError, match="so each machine needs all"):
         settings_of("--distribution", "ShardedByS3Key", "--instance_count", "2")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def test_the_source_is_the_package_the_scripts_and_the_configs(tmp_path: Path) -
     names = {str(path) for path in staged}
     assert {"train.py", "inference.py", "requirements.txt", "configs/voc2012.yaml", "pspnet/cli/train.py"} <= names
     assert {name.split("/")[0] for name in names} == {
-        "train.py", "inference.py", "requirements.txt", "configs", "pspnet",
+        "train.py", "inference.py", "pyproject.toml", "requirements.txt", "configs", "pspnet",
     }  # fmt: skip
     package = {
         str(path.relative_to(ROOT))
@@ -56,13 +57,14 @@ def test_a_wheel_holds_scripts_and_configs_inside_the_package(tmp_path: Path, mo
     for name in (*files, "__pycache__/a.pyc", "templates/.cache", ".cache/b.txt", "c.pyc"):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text(f"# {name}")
+    shutil.copy(ROOT / "pyproject.toml", package / "scripts")
     (package / "configs" / "voc2012.yaml").write_text("num_classes: 21")
     monkeypatch.setattr(locations, "PACKAGE", package)
     monkeypatch.setattr(source, "PACKAGE", package)
     staged = stage_source(tmp_path / "job")
     assert [str(path) for path in staged] == [
         "configs/voc2012.yaml", "inference.py", "pspnet/__init__.py", "pspnet/py.typed", "pspnet/templates/a.html",
-        "requirements.txt", "train.py",
+        "pyproject.toml", "requirements.txt", "train.py",
     ]  # fmt: skip
     assert (tmp_path / "job" / "train.py").read_text() == "# scripts/train.py"
 
@@ -80,9 +82,18 @@ def test_requirements_fit_the_image(tmp_path: Path) -> None:
     new = (tmp_path / "new" / "requirements.txt").read_text()
     assert (old, new) == (requirements(True), requirements())
     assert "albumentations==1.4.18" in old
-    assert "albumentations==1.4.18" in old
+    assert "opencv-python-headless>=4.9\n" in old
     assert "albumentations==1.4.18" not in new
     for text in (old, new):
         packages = {line.split(">")[0].split("=")[0] for line in text.splitlines() if not line.startswith("#")}
         assert {"safetensors", "pyyaml", "opencv-python-headless", "albumentations", "tqdm"} <= packages
-        assert not packages & {"torch", "torchvision", "numpy"}
+        assert not packages & {"torch", "torchvision", "numpy", "urllib3"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="needs tomllib")
+def test_the_core_requirements_are_those_of_pyproject() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = locations.core_requirements(ROOT / "pyproject.toml")
+    assert [f"{name}{bounds}" for name, bounds in found.items()] == project["dependencies"]

@@ -221,7 +221,7 @@ def test_a_python_without_the_toolkit_is_reported(channels: dict[str, Path], tmp
         (["--data", "s3://bucket/voc"], "a rehearsal reads local folders: give --data FOLDER"),
         (["--data", "missing"], "no such folder"),
         (["--label_map", "s3://bucket/maps"], "label_map: found 's3://bucket/maps'"),
-        (["--volume_size", "0"], "volume_size: found 0"),
+        (["--volume_size", "0"], "volume_size: found '0'"),
         (["--instance_type", "nonsense"], "instance_type: "),
         (["--pytorch_version", "2.6.0"], "ml.p2.xlarge (K80) runs PyTorch up to 1.12.1"),
     ],

@@ -53,8 +53,8 @@ def test_the_sent_request_matches_the_built_one(uploaded: Aws) -> None:
     assert dispatch([*TRAIN, "--learning_rate", "1e-4", "--early_stopping", *spot, "--input_mode", "FastFile"]) == 0
     request = created(uploaded)
     settings = JobSettings(
-        instance_type="ml.g4dn.xlarge", spot=True, max_wait=400000, tags=(("team", "cars"),),
-        metrics=(("mine", "x=([0-9]+)"),), input_mode="FastFile", role=ROLE,
+        instance_type="ml.g4dn.xlarge", spot=True, max_wait=400000, tag=("team=cars",),
+        metric=("mine=x=([0-9]+)",), input_mode="FastFile", role=ROLE,
     )  # fmt: skip
     names = ("train", "train_annotation", "validation", "validation_annotation")
     expected = build_request(
