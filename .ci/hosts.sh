@@ -55,7 +55,7 @@ else
     exit 0
   fi
   step "requirements of the model directory"
-  "${project[@]}" -c 'from pspnet.artifact.bundle import requirements; print(requirements("psp"))' |
+  "${project[@]}" -c 'from pathlib import Path; from pspnet.artifact.bundle import requirements; print(requirements(Path("pyproject.toml"), "psp"))' |
     tee "$work/requirements.txt"
   step "installing into a temporary environment: ${packages[*]} (Python: $base)"
   if command -v uv >/dev/null 2>&1; then

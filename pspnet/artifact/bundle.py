@@ -14,7 +14,7 @@ from pathlib import Path
 from pspnet.artifact.file_names import ARCHIVE_NAME, CODE_NAME, CONFIG_NAME, WEIGHTS_NAME
 from pspnet.artifact.model_directory import read_algorithm
 from pspnet.errors import WeightsError
-from pspnet.system.locations import PACKAGE, core_requirements, find_project_file
+from pspnet.system.locations import PACKAGE, find_project_file
 
 # Files of the package needed for prediction: no training, evaluation or data sets.
 _SERVED = (
@@ -51,9 +51,7 @@ def write_code(model_dir: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PACKAGE / name, copy)
         shutil.copyfile(handlers, building / "inference.py")
-        (building / "requirements.txt").write_text(
-            _requirements(pyproject, read_algorithm(model_dir)), encoding="utf-8"
-        )
+        (building / "requirements.txt").write_text(requirements(pyproject, read_algorithm(model_dir)), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         building.rename(target)
     finally:
@@ -71,9 +69,9 @@ def _find(name: str, model_dir: Path) -> Path:
     return path
 
 
-def _requirements(pyproject: Path, algorithm: str) -> str:
-    """Imports of the served files that the inference images lack."""
-    lines = [_REQUIREMENTS_HEAD, f"safetensors{core_requirements(pyproject)['safetensors']}"]
+def requirements(pyproject: Path, algorithm: str) -> str:
+    """The text of `code/requirements.txt`: imports of the served files that the inference images lack."""
+    lines = [_REQUIREMENTS_HEAD, f"safetensors{corerequirements(pyproject)['safetensors']}"]
     # For torchvision's networks. Unpinned, so that pip keeps the version that matches the image's torch.
     lines += [] if algorithm == "psp" else ["torchvision"]
     return "\n".join([*lines, ""])
