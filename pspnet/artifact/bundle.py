@@ -71,7 +71,7 @@ def _find(name: str, model_dir: Path) -> Path:
 
 def requirements(pyproject: Path, algorithm: str) -> str:
     """The text of `code/requirements.txt`: imports of the served files that the inference images lack."""
-    lines = [_REQUIREMENTS_HEAD, f"safetensors{corerequirements(pyproject)['safetensors']}"]
+    lines = [_REQUIREMENTS_HEAD, f"safetensors{core_requirements(pyproject)['safetensors']}"]
     # For torchvision's networks. Unpinned, so that pip keeps the version that matches the image's torch.
     lines += [] if algorithm == "psp" else ["torchvision"]
     return "\n".join([*lines, ""])
