@@ -14,7 +14,7 @@ from pathlib import Path
 from pspnet.artifact.file_names import ARCHIVE_NAME, CODE_NAME, CONFIG_NAME, WEIGHTS_NAME
 from pspnet.artifact.model_directory import read_algorithm
 from pspnet.errors import WeightsError
-from pspnet.system.locations import PACKAGE, find_project_file
+from pspnet.system.locations import PACKAGE, core_requirements, find_project_file
 
 # Files of the package needed for prediction: no training, evaluation or data sets.
 _SERVED = (
