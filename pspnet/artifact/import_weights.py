@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pspnet.artifact.bundle import write_code
 from pspnet.artifact.file_names import CONFIG_NAME
 from pspnet.artifact.model_directory import save_imported
-from pspnet.classes import default_class_names
-from pspnet.errors import DataError
+from pspnet.classes import NAMED_CLASS_SETS, default_class_names
+from pspnet.errors import DataError, WeightsError
 from pspnet.models.imports.layout import ForeignWeights
 from pspnet.models.imports.programs import read_weights
+from pspnet.models.zoo import PublishedModel
 
 
 def import_weights(
@@ -32,6 +35,52 @@ def import_weights(
     if (output / CONFIG_NAME).exists():
         raise DataError(f"--output: {output} holds a model already; give another folder, or delete it.")
     weights = read_weights(file, program)
+    try:
+        _save(weights, file, output, class_names, {})
+    except OSError as error:
+        raise DataError(
+            f"--output: {output} cannot be written ({error.strerror or error}); give another folder."
+        ) from error
+    return weights
+
+
+def import_published(file: Path, model: PublishedModel, output: Path, url: str) -> None:
+    """Write a model directory for a downloaded file of the table of published models.
+
+    Raises WeightsError for a file that cannot be used or contradicts the table, OSError if writing fails.
+    """
+    weights = read_weights(file, model.program)
+    found, expected = {**weights.architecture, "algorithm": weights.algorithm}, model.architecture
+    wrong = [
+        f"{key} is {found.get(key)!r} there and {value!r} in the table"
+        for key, value in {**expected, "algorithm": model.algorithm}.items()
+        if found.get(key) != value and key not in weights.assumed
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{file}: not the published model {model.key}: {'; '.join(wrong)}. Delete the file to download it again; "
+            "if this repeats, the table of this version is wrong: import the file with `pspnet import`."
+        )
+    # The table knows what a file without a config does not show.
+    weights = replace(weights, architecture={**weights.architecture, **expected})
+    published = {
+        "name": model.key, "url": url, "license": model.licence, "dataset": model.dataset, "protocol": model.protocol,
+        "mIoU": model.miou, "mIoU_multi_scale": model.miou_multi_scale,
+    }  # fmt: skip
+    longest, shortest = model.test_size
+    extra = {"test_size": {"long_side": longest, "short_side": shortest}}
+    class_names = None if model.class_names is None else NAMED_CLASS_SETS[model.class_names]
+    _save(weights, file, output, class_names, {"published": published}, extra)
+
+
+def _save(
+    weights: ForeignWeights,
+    file: Path,
+    output: Path,
+    class_names: tuple[str, ...] | None,
+    origin: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+) -> None:
     architecture = weights.full_architecture(None if class_names is None else len(class_names))
     model = weights.build(architecture["num_classes"])
     palette = None
@@ -39,20 +88,15 @@ def import_weights(
         class_names = weights.class_names or default_class_names(architecture["num_classes"])
         palette = None if weights.palette is None else np.array(weights.palette, dtype=np.uint8)
     source = {
-        "program": program,
+        "program": weights.program,
         "file": file.name,
         "sha256": _sha256(file),
         "heads": "imported" if weights.complete else "random",
         **weights.details,
+        **origin,
     }
-    try:
-        save_imported(output, model, architecture, class_names, palette, source)
-        write_code(output)
-    except OSError as error:
-        raise DataError(
-            f"--output: {output} cannot be written ({error.strerror or error}); give another folder."
-        ) from error
-    return weights
+    save_imported(output, model, architecture, class_names, palette, source, weights.algorithm, extra)
+    write_code(output)
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,8 @@ from pspnet.errors import DataError
 # The same as in pspnet.models.imports, which imports torch.
 PROGRAMS = ("torchvision", "semseg", "mmsegmentation", "smp", "gluoncv")
 
+_NETWORKS = {"psp": "PSPNet", "fcn": "FCN", "deeplab": "DeepLabV3"}
+
 
 def register(subparsers: Any) -> None:
     """Add the command to the parser of `pspnet`."""
@@ -43,7 +45,7 @@ def run_import(arguments: argparse.Namespace) -> int:
 
     weights = import_weights(arguments.file, arguments.program, arguments.output, names)
     architecture = weights.full_architecture(None if names is None else len(names))
-    print(_describe(architecture, len(weights.state), arguments.program))
+    print(_describe(architecture, len(weights.state), arguments.program, _NETWORKS[weights.algorithm]))
     if not weights.complete:
         print("A backbone alone: the heads are random, so train it first, with --model and the settings above.")
     print(f"Written: {arguments.output}")
@@ -70,13 +72,15 @@ def read_class_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _describe(architecture: dict[str, Any], arrays: int, program: str) -> str:
+def _describe(architecture: dict[str, Any], arrays: int, program: str, network: str) -> str:
     """Describe the imported network by the names of the training settings."""
     settings = ", ".join(
-        f"{key} {architecture[key]}" for key in ("stem", "output_stride", "align_corners", "contract_dilation")
+        f"{key} {architecture[key]}"
+        for key in ("stem", "output_stride", "align_corners", "contract_dilation")
+        if key in architecture
     )
     heads = "with" if architecture["auxiliary_head"] else "without"
     return (
-        f"{arrays} arrays of {program}: PSPNet {architecture['backbone']}, {architecture['num_classes']} classes, "
-        f"{heads} auxiliary head; {settings}."
+        f"{arrays} arrays of {program}: {network} {architecture['backbone']}, {architecture['num_classes']} classes, "
+        f"{heads} auxiliary head{'; ' if settings else ''}{settings}."
     )

@@ -8,13 +8,14 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
 from pspnet.artifact.export_record import RECORD_NAME, Export, ExportRecord, folder_name, hash_weights
 from pspnet.artifact.file_names import EXPORTS_NAME
 from pspnet.artifact.model_directory import Artifact, load_trained
+from pspnet.artifact.published import find_model
 from pspnet.classes import IGNORE_INDEX
 from pspnet.data.io.images import read_image
 from pspnet.errors import ConfigError, DataError
@@ -85,6 +86,7 @@ def export_model(request: Request, report: Callable[[str], object] = print) -> E
         DataError: unreadable images, or an output folder that is not an export.
     """
     module = find_format(request.format) if request.calibration is None else find_quantisable_format(request.format)
+    request = replace(request, model_dir=find_model(request.model_dir))
     artifact = load_trained(request.model_dir)
     weights = hash_weights(request.model_dir)
     calibration = _find_calibration(request, artifact)

@@ -1,7 +1,9 @@
-"""Paths of train.py, inference.py and configs/, in a checkout and in an installed package."""
+"""Paths of train.py, inference.py and configs/, in a checkout and in an installed package; the cache folder."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -16,3 +18,15 @@ def find_project_file(name: str) -> Path | None:
     """
     candidates = (PACKAGE / "scripts" / name, PACKAGE / name, PACKAGE.parent / name)
     return next((path for path in candidates if path.exists()), None)
+
+
+def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """PSPNET_CACHE, else `pspnet` in XDG_CACHE_HOME or ~/.cache. It may be missing or read-only."""
+    if env.get("PSPNET_CACHE"):
+        return Path(env["PSPNET_CACHE"])
+    if env.get("XDG_CACHE_HOME"):
+        return Path(env["XDG_CACHE_HOME"]) / "pspnet"
+    try:
+        return Path.home() / ".cache" / "pspnet"
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return Path("/nonexistent")

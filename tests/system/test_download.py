@@ -111,7 +111,7 @@ def test_an_interrupted_transfer_is_resumed(server: Server, tmp_path: Path) -> N
 
 def test_a_later_call_resumes(server: Server, tmp_path: Path) -> None:
     server.cuts = [70_000]
-    with pytest.raises(DataError, match=r"stopped after 70,000 bytes .*1 attempts in a row.*kept in .*voc\.tar\.part"):
+    with pytest.raises(DataError, match=r"stopped after 70,000 bytes .*1 attempts in a row.*save it as .*voc\.tar\."):
         fetch(server, tmp_path / "voc.tar", attempts=1)
     assert names(tmp_path) == ["voc.tar.part"]
     fetch(server, tmp_path / "voc.tar")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.inference.runtimes.runtime_cache import cache_folder
+from pspnet.system.locations import cache_folder
 from pspnet.inference.runtimes.trials import Choice, ChoiceCache, describe_machine, run_trial, trial_images
 from pspnet.system.cpu import available_cores, processor_name
 
