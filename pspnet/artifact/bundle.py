@@ -22,7 +22,8 @@ _SERVED = (
     "system/locations.py", "system/precision.py", "data/__init__.py", "data/io/*.py", "models/*.py",
     "models/fused/*.py", "artifact/__init__.py", "artifact/bundle.py", "artifact/export_record.py",
     "artifact/file_names.py", "artifact/model_directory.py", "artifact/published.py", "inference/*.py",
-    "inference/runtimes/*.py", "masks/__init__.py", "masks/png.py", "serving/__init__.py", "serving/protocol/*.py", "serving/serve_settings.py", "serving/loading.py",
+    "inference/runtimes/*.py", "masks/__init__.py", "masks/png.py", "serving/__init__.py", "serving/protocol/*.py",
+    "serving/serve_settings.py", "serving/loading.py",
 )  # fmt: skip
 # Imported by _SERVED and missing in the inference images.
 _REQUIREMENTS = """\

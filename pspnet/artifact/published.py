@@ -1,6 +1,6 @@
 """Models by name: published files, downloaded on first use, converted, and cached as model directories.
 
-Endpoints have this module, but none of those that download and convert: they load a directory.
+Imports torch only to convert. Endpoints have this module, but none of those that download and convert.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import os
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from pspnet.artifact.file_names import CONFIG_NAME
-from pspnet.artifact.model_directory import load_trained
 from pspnet.errors import DataError, WeightsError
 from pspnet.models.zoo import PublishedModel, find_published, name_hint
 from pspnet.system.locations import cache_folder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 try:
     import fcntl
@@ -53,6 +54,8 @@ def load_model(model: str | PathLike[str]) -> nn.Module:
 
     Its forward pass maps (N, 3, H, W) RGB in 0..255 to logits (N, C, H, W). Raises WeightsError.
     """
+    from pspnet.artifact.model_directory import load_trained
+
     return load_trained(find_model(model)).model
 
 

@@ -17,16 +17,18 @@ from pspnet.cli import predict as cli_model
 from pspnet.cli import report as cli_report
 from pspnet.cli import serve as cli_serve
 from pspnet.cli import stream as cli_stream
+from pspnet.cli.models import models_command
 from pspnet.cli.train import train_command
 from pspnet.system.exit_codes import run_guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; `train` and `sagemaker` parse their own options and are only listed."""
+    """Build the parser of all commands; `train`, `models` and `sagemaker` parse their own options."""
     parser = argparse.ArgumentParser(prog="pspnet", description="PSPNet semantic segmentation.")
     parser.add_argument("--version", action="version", version=f"pspnet {pspnet.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     subparsers.add_parser("train", help="train a model; the same as train.py (see `pspnet train --help`)")
+    subparsers.add_parser("models", help="list the published models that can be used by name")
     subparsers.add_parser("sagemaker", help="train and host on SageMaker (see `pspnet sagemaker --help`)")
     cli_evaluate.register(subparsers)
     cli_report.register(subparsers)
@@ -44,6 +46,8 @@ def dispatch(argv: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     if argv and argv[0] == "train":
         return train_command(argv[1:])
+    if argv and argv[0] == "models":
+        return models_command(argv[1:])
     if argv and argv[0] == "sagemaker":
         # Imported here, because only these commands need it.
         from sagemaker_entry.commands import dispatch as dispatch_sagemaker

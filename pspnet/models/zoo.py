@@ -70,13 +70,14 @@ pspnet_r18-d8_4x4_896x896_80k_isaid 20220110_180526-e84c0b6a 60.22 61.25
 pspnet_r50-d8_4x4_896x896_80k_isaid 20220110_180629-1f21dc32 65.36 66.48
 """
 
-# Suffix of a folder -> data set and its prefix in keys, classes, test protocol, longest and shortest side of a test image.
+# Suffix of a folder -> data set, its prefix in keys, classes, test protocol, longest and shortest side of test images.
+_CONTEXT = "slide 480 stride 320, long side 520"
 _SETS = {
     "cityscapes": ("Cityscapes", "cityscapes", 19, "whole, 2048x1024 (native)", 2048, 1024),
     "ade20k": ("ADE20K", "ade20k", 150, "whole, short side 512", 2048, 512),
     "voc12aug": ("Pascal VOC 2012 + Aug", "voc", 21, "whole, short side 512", 2048, 512),
-    "pascal_context": ("Pascal Context", "pascal-context", 60, "slide 480 stride 320, long side 520", 520, 520),
-    "pascal_context_59": ("Pascal Context 59", "pascal-context-59", 59, "slide 480 stride 320, long side 520", 520, 520),
+    "pascal_context": ("Pascal Context", "pascal-context", 60, _CONTEXT, 520, 520),
+    "pascal_context_59": ("Pascal Context 59", "pascal-context-59", 59, _CONTEXT, 520, 520),
     "coco-stuff10k": ("COCO-Stuff 10k", "coco-stuff-10k", 171, "whole, short side 512", 2048, 512),
     "coco-stuff164k": ("COCO-Stuff 164k", "coco-stuff-164k", 171, "whole, short side 512", 2048, 512),
     "loveda": ("LoveDA", "loveda", 7, "whole, 1024x1024 (native)", 1024, 1024),
