@@ -19,8 +19,8 @@ from pspnet.system.locations import PACKAGE, find_project_file
 # Files of the package needed for prediction: no settings, training, evaluation or data sets.
 _SERVED = (
     "__init__.py", "classes.py", "errors.py", "system/__init__.py", "system/atomic_files.py", "system/cpu.py",
-    "system/locations.py", "system/precision.py", "data/__init__.py", "data/io/*.py", "models/*.py",
-    "models/fused/*.py", "artifact/__init__.py", "artifact/bundle.py", "artifact/export_record.py",
+    "system/device.py", "system/locations.py", "system/precision.py", "data/__init__.py", "data/io/*.py",
+    "models/*.py", "models/fused/*.py", "artifact/__init__.py", "artifact/bundle.py", "artifact/export_record.py",
     "artifact/file_names.py", "artifact/model_directory.py", "artifact/published.py", "inference/*.py",
     "inference/runtimes/*.py", "masks/__init__.py", "masks/png.py", "serving/__init__.py", "serving/protocol/*.py",
     "serving/serve_settings.py", "serving/loading.py",
