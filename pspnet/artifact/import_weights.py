@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +49,17 @@ def import_published(file: Path, model: PublishedModel, output: Path, url: str) 
     Raises WeightsError for a file that cannot be used or contradicts the table, OSError if writing fails.
     """
     weights = read_weights(file, model.program)
-    found, expected = {**weights.architecture, "algorithm": weights.algorithm}, model.architecture
+    found = {**weights.architecture, "algorithm": weights.algorithm}
     wrong = [
         f"{key} is {found.get(key)!r} there and {value!r} in the table"
-        for key, value in {**expected, "algorithm": model.algorithm}.items()
-        if found.get(key) != value and key not in weights.assumed
+        for key, value in {**model.architecture, "algorithm": model.algorithm}.items()
+        if found.get(key) != value
     ]
     if wrong:
         raise WeightsError(
             f"{file}: not the published model {model.key}: {'; '.join(wrong)}. Delete the file to download it again; "
             "if this repeats, the table of this version is wrong: import the file with `pspnet import`."
         )
-    # The table knows what a file without a config does not show.
-    weights = replace(weights, architecture={**weights.architecture, **expected})
     published = {
         "name": model.key, "url": url, "license": model.licence, "dataset": model.dataset, "protocol": model.protocol,
         "mIoU": model.miou, "mIoU_multi_scale": model.miou_multi_scale,

@@ -32,6 +32,7 @@ from pspnet.cli.dispatch import dispatch
 from pspnet.errors import WeightsError
 from pspnet.inference.limits import Limits
 from pspnet.models.build import build_model
+from pspnet.models.constants import BACKBONES
 from pspnet.models.imports import mmsegmentation
 from pspnet.models.zoo import MODELS, PublishedModel
 from pspnet.serving.loading import load_predictor
@@ -41,12 +42,15 @@ from pspnet.system import download as download_module
 from pspnet.training.network import build_network
 from tests.system.file_server import Server, running_server
 
-# The rows of each architecture that this version builds, the first of each.
+# (strides, dilations) of a backbone.
+LAYERS = {8: ((1, 2, 1, 1), (1, 1, 2, 4)), 32: ((1, 2, 2, 2), (1, 1, 2, 4))}
+# The architectures that this version builds, and the first row of each.
 ARCHITECTURES = {
-    (model.backbone, model.stem, model.align_corners): model.key
+    (model.backbone, model.stem, model.output_stride, model.align_corners): model.key
     for model in reversed(list(MODELS.values()))
-    if model.algorithm == "psp" and model.backbone != "resnet-18" and model.output_stride == 8
-}
+    if model.algorithm == "psp" and model.backbone in BACKBONES
+    and LAYERS[model.output_stride] in mmsegmentation._OUTPUT_STRIDES
+}  # fmt: skip
 CONFIG = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
@@ -110,7 +114,9 @@ def files_below(folder: Path) -> list[str]:
 def test_every_architecture_downloads_converts_and_predicts(
     key: str, publish: Callable[..., PublishedModel], server: Server, home: Path
 ) -> None:
-    model = publish(key)
+    strides, dilations = LAYERS[MODELS[key].output_stride]
+    config = CONFIG.replace("(1, 2, 1, 1)", str(strides)).replace("(1, 1, 2, 4)", str(dilations))
+    model = publish(key, config=config.replace("corners=False", f"corners={MODELS[key].align_corners}"))
     predictor = pspnet.Predictor.load(key, "cpu", runtime="eager")
     assert predictor(np.zeros((40, 52, 3), np.uint8)).shape == (40, 52)
     folder = home / "models" / key

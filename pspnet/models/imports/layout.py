@@ -53,7 +53,6 @@ class ForeignWeights:
 
     `state` has the foreign names. `architecture` holds the arguments of build_model that were detected; num_classes is
     one of them if `complete`, but not for a backbone. `details` is further metadata of the file, JSON-serialisable.
-    `assumed` names the arguments that the file does not show, set to the published values.
     """
 
     path: str
@@ -66,7 +65,6 @@ class ForeignWeights:
     palette: tuple[tuple[int, int, int], ...] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     algorithm: str = "psp"
-    assumed: tuple[str, ...] = ()
 
     def full_architecture(self, num_classes: int | None = None) -> dict[str, Any]:
         """Return all arguments of the algorithm's builder, JSON-serialisable; a backbone needs `num_classes`.
@@ -81,7 +79,7 @@ class ForeignWeights:
             raise WeightsError(f"{self.path}: has {found} classes, but --classes {num_classes}. Give {found} names.")
         builder: Callable[..., SegmentationNetwork] = build_model if self.algorithm == "psp" else build_torchvision
         published = {name: parameter.default for name, parameter in signature(builder).parameters.items()}
-        published.pop("algorithm", None)
+        published.pop("algorithm", None)  # of build_torchvision
         published.update(num_classes=num_classes, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
         return {**published, **self.architecture}
 

@@ -8,7 +8,7 @@ specifies BGR, the input channels of the first convolution are reversed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -68,7 +68,6 @@ class _Settings:
         default_factory=lambda: {"output_stride": 8, "align_corners": False, "contract_dilation": True}
     )
     bgr: bool = False
-    assumed: tuple[str, ...] = ()
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
@@ -95,9 +94,7 @@ def convert(file: TorchFile) -> ForeignWeights:
     class_names, palette = _classes(file.meta, architecture.get("num_classes"))
     details = {key: file.meta[key] for key in _KEPT_DETAILS if isinstance(file.meta.get(key), (int, float, str))}
     architecture.update(settings.architecture)
-    return ForeignWeights(
-        source, PROGRAM, state, layout, architecture, complete, class_names, palette, details, assumed=settings.assumed
-    )
+    return ForeignWeights(source, PROGRAM, state, layout, architecture, complete, class_names, palette, details)
 
 
 _KEPT_DETAILS = ("epoch", "iter", "experiment_name", "exp_name", "mmseg_version", "mmengine_version", "time")
@@ -108,8 +105,7 @@ def _settings(meta: Mapping[str, Any], source: str) -> _Settings:
     config = parse_config(text) if isinstance(text, str) else {}
     model = _mapping(config.get("model"))
     if not model:
-        published = _Settings()
-        return replace(published, assumed=tuple(published.architecture))
+        return _Settings()
     backbone, head = _mapping(model.get("backbone")), _mapping(model.get("decode_head"))
     _reject_other_settings(backbone, head, source)
     # Their defaults for missing entries.
