@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pspnet.errors import DataError, WeightsError
 from pspnet.models.imports.layout import ForeignWeights
 from pspnet.models.imports.programs import read_weights
 from pspnet.models.zoo import PublishedModel
+from pspnet.system.download import file_digest
 
 
 def import_weights(
@@ -35,7 +35,7 @@ def import_weights(
         raise DataError(f"--output: {output} holds a model already; give another folder, or delete it.")
     weights = read_weights(file, program)
     try:
-        _save(weights, file, output, class_names, {})
+        _save(weights, file, output, class_names, {"program": program})
     except OSError as error:
         raise DataError(
             f"--output: {output} cannot be written ({error.strerror or error}); give another folder."
@@ -57,27 +57,22 @@ def import_published(file: Path, model: PublishedModel, output: Path, url: str) 
     ]
     if wrong:
         raise WeightsError(
-            f"{file}: not the published model {model.key}: {'; '.join(wrong)}. Delete the file to download it again; "
-            "if this repeats, the table of this version is wrong: import the file with `pspnet import`."
+            f"{file}: not the published model {model.key}: {'; '.join(wrong)}. Delete the file to download it again, "
+            "or convert it with `pspnet import`."
         )
     published = {
         "name": model.key, "url": url, "license": model.licence, "dataset": model.dataset, "protocol": model.protocol,
         "mIoU": model.miou, "mIoU_multi_scale": model.miou_multi_scale,
     }  # fmt: skip
-    longest, shortest = model.test_size
-    extra = {"test_size": {"long_side": longest, "short_side": shortest}}
-    class_names = None if model.class_names is None else NAMED_CLASS_SETS[model.class_names]
-    _save(weights, file, output, class_names, {"published": published}, extra)
+    origin = {"program": model.program, "published": published}
+    test_size = dict(zip(("long_side", "short_side"), model.test_size))
+    _save(weights, file, output, NAMED_CLASS_SETS.get(model.class_names or ""), origin, test_size=test_size)
 
 
 def _save(
-    weights: ForeignWeights,
-    file: Path,
-    output: Path,
-    class_names: tuple[str, ...] | None,
-    origin: dict[str, Any],
-    extra: dict[str, Any] | None = None,
+    weights: ForeignWeights, file: Path, output: Path, class_names: tuple[str, ...] | None, origin: Any, **extra: Any
 ) -> None:
+    """Write the model directory; `origin` adds to its `source`, `extra` to config.json."""
     architecture = weights.full_architecture(None if class_names is None else len(class_names))
     model = weights.build(architecture["num_classes"])
     palette = None
@@ -85,20 +80,11 @@ def _save(
         class_names = weights.class_names or default_class_names(architecture["num_classes"])
         palette = None if weights.palette is None else np.array(weights.palette, dtype=np.uint8)
     source = {
-        "program": weights.program,
         "file": file.name,
-        "sha256": _sha256(file),
+        "sha256": file_digest(file, "sha256"),
         "heads": "imported" if weights.complete else "random",
         **weights.details,
         **origin,
     }
-    save_imported(output, model, architecture, class_names, palette, source, weights.algorithm, extra)
+    save_imported(output, model, architecture, class_names, palette, source, weights.algorithm, **extra)
     write_code(output)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

@@ -102,7 +102,7 @@ def save_imported(
     palette: np.ndarray | None,
     source: dict[str, Any],
     algorithm: str = "psp",
-    extra: dict[str, Any] | None = None,
+    **extra: Any,
 ) -> None:
     """Write a model directory for imported weights. Raises OSError as `save_artifact`.
 
@@ -121,7 +121,7 @@ def save_imported(
         "training": {},
         "scores": {},
         "source": source,
-        **(extra or {}),
+        **extra,
     }
     _write(directory, model, content)
 

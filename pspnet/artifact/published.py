@@ -83,7 +83,7 @@ def _fetch(model: PublishedModel, folder: Path) -> None:
         with _lock(folder):
             if is_cached(model):
                 return
-            download(url, file, None, attempts=_ATTEMPTS, sha256=model.sha256_prefix)
+            download(url, file, f"sha256:{model.sha256_prefix}", attempts=_ATTEMPTS)
             with new_folder(folder) as temporary:
                 import_published(file, model, temporary, url)
             file.unlink()

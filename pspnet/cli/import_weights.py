@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pspnet.classes import NAMED_CLASS_SETS
+from pspnet.cli.models import NETWORKS
 from pspnet.errors import DataError
 
 # The same as in pspnet.models.imports, which imports torch.
 PROGRAMS = ("torchvision", "semseg", "mmsegmentation", "smp", "gluoncv")
-
-_NETWORKS = {"psp": "PSPNet", "fcn": "FCN", "deeplab": "DeepLabV3"}
 
 
 def register(subparsers: Any) -> None:
@@ -45,7 +44,7 @@ def run_import(arguments: argparse.Namespace) -> int:
 
     weights = import_weights(arguments.file, arguments.program, arguments.output, names)
     architecture = weights.full_architecture(None if names is None else len(names))
-    print(_describe(architecture, len(weights.state), arguments.program, _NETWORKS[weights.algorithm]))
+    print(_describe(architecture, len(weights.state), arguments.program, NETWORKS[weights.algorithm]))
     if not weights.complete:
         print("A backbone alone: the heads are random, so train it first, with --model and the settings above.")
     print(f"Written: {arguments.output}")

@@ -20,7 +20,7 @@ _COLUMNS = (
     "name", "short name", "data set", "classes", "network", "mIoU", "multi-scale", "tested on", "parameters", "licence",
     "cached",
 )  # fmt: skip
-_NETWORKS = {"psp": "PSPNet", "fcn": "FCN", "deeplab": "DeepLabV3"}
+NETWORKS = {"psp": "PSPNet", "fcn": "FCN", "deeplab": "DeepLabV3"}
 
 
 @dataclass(frozen=True, init=False)
@@ -57,7 +57,7 @@ def _row(model: PublishedModel, alias: str) -> list[str]:
     stride = "" if model.output_stride == 8 else f" d{model.output_stride}"
     return [
         model.key, alias, model.dataset, str(model.num_classes),
-        f"{_NETWORKS[model.algorithm]} {model.backbone}{stem}{stride}", f"{model.miou:.2f}",
+        f"{NETWORKS[model.algorithm]} {model.backbone}{stem}{stride}", f"{model.miou:.2f}",
         "" if model.miou_multi_scale is None else f"{model.miou_multi_scale:.2f}", model.protocol,
         f"{model.parameters / 1e6:.1f} M", model.licence, "yes" if is_cached(model) else "",
     ]  # fmt: skip

@@ -86,15 +86,9 @@ _SETS = {
     "isaid": ("iSAID", "isaid", 16, "whole, 896x896", 896, 896),
 }
 _FOLDER = re.compile(r"pspnet_r(\d+)(b?)-d(\d+)_(?:4x4_)?(\d+x\d+)_(?:4x4_)?(\d+k)_(.+)")
-# Parameters without those of a class, and parameters of a class, both with the auxiliary head.
-_PARAMETERS = {
-    ("resnet-18", "conv7"): (12767168, 194),
-    ("resnet-18", "deep-narrow"): (12786400, 194),
-    ("resnet-50", "conv7"): (48941632, 770),
-    ("resnet-50", "deep-narrow"): (48960864, 770),
-    ("resnet-101", "conv7"): (67933760, 770),
-    ("resnet-101", "deep-narrow"): (67952992, 770),
-}
+# Parameters without those of the classes, and those of each class, with stem deep-narrow and the auxiliary head.
+_PARAMETERS = {"resnet-18": (12786400, 194), "resnet-50": (48960864, 770), "resnet-101": (67952992, 770)}
+_LESS_IN_CONV7 = 19232
 
 # torchvision's COCO_WITH_VOC_LABELS_V1: name, rest of the file name, mIoU, parameters.
 _OTHERS = (
@@ -166,12 +160,12 @@ def _read_pspnets() -> Iterator[PublishedModel]:
         large = crop == "769x769"
         if large:
             key, protocol, longest, shortest = f"{key}-769", "slide 769 stride 513, 2049x1025", 2049, 1025
-        base, per_class = _PARAMETERS[backbone, stem]
+        base, per_class = _PARAMETERS[backbone]
+        parameters = base + per_class * num_classes - (_LESS_IN_CONV7 if plain else 0)
         yield PublishedModel(
             key, "psp", dataset, prefix if prefix in ("voc", "cityscapes", "ade20k") else None, num_classes, backbone,
             stem, int(stride), large, crop, protocol, (longest, shortest), float(miou), float(miou_multi_scale),
-            base + per_class * num_classes, "mmsegmentation", _MMSEGMENTATION, f"{folder}/{folder}_{rest}.pth",
-            "Apache-2.0",
+            parameters, "mmsegmentation", _MMSEGMENTATION, f"{folder}/{folder}_{rest}.pth", "Apache-2.0",
         )  # fmt: skip
 
 
@@ -188,23 +182,12 @@ def _read_others() -> Iterator[PublishedModel]:
 MODELS = {model.key: model for model in (*_read_pspnets(), *_read_others())}
 """Published models by key."""
 
-
-def _choose_aliases() -> dict[str, str]:
-    """Return data set and backbone -> key of the best model tested on whole images; other ones only if none is."""
-    best: dict[str, PublishedModel] = {}
-    for model in MODELS.values():
-        match = re.match(r"(.+-r\d+)b?(?:-d32)?-\d+k", model.key)
-        if match and _rank(model) > (_rank(best[match[1]]) if match[1] in best else (False, False, 0.0)):
-            best[match[1]] = model
-    return {alias: model.key for alias, model in best.items()}
-
-
-def _rank(model: PublishedModel) -> tuple[bool, bool, float]:
-    return model.stem == "deep-narrow", model.protocol.startswith("whole"), model.miou
-
-
-ALIASES = _choose_aliases()
-"""Short names, such as voc-r50, and their keys."""
+ALIASES: dict[str, str] = {}
+"""Short names, such as voc-r50: the best model of a data set and backbone, of those tested on whole images if any."""
+for _model in sorted(MODELS.values(), key=lambda model: (model.protocol.startswith("whole"), model.miou)):
+    _match = re.match(r"(.+-r\d+)-\d+k", _model.key)  # neither b nor d32
+    if _match:
+        ALIASES[_match[1]] = _model.key
 
 
 def find_published(name: str) -> PublishedModel | None:

@@ -29,17 +29,11 @@ class _TransientError(Exception):
 
 
 def download(
-    url: str,
-    destination: Path,
-    md5: str | None,
-    progress: bool = True,
-    attempts: int = 5,
-    backoff: float = 1.0,
-    sha256: str | None = None,
+    url: str, destination: Path, checksum: str | None, progress: bool = True, attempts: int = 5, backoff: float = 1.0
 ) -> Path:
     """Download `url` to the file `destination` and return it.
 
-    Its checksum must be `md5`, or begin with the hexadecimal digits `sha256` (None: unknown).
+    `checksum` is its MD5, "sha256:" and the first digits of its SHA-256, or None for an unknown one.
 
     Bytes are written to `<destination>.part`, which a later call resumes with an HTTP range request (or restarts if the
     server ignores ranges). A stalled or interrupted transfer is retried up to `attempts` times without progress, after
@@ -49,12 +43,12 @@ def download(
     if not url.startswith(("http://", "https://")):
         raise DataError(f"{url}: cannot be downloaded; expected a URL that starts with http:// or https://.")
     if destination.exists():
-        return _check_present(destination, md5, sha256)
+        return _check_present(destination, checksum)
     part = destination.with_name(destination.name + ".part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         _fetch_all(url, part, progress, attempts, backoff)
-        wrong = _wrong_checksum(part, md5, sha256)
+        wrong = _wrong_checksum(part, checksum)
         if wrong:
             part.unlink()
             raise DataError(
@@ -69,12 +63,8 @@ def download(
     return destination
 
 
-def file_md5(path: Path) -> str:
-    """The MD5 of a file as 32 hexadecimal digits, to detect damage, not forgery."""
-    return _file_digest(path, "md5")
-
-
-def _file_digest(path: Path, algorithm: str) -> str:
+def file_digest(path: Path, algorithm: str) -> str:
+    """The hexadecimal digest of a file by an algorithm of hashlib."""
     digest = hashlib.new(algorithm)
     with path.open("rb") as stream:
         for chunk in iter(lambda: stream.read(_CHUNK), b""):
@@ -82,18 +72,17 @@ def _file_digest(path: Path, algorithm: str) -> str:
     return digest.hexdigest()
 
 
-def _wrong_checksum(path: Path, md5: str | None, sha256: str | None) -> str | None:
-    """Describe a checksum that is not the expected one."""
-    for name, expected in (("md5", md5), ("sha256", sha256)):
-        if expected is not None and not _file_digest(path, name).startswith(expected.lower()):
-            return f"{name.upper()} {_file_digest(path, name)}, expected {expected}"
-    return None
+def _wrong_checksum(path: Path, checksum: str | None) -> str | None:
+    """Describe the checksum of a file if it is not the expected one."""
+    algorithm, _, expected = (checksum or "").lower().rpartition(":")
+    found = file_digest(path, algorithm or "md5") if expected else ""
+    return None if found.startswith(expected) else f"{(algorithm or 'md5').upper()} {found}, expected {expected}"
 
 
-def _check_present(destination: Path, md5: str | None, sha256: str | None) -> Path:
+def _check_present(destination: Path, checksum: str | None) -> Path:
     if not destination.is_file():
         raise DataError(f"{destination}: is a folder; expected the name of the file to write.")
-    wrong = _wrong_checksum(destination, md5, sha256)
+    wrong = _wrong_checksum(destination, checksum)
     if wrong:
         raise DataError(f"{destination}: exists and has {wrong}. Remove the file and run the command again.")
     return destination

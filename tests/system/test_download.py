@@ -10,7 +10,7 @@ import pytest
 
 from pspnet.errors import DataError
 from pspnet.system import download as module
-from pspnet.system.download import download, file_md5
+from pspnet.system.download import download, file_digest
 from tests.system.file_server import CONTENT, Server, running_server
 
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -92,7 +92,7 @@ def test_a_wrong_checksum_removes_the_file(server: Server, tmp_path: Path) -> No
 
 def test_an_upper_case_checksum(server: Server, tmp_path: Path) -> None:
     fetch(server, tmp_path / "voc.tar", md5=MD5.upper())
-    assert file_md5(tmp_path / "voc.tar") == MD5
+    assert file_digest(tmp_path / "voc.tar", "md5") == MD5
 
 
 def test_http_404_is_not_retried(server: Server, tmp_path: Path) -> None:

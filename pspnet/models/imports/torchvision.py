@@ -15,14 +15,11 @@ _LAYOUT = Layout((("backbone.stem.", ""), ("backbone.", "")), ignored=("fc.",))
 # The networks are torchvision's, so only the stem and the heads have other names here.
 _NETWORK = Layout(
     (
-        ("backbone.stem.", "backbone."),
-        ("backbone.", "backbone."),
-        ("head.classifier.", "classifier.4."),
-        ("head.", "classifier."),
-        ("auxiliary_head.classifier.", "aux_classifier.4."),
-        ("auxiliary_head.", "aux_classifier."),
+        ("backbone.stem.", "backbone."), ("backbone.", "backbone."),
+        ("head.classifier.", "classifier.4."), ("head.", "classifier."),
+        ("auxiliary_head.classifier.", "aux_classifier.4."), ("auxiliary_head.", "aux_classifier."),
     )
-)
+)  # fmt: skip
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
