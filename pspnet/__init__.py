@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pspnet.errors import PspnetError
 
 if TYPE_CHECKING:
-    from pspnet.artifact.model_directory import load_model
+    from pspnet.artifact.published import load_model
     from pspnet.config.schema import Config
     from pspnet.evaluation.evaluate import evaluate
     from pspnet.evaluation.metrics import Scores
@@ -40,7 +40,7 @@ _MODULES = {
     "build_model": "pspnet.models.build",
     "evaluate": "pspnet.evaluation.evaluate",
     "export": "pspnet.exporting.export",
-    "load_model": "pspnet.artifact.model_directory",
+    "load_model": "pspnet.artifact.published",
     "read_masks": "pspnet.masks.reader",
     "train": "pspnet.training.train",
 }

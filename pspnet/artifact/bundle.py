@@ -22,8 +22,9 @@ _SERVED = (
     "system/device.py", "system/locations.py", "system/precision.py", "config/__init__.py", "config/problems.py",
     "config/settings.py", "config/values.py", "data/__init__.py", "data/io/*.py", "models/*.py",
     "models/fused/*.py", "artifact/__init__.py", "artifact/bundle.py", "artifact/export_record.py",
-    "artifact/file_names.py", "artifact/model_directory.py", "inference/*.py", "inference/runtimes/*.py",
-    "masks/__init__.py", "masks/class_counts.py", "masks/png.py", "serving/__init__.py", "serving/protocol/*.py",
+    "artifact/file_names.py", "artifact/model_directory.py", "artifact/published.py", "inference/*.py",
+    "inference/runtimes/*.py", "masks/__init__.py", "masks/blending.py", "masks/class_counts.py", "masks/png.py",
+    "serving/__init__.py", "serving/protocol/*.py",
     "serving/serve_settings.py", "serving/loading.py",
 )  # fmt: skip
 _REQUIREMENTS_HEAD = "# Installed by the endpoint's container in addition to the torch, numpy and pillow of its image."

@@ -11,7 +11,6 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,23 +101,27 @@ def save_imported(
     class_names: tuple[str, ...],
     palette: np.ndarray | None,
     source: dict[str, Any],
+    algorithm: str = "psp",
+    **extra: Any,
 ) -> None:
     """Write a model directory for imported weights. Raises OSError as `save_artifact`.
 
     Args:
-        architecture: arguments of build_model of the model.
+        architecture: arguments of build_algorithm of the model, except `algorithm`.
         palette: (classes, 3) uint8 colours; None for the default of the class names.
         source: origin of the weights, JSON-serialisable.
+        extra: more entries of config.json.
     """
     colours = palette_for(class_names)[: len(class_names)] if palette is None else palette
     content = {
-        "algorithm": "psp",
+        "algorithm": algorithm,
         "architecture": architecture,
         "classes": list(class_names),
         "palette": colours.tolist(),
         "training": {},
         "scores": {},
         "source": source,
+        **extra,
     }
     _write(directory, model, content)
 
@@ -179,14 +182,6 @@ def load_trained(directory: Path) -> Artifact:
             f"train.py --model {directory} with the settings that `pspnet import` printed."
         )
     return artifact
-
-
-def load_model(directory: str | PathLike[str]) -> nn.Module:
-    """Return the network of a model directory in evaluation mode on the CPU; WeightsError as `load_trained`.
-
-    Its forward pass maps (N, 3, H, W) RGB in 0..255 to logits (N, C, H, W).
-    """
-    return load_trained(Path(directory)).model
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pspnet.artifact.model_directory import load_artifact
+from pspnet.artifact.published import find_model
 from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_network, settle_statistics
 from pspnet.benchmarking.benchmark_request import RUNTIMES, BenchmarkRequest, Size
 from pspnet.benchmarking.peak import measure_peak
@@ -70,6 +71,7 @@ def _image_size(image: Path | None) -> Size:
 def _open_model(model_dir: Path | None, device: torch.device) -> tuple[Source, str]:
     """The source of the runtimes and its description."""
     if model_dir is not None:
+        model_dir = find_model(model_dir)
         artifact = load_artifact(model_dir)
         model = f"{type(artifact.model).__name__}, {len(artifact.class_names)} classes, {model_dir}"
         return Source(lambda: load_artifact(model_dir).model, device, model_dir=model_dir), model

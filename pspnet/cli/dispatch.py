@@ -21,6 +21,7 @@ COMMANDS = {
     "stream": Command("pspnet.cli.stream", "stream_command", "live masks of a video, camera or stream"),
     "doctor": Command("pspnet.cli.data", "doctor_command", "examine a data set fully before training"),
     "prepare": Command("pspnet.cli.data", "prepare_command", "write a published data set as channels"),
+    "models": Command("pspnet.cli.models", "models_command", "list the published models that can be used by name"),
     "sagemaker": Command("pspnet.cli.dispatch", "sagemaker_command", "train and host on Amazon SageMaker"),
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pspnet.classes import NAMED_CLASS_SETS
+from pspnet.cli.models import NETWORKS
 from pspnet.config.command_line import parse_settings
 from pspnet.config.settings import Settings, setting
 from pspnet.errors import DataError
@@ -41,7 +42,7 @@ def import_command(argv: Sequence[str]) -> int:
 
     weights = import_weights(settings.file, settings.from_, settings.output, names)
     architecture = weights.full_architecture(None if names is None else len(names))
-    print(_describe(architecture, len(weights.state), settings.from_))
+    print(_describe(architecture, len(weights.state), settings.from_, NETWORKS[weights.algorithm]))
     if not weights.complete:
         print("A backbone alone: the heads are random, so train it first, with --model and the settings above.")
     print(f"Written: {settings.output}")
@@ -68,13 +69,15 @@ def read_class_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _describe(architecture: dict[str, Any], arrays: int, program: str) -> str:
+def _describe(architecture: dict[str, Any], arrays: int, program: str, network: str) -> str:
     """Describe the imported network by the names of the training settings."""
     settings = ", ".join(
-        f"{key} {architecture[key]}" for key in ("stem", "output_stride", "align_corners", "contract_dilation")
+        f"{key} {architecture[key]}"
+        for key in ("stem", "output_stride", "align_corners", "contract_dilation")
+        if key in architecture
     )
     heads = "with" if architecture["auxiliary_head"] else "without"
     return (
-        f"{arrays} arrays of {program}: PSPNet {architecture['backbone']}, {architecture['num_classes']} classes, "
-        f"{heads} auxiliary head; {settings}."
+        f"{arrays} arrays of {program}: {network} {architecture['backbone']}, {architecture['num_classes']} classes, "
+        f"{heads} auxiliary head{'; ' if settings else ''}{settings}."
     )

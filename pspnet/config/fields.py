@@ -121,7 +121,7 @@ class Fields(Settings):
     validation: str | None = _channel(None, "Validation images.", allowed="a folder")
     validation_annotation: str | None = _channel(None, "Annotations of the validation images.", allowed="a folder")
     label_map: str | None = _channel(None, "Label maps: pixel value to class id.", allowed="a folder")
-    model: str | None = _channel(None, "Model directory whose weights training starts from.", allowed="a folder")
+    model: str | None = _channel(None, "Model directory or published model to start from.", allowed="a folder or name")
     ignore: int = _channel(255, "Class id, after the label map, that is ignored in training and scoring.", ge=0, le=255)
     class_names: tuple[str, ...] | None = _channel(
         None,

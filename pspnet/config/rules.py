@@ -10,6 +10,7 @@ from pspnet.config.folders import CHANNELS, REQUIRED_CHANNELS, SHAPES
 from pspnet.config.problems import InvalidConfigError, Problem
 from pspnet.config.settings import settings_of
 from pspnet.config.values import show
+from pspnet.models.zoo import find_published, name_hint
 
 
 def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> None:
@@ -19,7 +20,7 @@ def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> 
         problems.append(_missing_folder("data", config.data))
     for key in CHANNELS:
         folder = getattr(config, key)
-        if folder is None or os.path.isdir(folder):
+        if folder is None or os.path.isdir(folder) or (key == "model" and find_published(folder) is not None):
             continue
         if key in config.derived():
             if problems and problems[0].key == "data":
@@ -33,7 +34,10 @@ def check_channels(config: Fields, sources: Mapping[str, str] | None = None) -> 
 def _missing_folder(key: str, folder: str) -> Problem:
     if os.path.exists(folder):
         return Problem(key, f"{show(folder, 200)} is a file", "give the folder that holds the images")
-    return Problem(key, f"no such folder: {show(folder, 200)}", "give an existing folder")
+    fix = "give an existing folder"
+    if key == "model" and os.path.basename(folder) == folder:
+        fix += f" or the name of a published model; {name_hint(folder)}"
+    return Problem(key, f"no such folder: {show(folder, 200)}", fix)
 
 
 def cross_problems(config: Fields) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ import torch
 
 from pspnet.artifact.file_names import CONFIG_NAME, WEIGHTS_NAME
 from pspnet.artifact.model_directory import Artifact, load_artifact, load_trained
+from pspnet.artifact.published import find_model
 from pspnet.classes import LabelMap, default_class_names, load_label_map, palette_for
 from pspnet.data.channels import Pair, load_pairs
 from pspnet.data.io.images import read_annotation, write_palette_png
@@ -110,6 +111,7 @@ def _score_model(
     device = choose_device(request.device, int(os.environ.get("LOCAL_RANK", "0")))
     precision = choose_precision(request.precision, device)
     pairs = load_pairs(images, request.annotations, "evaluation")
+    model_dir = find_model(model_dir)
     artifact = load_trained(model_dir)
     content = json.loads((model_dir / CONFIG_NAME).read_text(encoding="utf-8"))
     protocols = _choose(request, artifact)
@@ -234,7 +236,7 @@ def _score_masks(
     request: EvaluationRequest, predictions: Path, label_map: LabelMap | None, facts: dict[str, Any], log: Log
 ) -> dict[str, Result]:
     if request.model_dir is not None:
-        artifact = load_artifact(request.model_dir)
+        artifact = load_artifact(find_model(request.model_dir))
         class_names, palette = artifact.class_names, artifact.palette
     else:
         assert request.num_classes is not None

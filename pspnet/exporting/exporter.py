@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from pspnet.artifact.export_record import RECORD_NAME, Export, ExportRecord, hash_weights
 from pspnet.artifact.model_directory import Artifact, load_trained
+from pspnet.artifact.published import find_model
 from pspnet.classes import IGNORE_INDEX
 from pspnet.data.inputs import find_images
 from pspnet.data.io.images import read_image
@@ -46,6 +47,7 @@ def export_model(request: ExportRequest, report: Callable[[str], object] = print
     """
     images = find_images(request.images)
     module = find_quantisable_format(request.format) if request.int8 else find_format(request.format)
+    request = request.replace(model_dir=find_model(request.model_dir))
     artifact = load_trained(request.model_dir)
     weights = hash_weights(request.model_dir)
     calibration = _find_calibration(request, artifact)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Dict, overload
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from pspnet.artifact.model_directory import load_trained, read_labels
+from pspnet.artifact.published import find_model
 from pspnet.errors import ImageTooLargeError
 from pspnet.inference.image_input import ImageLike, as_array, image_list, is_image
 from pspnet.inference.limits import DEFAULT_LIMITS, Limits
@@ -81,9 +81,10 @@ class Predictor:
         dtype: torch.dtype | None = None,
         runtime: str = AUTO,
     ) -> Predictor:
-        """Read a model directory.
+        """Read a model directory, or download a published model on first use.
 
         Args:
+            directory: model directory, or the name of a published model such as voc-r50 (docs/models.md).
             device: auto, cpu, cuda or any argument of torch.device.
             dtype: as for Predictor.
             runtime: auto, eager, compile, onnxruntime, openvino, tensorrt, onnxruntime:int8 or openvino:int8. Exported
@@ -94,7 +95,7 @@ class Predictor:
         """
         check_name(runtime)
         chosen = resolve_device(device)
-        folder = Path(directory)
+        folder = find_model(directory)
         class_names, palette = read_labels(folder)
         source = Source(lambda: load_trained(folder).model, chosen, dtype, folder)
         return cls(open_runtime(runtime, source), class_names, palette, chosen, limits=limits)

@@ -8,6 +8,7 @@ import torch
 
 from pspnet.artifact.bundle import unpacked
 from pspnet.artifact.file_names import ARCHIVE_NAME
+from pspnet.artifact.published import find_model
 from pspnet.errors import ConfigError, WeightsError
 from pspnet.inference.limits import Limits
 from pspnet.inference.predictor import Predictor
@@ -21,10 +22,11 @@ def load_predictor(settings: ServeSettings, slot: int) -> Predictor:
     Raises WeightsError for an unreadable model and ConfigError for an unavailable device, precision or runtime.
     """
     torch.set_num_threads(settings.threads_per_worker())
-    with unpacked(settings.model_dir) as directory:
-        if directory != settings.model_dir and settings.runtime not in (AUTO, "eager", "compile"):
+    model_dir = find_model(settings.model_dir)
+    with unpacked(model_dir) as directory:
+        if directory != model_dir and settings.runtime not in (AUTO, "eager", "compile"):
             raise WeightsError(
-                f"{settings.model_dir / ARCHIVE_NAME}: the runtime {settings.runtime} needs an export, and exports in "
+                f"{model_dir / ARCHIVE_NAME}: the runtime {settings.runtime} needs an export, and exports in "
                 "a packed model are ignored. Unpack it, run `pspnet export` on that folder, and serve the folder."
             )
         return open_predictor(directory, settings, settings, slot)

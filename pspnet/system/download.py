@@ -1,4 +1,4 @@
-"""Resumable HTTP download of one large file, with retries and an MD5 check."""
+"""Resumable HTTP download of one large file, with retries and a checksum."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ class _TransientError(Exception):
 
 
 def download(
-    url: str, destination: Path, md5: str | None, progress: bool = True, attempts: int = 5, backoff: float = 1.0
+    url: str, destination: Path, checksum: str | None, progress: bool = True, attempts: int = 5, backoff: float = 1.0
 ) -> Path:
-    """Download `url` to the file `destination`, whose MD5 must be `md5` (None: unknown); returns `destination`.
+    """Download `url` to the file `destination` and return it.
+
+    `checksum` is its MD5, "sha256:" and the first digits of its SHA-256, or None for an unknown one.
 
     Bytes are written to `<destination>.part`, which a later call resumes with an HTTP range request (or restarts if the
     server ignores ranges). A stalled or interrupted transfer is retried up to `attempts` times without progress, with
@@ -44,17 +46,16 @@ def download(
     if not url.startswith(("http://", "https://")):
         raise DataError(f"{url}: cannot be downloaded; expected a URL that starts with http:// or https://.")
     if destination.exists():
-        return _check_present(destination, md5)
+        return _check_present(destination, checksum)
     part = destination.with_name(destination.name + ".part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         _fetch_all(url, part, progress, attempts, backoff)
-        found = None if md5 is None else file_md5(part)
-        if md5 is not None and found != md5.lower():
+        wrong = _wrong_checksum(part, checksum)
+        if wrong:
             part.unlink()
             raise DataError(
-                f"{url}: the downloaded file has MD5 {found}, expected {md5}. It was removed: run the command again "
-                "or give another URL."
+                f"{url}: the downloaded file has {wrong}. It was removed: run the command again or give another URL."
             )
         os.replace(part, destination)
     except OSError as error:
@@ -65,23 +66,28 @@ def download(
     return destination
 
 
-def file_md5(path: Path) -> str:
-    """The MD5 of a file as 32 hexadecimal digits, to detect damage, not forgery."""
-    digest = hashlib.md5()
+def file_digest(path: Path, algorithm: str) -> str:
+    """The hexadecimal digest of a file by an algorithm of hashlib."""
+    digest = hashlib.new(algorithm)
     with path.open("rb") as stream:
         for chunk in iter(lambda: stream.read(_CHUNK), b""):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def _check_present(destination: Path, md5: str | None) -> Path:
+def _wrong_checksum(path: Path, checksum: str | None) -> str | None:
+    """Describe the checksum of a file if it is not the expected one."""
+    algorithm, _, expected = (checksum or "").lower().rpartition(":")
+    found = file_digest(path, algorithm or "md5") if expected else ""
+    return None if found.startswith(expected) else f"{(algorithm or 'md5').upper()} {found}, expected {expected}"
+
+
+def _check_present(destination: Path, checksum: str | None) -> Path:
     if not destination.is_file():
         raise DataError(f"{destination}: is a folder; expected the name of the file to write.")
-    found = None if md5 is None else file_md5(destination)
-    if md5 is not None and found != md5.lower():
-        raise DataError(
-            f"{destination}: exists and has MD5 {found}, expected {md5}. Remove the file and run the command again."
-        )
+    wrong = _wrong_checksum(destination, checksum)
+    if wrong:
+        raise DataError(f"{destination}: exists and has {wrong}. Remove the file and run the command again.")
     return destination
 
 
@@ -101,8 +107,8 @@ def _fetch_all(url: str, part: Path, progress: bool, attempts: int, backoff: flo
             if failures >= attempts:
                 raise DataError(
                     f"{url}: the download stopped after {_size(part):,} bytes ({error}), {failures} attempts in a row "
-                    f"failed. They are kept in {part}: run the same command again to resume, or download the file "
-                    "by other means."
+                    f"failed. Run the same command again to resume, or download the file by other means and save it as "
+                    f"{part.with_suffix('')}."
                 ) from error
             time.sleep(delays.next())
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from pspnet.artifact.bundle import unpacked
 from pspnet.artifact.model_directory import architecture_of, load_artifact
+from pspnet.artifact.published import find_model
 from pspnet.config.fields import IMAGENET_WEIGHTS
 from pspnet.config.schema import Config
 from pspnet.errors import WeightsError
@@ -59,7 +60,7 @@ def _load_pretrained(network: SegmentationNetwork, architecture: dict[str, Any],
 def _load_model_channel(
     network: SegmentationNetwork, algorithm: str, architecture: dict[str, Any], directory: Path
 ) -> None:
-    with unpacked(directory) as folder:
+    with unpacked(find_model(directory)) as folder:
         artifact = load_artifact(folder)
     there, here = {**artifact.architecture, "algorithm": artifact.algorithm}, {**architecture, "algorithm": algorithm}
     # Missing in older model directories.

@@ -138,8 +138,12 @@ def test_check_channels_names_a_missing_data_folder_once() -> None:
         check_channels(make(data="nowhere", model="none"))
     assert str(caught.value).splitlines()[1:] == [
         "  data: no such folder: 'nowhere'; give an existing folder",
-        "  model: no such folder: 'none'; give an existing folder",
+        "  model: no such folder: 'none'; give an existing folder or the name of a published model; "
+        "`pspnet models` lists the names.",
     ]
+    with pytest.raises(ConfigError, match=r"a published model; did you mean voc-r50 or"):
+        check_channels(make(data="shapes", model="voc-r5"))
+    check_channels(make(data="shapes", model="voc-r50"))
 
 
 UNUSED: list[tuple[dict[str, Any], str]] = [

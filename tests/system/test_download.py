@@ -1,83 +1,25 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pspnet.errors import DataError
 from pspnet.system import download as module
-from pspnet.system.download import download, file_md5
+from pspnet.system.download import download, file_digest
+from tests.system.file_server import CONTENT, Server, running_server
 
-CONTENT = bytes(range(256)) * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT at any path; the attributes select faults and record the requests."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = CONTENT
-        self.ranges = True
-        self.statuses: list[int] = []  # answered first, one a request
-        self.cuts: list[int] = []  # bytes after which the next answers break off
-        self.asked: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/voc.tar"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # cut connections are part of the tests
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
-        if self.server.statuses:
-            self.send_error(self.server.statuses.pop(0))
-            return
-        start, total = 0, len(self.server.content)
-        if wanted and self.server.ranges:
-            start = int(wanted.split("=")[1].rstrip("-"))
-            if start >= total:
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{total}")
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        else:
-            self.send_response(200)
-        body = self.server.content[start:]
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.cuts.pop(0)] if self.server.cuts else body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with running_server() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def fetch(server: Server, destination: Path, md5: str = MD5, attempts: int = 3) -> Path:
@@ -111,7 +53,7 @@ def test_an_interrupted_transfer_is_resumed(server: Server, tmp_path: Path) -> N
 
 def test_a_later_call_resumes(server: Server, tmp_path: Path) -> None:
     server.cuts = [70_000]
-    with pytest.raises(DataError, match=r"stopped after 70,000 bytes .*1 attempts in a row.*kept in .*voc\.tar\.part"):
+    with pytest.raises(DataError, match=r"stopped after 70,000 bytes .*1 attempts in a row.*save it as .*voc\.tar\."):
         fetch(server, tmp_path / "voc.tar", attempts=1)
     assert names(tmp_path) == ["voc.tar.part"]
     fetch(server, tmp_path / "voc.tar")
@@ -150,7 +92,7 @@ def test_a_wrong_checksum_removes_the_file(server: Server, tmp_path: Path) -> No
 
 def test_an_upper_case_checksum(server: Server, tmp_path: Path) -> None:
     fetch(server, tmp_path / "voc.tar", md5=MD5.upper())
-    assert file_md5(tmp_path / "voc.tar") == MD5
+    assert file_digest(tmp_path / "voc.tar", "md5") == MD5
 
 
 def test_http_404_is_not_retried(server: Server, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from pspnet.artifact.file_names import EXPORTS_NAME
 from pspnet.errors import ConfigError
 from pspnet.inference.runtimes.base import AUTO, Runtime, RuntimeMissingError, check_name
 from pspnet.inference.runtimes.eager import EagerRuntime
-from pspnet.inference.runtimes.runtime_cache import cache_folder
 from pspnet.inference.runtimes.trials import ChoiceCache, describe_machine, digest
+from pspnet.system.locations import cache_folder
 
 # Candidates of `auto` if their export and package exist: name -> format, package.
 _EXPORTED = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("openvino", "openvino")}

@@ -17,7 +17,7 @@ from torch import Tensor
 from pspnet.artifact.export_record import INPUT_NAME, Export, load_export
 from pspnet.inference.runtimes.base import BrokenGraphError, RuntimeMissingError
 from pspnet.inference.runtimes.exported import enlarge_logits, import_package, to_planes
-from pspnet.inference.runtimes.runtime_cache import cache_folder
+from pspnet.system.locations import cache_folder
 
 
 class OpenVino:

@@ -13,7 +13,7 @@ import torch
 from pspnet.artifact.export_record import Export
 from pspnet.inference.runtimes.base import RuntimeMissingError
 from pspnet.inference.runtimes.onnx_runtime import OnnxRuntime
-from pspnet.inference.runtimes.runtime_cache import cache_folder
+from pspnet.system.locations import cache_folder
 
 _PROVIDER = "TensorrtExecutionProvider"
 

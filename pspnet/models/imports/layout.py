@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pspnet.classes import MAX_CLASSES
 from pspnet.errors import WeightsError
-from pspnet.models.build import build_model
+from pspnet.models.build import build_algorithm, build_model
 from pspnet.models.constants import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
-from pspnet.models.pspnet import PSPNet
+from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.resnet import STEMS
+from pspnet.models.torchvision_networks import build_torchvision
 from pspnet.models.weights import describe_mismatch
 
 _PUBLISHED_WIDTH = 64
@@ -63,9 +64,10 @@ class ForeignWeights:
     class_names: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: str = "psp"
 
     def full_architecture(self, num_classes: int | None = None) -> dict[str, Any]:
-        """Return all arguments of build_model, JSON-serialisable; a backbone needs `num_classes`.
+        """Return all arguments of the algorithm's builder, JSON-serialisable; a backbone needs `num_classes`.
 
         Raises:
             WeightsError: num_classes is missing or differs from the file.
@@ -75,17 +77,19 @@ class ForeignWeights:
             raise WeightsError(f"{self.path}: a backbone without heads. Give their classes with --classes.")
         if found is not None and num_classes not in (None, found):
             raise WeightsError(f"{self.path}: has {found} classes, but --classes {num_classes}. Give {found} names.")
-        published = {name: parameter.default for name, parameter in signature(build_model).parameters.items()}
+        builder: Callable[..., SegmentationNetwork] = build_model if self.algorithm == "psp" else build_torchvision
+        published = {name: parameter.default for name, parameter in signature(builder).parameters.items()}
+        published.pop("algorithm", None)  # of build_torchvision
         published.update(num_classes=num_classes, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
         return {**published, **self.architecture}
 
-    def build(self, num_classes: int | None = None) -> PSPNet:
+    def build(self, num_classes: int | None = None) -> SegmentationNetwork:
         """Build our network with these weights. A backbone gets random heads for `num_classes` classes.
 
         Raises:
             WeightsError: entries are missing, unexpected or of another shape; or as full_architecture.
         """
-        model = build_model(**self.full_architecture(num_classes))
+        model = build_algorithm(self.algorithm, **self.full_architecture(num_classes))
         if self.complete:
             self._load(model, "", ())
         else:

@@ -1,4 +1,4 @@
-"""Weights of torchvision's ResNet-50 and -101, in both ImageNet versions, as a backbone."""
+"""Weights of torchvision: ResNet-50 and -101 as a backbone; FCN and DeepLabV3 on them as whole networks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pspnet.errors import WeightsError
-from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone
+from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone, detect_heads
 from pspnet.models.imports.torch_file import TorchFile
 
 PROGRAM = "torchvision"
 
 _LAYOUT = Layout((("backbone.stem.", ""), ("backbone.", "")), ignored=("fc.",))
+# The networks are torchvision's, so only the stem and the heads have other names here.
+_NETWORK = Layout(
+    (
+        ("backbone.stem.", "backbone."), ("backbone.", "backbone."),
+        ("head.classifier.", "classifier.4."), ("head.", "classifier."),
+        ("auxiliary_head.classifier.", "aux_classifier.4."), ("auxiliary_head.", "aux_classifier."),
+    )
+)  # fmt: skip
 
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
@@ -23,11 +30,14 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
 
 
 def convert(file: TorchFile) -> ForeignWeights:
-    """Detect the architecture of the backbone. Raises WeightsError."""
-    if _is_segmentation(file.state):
-        raise WeightsError(f"{file.path}: torchvision's FCN or DeepLabV3, not a PSPNet. Import its ResNet.")
-    architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path)
-    return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, architecture, complete=False)
+    """Detect the architecture of a backbone or network. Raises WeightsError."""
+    if not _is_segmentation(file.state):
+        architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path)
+        return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, architecture, complete=False)
+    backbone = detect_backbone(file.state, {"conv7": _NETWORK}, file.path)["backbone"]
+    architecture = {"backbone": backbone, **detect_heads(file.state, _NETWORK, file.path)}
+    algorithm = "deeplab" if "classifier.0.convs.0.0.weight" in file.state else "fcn"
+    return ForeignWeights(file.path, PROGRAM, file.state, _NETWORK, architecture, complete=True, algorithm=algorithm)
 
 
 def _is_segmentation(state: Mapping[str, Tensor]) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from pspnet.inference.runtimes.runtime_cache import cache_folder
 from pspnet.inference.runtimes.trials import Choice, ChoiceCache, describe_machine, run_trial, trial_images
 from pspnet.system.cpu import available_cores, processor_name
+from pspnet.system.locations import cache_folder
 
 IMAGES = trial_images(40, 56, 2)
 MACHINE = {"processor": "a", "cores": 2, "threads": 2}

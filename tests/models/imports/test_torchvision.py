@@ -11,7 +11,10 @@ import torchvision
 from torch import Tensor
 
 from pspnet.errors import WeightsError
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.imports import torchvision as torchvision_weights
 from pspnet.models.imports.programs import read_backbone, read_weights
+from pspnet.models.imports.torch_file import TorchFile
 from pspnet.models.resnet import ResNet
 
 smp = pytest.importorskip("segmentation_models_pytorch")
@@ -102,11 +105,38 @@ def test_other_backbones_are_rejected(name: str, text: str, tmp_path: Path) -> N
         read_weights(tmp_path / "a.pth", "torchvision")
 
 
-def test_torchvision_segmentation_networks_are_rejected(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "algorithm"), [("fcn_resnet50", "fcn"), ("deeplabv3_resnet50", "deeplab"), ("fcn_resnet101", "fcn")]
+)
+def test_torchvision_segmentation_networks(
+    name: str, algorithm: str, randomise: Callable[..., None], random_image: Callable[..., Tensor]
+) -> None:
+    original = getattr(torchvision.models.segmentation, name)(
+        weights=None, weights_backbone=None, num_classes=5, aux_loss=True
+    ).eval()
+    randomise(original)
+    state = original.state_dict()
+    weights = torchvision_weights.convert(TorchFile("a.pth", state))
+    assert (weights.algorithm, weights.complete) == (algorithm, True)
+    assert weights.full_architecture() == {
+        "num_classes": 5, "backbone": f"resnet-{name[-2:].replace('01', '101')}", "auxiliary_head": True,
+        "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD),
+    }  # fmt: skip
+    model = weights.build().eval()
+    image = random_image(41, 67)
+    with torch.no_grad():
+        expected = original(model._normalise(image))["out"]
+        torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-4)
+    broken = {n: v for n, v in state.items() if n != "aux_classifier.0.weight"}
+    with pytest.raises(WeightsError, match=r"1 missing: aux_classifier\.0\.weight"):
+        torchvision_weights.convert(TorchFile("a.pth", broken)).build()
+    without = {n: v for n, v in state.items() if not n.startswith("aux_classifier.")}
+    assert torchvision_weights.convert(TorchFile("a.pth", without)).build().auxiliary_head is None
+
+
+def test_torchvision_segmentation_names_are_recognised(tmp_path: Path) -> None:
     state = {"backbone.layer1.0.conv1.weight": torch.zeros(1), "classifier.0.weight": torch.zeros(1)}
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="torchvision's FCN or DeepLabV3, not a PSPNet"):
-        read_weights(tmp_path / "a.pth", "torchvision")
     with pytest.raises(WeightsError, match="its names are from torchvision, not semseg: use --from torchvision"):
         read_weights(tmp_path / "a.pth", "semseg")
 
