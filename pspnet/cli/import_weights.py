@@ -73,7 +73,9 @@ def read_class_names(text: str) -> tuple[str, ...]:
 def _describe(architecture: dict[str, Any], arrays: int, program: str) -> str:
     """Describe the imported network by the names of the training settings."""
     settings = ", ".join(
-        f"{key} {architecture[key]}" for key in ("stem", "output_stride", "align_corners", "contract_dilation")
+        f"{key} {architecture[key]}"
+        for key in ("stem", "output_stride", "align_corners", "contract_dilation", "dilations", "dilate_both")
+        if key in architecture
     )
     heads = "with" if architecture["auxiliary_head"] else "without"
     return (

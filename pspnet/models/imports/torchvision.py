@@ -1,4 +1,4 @@
-"""Weights of torchvision's ResNet-50 and -101, in both ImageNet versions, as a backbone."""
+"""Weights of torchvision's ResNet-18, -34, -50 and -101, in both ImageNet versions, as a backbone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone
 from pspnet.models.imports.torch_file import TorchFile
 
 PROGRAM = "torchvision"
+
+# Trained without dilation: a contracted one computes the same features on a finer grid.
+_CONVENTIONS = {"contract_dilation": True}
 
 _LAYOUT = Layout((("backbone.stem.", ""), ("backbone.", "")), ignored=("fc.",))
 
@@ -26,8 +29,8 @@ def convert(file: TorchFile) -> ForeignWeights:
     """Detect the architecture of the backbone. Raises WeightsError."""
     if _is_segmentation(file.state):
         raise WeightsError(f"{file.path}: torchvision's FCN or DeepLabV3, not a PSPNet. Import its ResNet.")
-    architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path)
-    return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, architecture, complete=False)
+    architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path, basic=True)
+    return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, {**architecture, **_CONVENTIONS}, complete=False)
 
 
 def _is_segmentation(state: Mapping[str, Tensor]) -> bool:
