@@ -9,7 +9,7 @@ from pspnet.errors import PspnetError
 from pspnet.models.constants import BACKBONES, BASIC_BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.pspnet import PSPNet, SegmentationNetwork
 from pspnet.models.pyramid import AuxiliaryHead, PSPHead
-from pspnet.models.resnet import ResNet
+from pspnet.models.resnet import ResNet, zero_residual_branches
 from pspnet.models.torchvision_networks import build_torchvision
 
 ALGORITHMS = ("psp", "fcn", "deeplab")
@@ -48,7 +48,7 @@ def build_model(
     dilations: Sequence[int] | None = None,
     dilate_both: bool = True,
 ) -> PSPNet:
-    """Build a randomly initialised PSPNet of the published architecture.
+    """Build a randomly initialised PSPNet of the published architecture; its residual branches start at 0.
 
     Args:
         num_classes: classes K, 1 or more.
@@ -79,6 +79,7 @@ def build_model(
         raise PspnetError(f"dropout is {dropout}: expected 0 <= dropout < 1.")
     basic = backbone in BASIC_BACKBONES
     features = ResNet(BACKBONES[backbone], output_stride, stem, width, contract_dilation, basic, dilations, dilate_both)
+    zero_residual_branches(features)
     head = PSPHead(features.out_channels, num_classes, align_corners, dropout)
     auxiliary = AuxiliaryHead(features.layer3_channels, num_classes, dropout) if auxiliary_head else None
     return PSPNet(features, head, auxiliary, align_corners, mean, std)

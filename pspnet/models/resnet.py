@@ -155,6 +155,16 @@ def initialise_convolutions(module: nn.Module) -> None:
             nn.init.zeros_(child.bias)
 
 
+def zero_residual_branches(backbone: nn.Module) -> None:
+    """Set the last batch norm weight of every residual block to 0, so that each block starts as its shortcut.
+
+    P. Goyal et al., Accurate, Large Minibatch SGD, arXiv 1706.02677, section 5.1.
+    """
+    for block in backbone.modules():
+        if isinstance(block, (BasicBlock, Bottleneck)):
+            nn.init.zeros_((block.bn2 if isinstance(block, BasicBlock) else block.bn3).weight)
+
+
 class ResNet(nn.Module):
     """ResNet without its classifier, at output stride 8, 16 or 32.
 

@@ -12,7 +12,8 @@ from torchvision.models.resnet import Bottleneck as ReferenceBottleneck
 from torchvision.models.resnet import ResNet as ReferenceResNet
 
 from pspnet.errors import PspnetError
-from pspnet.models.resnet import ResNet
+from pspnet.models import build
+from pspnet.models.resnet import ResNet, zero_residual_branches
 
 
 def randomise_batch_norm(model: nn.Module) -> None:
@@ -198,6 +199,20 @@ def test_initialisation() -> None:
     assert abs(weight).max() > 3.5 * weight.std()  # normal, not uniform
     assert torch.equal(model.layer4[0].bn3.weight, torch.ones(1024))
     assert torch.equal(model.layer4[0].bn3.bias, torch.zeros(1024))
+
+
+@pytest.mark.parametrize("name", ["resnet-18", "resnet-50"])
+def test_residual_branches_start_at_zero(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """build_model zeroes the last batch norm of every block and changes nothing else."""
+    torch.manual_seed(0)
+    before = build.build_model(3, name, width=8)
+    monkeypatch.setattr(build, "zero_residual_branches", zero_residual_branches)
+    torch.manual_seed(0)
+    after = build.build_model(3, name, width=8).state_dict()
+    last = "bn2.weight" if name == "resnet-18" else "bn3.weight"
+    changed = {key for key, value in before.state_dict().items() if not torch.equal(value, after[key])}
+    assert changed == {key for key in after if key.startswith("backbone.layer") and key.endswith(last)}
+    assert not any(after[key].any() for key in changed)
 
 
 def test_invalid_values() -> None:
