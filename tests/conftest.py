@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,3 +38,16 @@ def _same_random_numbers() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _active_residual_branches() -> Iterator[None]:
+    """Keep the residual branches of random networks active: at 0, as they start, no comparison would cover them.
+
+    Tests of the start itself call zero_residual_branches.
+    """
+    from pspnet.models import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "zero_residual_branches", lambda backbone: None)
+        yield

@@ -25,7 +25,7 @@ from pspnet.artifact.file_names import CONFIG_NAME, MODEL_FORMAT, WEIGHTS_NAME
 from pspnet.classes import MAX_CLASSES, default_class_names, palette_for
 from pspnet.errors import WeightsError
 from pspnet.models.build import ALGORITHMS, build_algorithm
-from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.constants import BASIC_BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.weights import load_state_strict
 from pspnet.system.atomic_files import atomic_write
@@ -60,10 +60,15 @@ def architecture_of(config: Config) -> dict[str, Any]:
             stem=config.stem,
             output_stride=config.output_stride,
             align_corners=config.align_corners,
-            contract_dilation=config.contract_dilation,
+            contract_dilation=config.contracts_dilation,
             width=config.width,
             dropout=config.dropout,
         )
+        # Absent at their defaults, so that older versions read the model directory.
+        if config.dilations is not None:
+            architecture["dilations"] = list(config.dilations)
+        if config.dilate_both is False and config.backbone in BASIC_BACKBONES:
+            architecture["dilate_both"] = False
     architecture.update(auxiliary_head=config.aux_weight > 0, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
     return architecture
 
@@ -217,6 +222,11 @@ def read_algorithm(directory: Path) -> str:
     return str(_read_config(directory).get("algorithm", "psp"))
 
 
+def read_architecture(directory: Path) -> dict[str, Any]:
+    """Return the arguments of build_algorithm without loading the model. WeightsError as `load_artifact`."""
+    return dict(_read_config(directory)["architecture"])
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_NAME
     if not path.is_file():
@@ -269,6 +279,13 @@ _ARCHITECTURE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mean": (lambda value: _are_numbers(value), "three numbers"),
     "std": (lambda value: _are_numbers(value), "three numbers"),
     "contract_dilation": (lambda value: isinstance(value, bool), "true or false"),
+    "dilations": (
+        lambda value: (
+            isinstance(value, list) and len(value) == 2 and all(type(n) is int and 1 <= n <= 8 for n in value)
+        ),
+        "two whole numbers from 1 to 8",
+    ),
+    "dilate_both": (lambda value: isinstance(value, bool), "true or false"),
 }
 
 

@@ -80,6 +80,8 @@ def network_flops(network: nn.Module, height: int, width: int, batch: int = 1) -
 def settle_statistics(network: nn.Module, images: np.ndarray) -> None:
     """Set the batch norm statistics of random weights from some images, for activations of a trained network's scale.
 
+    Residual branches, which start at 0, become active.
+
     Args:
         network: in evaluation mode before and after.
         images: (N, H, W, 3) uint8 RGB.
@@ -89,6 +91,8 @@ def settle_statistics(network: nn.Module, images: np.ndarray) -> None:
     network.train()
     for norm in norms:
         norm.momentum = 1.0
+        if not norm.weight.any():
+            nn.init.ones_(norm.weight)
     with torch.no_grad():
         network(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
     for norm, momentum in zip(norms, momenta):

@@ -73,7 +73,7 @@ def _describe(architecture: dict[str, Any], arrays: int, program: str, network: 
     """Describe the imported network by the names of the training settings."""
     settings = ", ".join(
         f"{key} {architecture[key]}"
-        for key in ("stem", "output_stride", "align_corners", "contract_dilation")
+        for key in ("stem", "output_stride", "align_corners", "contract_dilation", "dilations", "dilate_both")
         if key in architecture
     )
     heads = "with" if architecture["auxiliary_head"] else "without"

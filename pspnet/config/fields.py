@@ -15,6 +15,9 @@ from pspnet.config.settings import Settings, setting
 IMAGENET_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 """torchvision's names of its ImageNet weights."""
 
+BASIC_BACKBONES = ("resnet-18", "resnet-34")
+"""As in pspnet.models.constants, which settings do not import."""
+
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 """File name suffixes of weights."""
 
@@ -31,6 +34,12 @@ def _multiple_of_8(value: int) -> int:
 def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
     if list(value) != sorted(set(value)):
         raise ValueError("not ascending")
+    return value
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(value) != 2:
+        raise ValueError("not two numbers")
     return value
 
 
@@ -68,7 +77,9 @@ _control = partial(setting, group="Run control")
 class Fields(Settings):
     """Every setting by itself; `Config` adds the rules between settings."""
 
-    backbone: Literal["resnet-50", "resnet-101"] = _built_in("resnet-50", "Network that extracts the features.")
+    backbone: Literal["resnet-18", "resnet-34", "resnet-50", "resnet-101"] = _built_in(
+        "resnet-50", "Network that extracts the features."
+    )
     algorithm: Literal["psp", "fcn", "deeplab"] = _built_in(
         "psp", "Network: PSPNet, or torchvision's FCN or DeepLabV3."
     )
@@ -134,10 +145,27 @@ class Fields(Settings):
         "conv7",
         "First layers: one 7x7 (torchvision), three 3x3 (semseg), or half as wide (mmsegmentation).",
     )
-    output_stride: Literal[8, 16] = _network(8, "Ratio of input size to feature map size.")
+    output_stride: Literal[8, 16, 32] = _network(
+        8, "Ratio of input size to feature map size; 8 as published, 32 without dilation."
+    )
     align_corners: bool = _network(False, "Interpolate with corner pixels aligned, as semseg's weights expect.")
-    contract_dilation: bool = _network(
-        False, "Give the first block of a layer the dilation of the previous layer (mmsegmentation, GluonCV)."
+    contract_dilation: Literal["auto"] | bool = _network(
+        "auto",
+        "Halve the dilation of a layer's first block; auto: True with ImageNet weights, or a file's.",
+        allowed="auto, True or False",
+    )
+    dilations: tuple[int, ...] | None = _network(
+        None,
+        "Dilations of layer3 and layer4; those of output_stride, or of a model, if not given.",
+        allowed='two whole numbers from 1 to 8, separated by commas, such as "2, 4"',
+        check=_pair,
+        ge=1,
+        le=8,
+    )
+    dilate_both: Literal["auto"] | bool = _network(
+        "auto",
+        "Dilate both convolutions of blocks in resnet-18 and -34; auto: True, or a model's.",
+        allowed="auto, True or False",
     )
     width: int = _network(64, "Base width of the backbone; 64 as published, less for trial runs.", ge=4, le=64)
     pretrained_weights: str = _network(
@@ -258,6 +286,16 @@ class Fields(Settings):
     def synthetic(self) -> bool:
         """True if the run uses the built-in synthetic set, which the program writes itself."""
         return self.data == SHAPES and self.train is None
+
+    @property
+    def from_imagenet(self) -> bool:
+        """True if the backbone starts from torchvision's weights."""
+        return self.use_pretrained_model and self.model is None and self.pretrained_weights in IMAGENET_WEIGHTS
+
+    @property
+    def contracts_dilation(self) -> bool:
+        """The value of contract_dilation; auto is resolved without reading the files that the weights come from."""
+        return self.from_imagenet if self.contract_dilation == "auto" else self.contract_dilation
 
     def derived(self) -> dict[str, str]:
         """The folder settings that are derived from `data` and `name`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from pspnet.config.fields import Fields
+from pspnet.config.fields import BASIC_BACKBONES, Fields
 from pspnet.config.folders import CHANNELS, REQUIRED_CHANNELS, SHAPES
 from pspnet.config.problems import InvalidConfigError, Problem
 from pspnet.config.settings import settings_of
@@ -99,14 +99,23 @@ def _network_problems(config: Fields) -> Iterator[Problem]:
     if config.use_pretrained_model and config.width != 64:
         fix = "the published weights have width 64: use that, or use_pretrained_model False"
         yield Problem("width", f"found {config.width} with use_pretrained_model True", fix, ("use_pretrained_model",))
+    if from_torchvision and config.backbone in BASIC_BACKBONES and config.pretrained_weights != "IMAGENET1K_V1":
+        fix = f"torchvision has only IMAGENET1K_V1 for {config.backbone}: use that, or a file of weights"
+        yield Problem("pretrained_weights", f"found {show(config.pretrained_weights)}", fix, ("backbone",))
 
 
 def _torchvision_problems(config: Fields) -> Iterator[Problem]:
     """Settings that torchvision's networks do not support."""
     fields = settings_of(type(config))
-    for key in ("stem", "output_stride", "align_corners", "contract_dilation", "width", "dropout"):
+    if config.backbone in BASIC_BACKBONES:
+        fix = "torchvision's networks dilate only resnet-50 and resnet-101: use one of them, or algorithm psp"
+        yield Problem("backbone", f"found {config.backbone} with algorithm {config.algorithm}", fix, ("algorithm",))
+    unused = {"contract_dilation": False, "dilate_both": True}  # written by runs of these networks
+    for key in (
+        "stem", "output_stride", "align_corners", "contract_dilation", "dilations", "dilate_both", "width", "dropout",
+    ):  # fmt: skip
         value = getattr(config, key)
-        if value != fields[key].default:
+        if value not in (fields[key].default, unused.get(key, fields[key].default)):
             fix = f"torchvision's network does not support it: remove {key}, or use algorithm psp"
             yield Problem(key, f"found {show(value)} with algorithm {config.algorithm}", fix, ("algorithm",))
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pspnet.errors import PspnetError
-from pspnet.models.constants import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.constants import BACKBONES, BASIC_BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.pspnet import PSPNet, SegmentationNetwork
 from pspnet.models.pyramid import AuxiliaryHead, PSPHead
-from pspnet.models.resnet import ResNet
+from pspnet.models.resnet import ResNet, zero_residual_branches
 from pspnet.models.torchvision_networks import build_torchvision
 
 ALGORITHMS = ("psp", "fcn", "deeplab")
@@ -45,12 +45,14 @@ def build_model(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     contract_dilation: bool = False,
+    dilations: Sequence[int] | None = None,
+    dilate_both: bool = True,
 ) -> PSPNet:
-    """Build a randomly initialised PSPNet of the published architecture.
+    """Build a randomly initialised PSPNet of the published architecture; its residual branches start at 0.
 
     Args:
         num_classes: classes K, 1 or more.
-        backbone: "resnet-50" or "resnet-101".
+        backbone: "resnet-18", "resnet-34", "resnet-50" or "resnet-101".
         stem: "conv7" (torchvision), "deep" (three 3x3 convolutions: semseg, GluonCV) or "deep-narrow" (half as wide:
             mmsegmentation).
         output_stride: 8 (published), 16 or 32.
@@ -60,8 +62,11 @@ def build_model(
         dropout: probability of dropping a channel before each classifier in training, 0 <= dropout < 1.
         mean: normalisation per channel, RGB, on the scale 0..255.
         std: normalisation per channel, RGB, on the scale 0..255.
-        contract_dilation: whether the first block of a dilated layer keeps the previous layer's dilation (semseg:
-            False; mmsegmentation, GluonCV: True).
+        contract_dilation: whether the first block of a dilated layer has half of its dilation (semseg: False;
+            mmsegmentation, GluonCV: True). True computes the features of the undilated backbone on a finer grid.
+        dilations: of layer3 and layer4; None for those of the output stride. (2, 4) at output stride 32 is
+            mmsegmentation's d32.
+        dilate_both: whether both convolutions of a basic block are dilated (mmsegmentation: False).
 
     Raises:
         PspnetError: an invalid value; the message lists the allowed ones.
@@ -72,7 +77,9 @@ def build_model(
         raise PspnetError(f"num_classes is {num_classes}: expected 1 or more.")
     if not 0 <= dropout < 1:
         raise PspnetError(f"dropout is {dropout}: expected 0 <= dropout < 1.")
-    features = ResNet(BACKBONES[backbone], output_stride, stem, width, contract_dilation)
+    basic = backbone in BASIC_BACKBONES
+    features = ResNet(BACKBONES[backbone], output_stride, stem, width, contract_dilation, basic, dilations, dilate_both)
+    zero_residual_branches(features)
     head = PSPHead(features.out_channels, num_classes, align_corners, dropout)
     auxiliary = AuxiliaryHead(features.layer3_channels, num_classes, dropout) if auxiliary_head else None
     return PSPNet(features, head, auxiliary, align_corners, mean, std)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 # Blocks of layer1 to layer4 (He et al., arXiv 1512.03385, table 1).
-BACKBONES = {"resnet-50": (3, 4, 6, 3), "resnet-101": (3, 4, 23, 3)}
+BACKBONES = {
+    "resnet-18": (2, 2, 2, 2),
+    "resnet-34": (3, 4, 6, 3),
+    "resnet-50": (3, 4, 6, 3),
+    "resnet-101": (3, 4, 23, 3),
+}
+# Backbones of basic blocks; the others have bottlenecks.
+BASIC_BACKBONES = ("resnet-18", "resnet-34")
 
 # ImageNet's statistics for RGB on the scale 0..255. All published backbones were trained with them.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)

@@ -7,7 +7,7 @@ The main head computes the published form without its concatenated map: see spre
 
 Shape letters:
     N  images in the batch             K  classes
-    C  channels of the backbone's map: 2048 for the main head, 1024 for the auxiliary head, at the published width
+    C  channels of the backbone's map: for ResNet-50, 2048 for the main head, 1024 for the auxiliary head
     h  rows of the backbone's map      w  columns of the backbone's map
     b  bin: the pooled grid has b x b cells
 """
@@ -85,7 +85,7 @@ class PSPHead(nn.Module):
     the up-sampled grids in the order of the bins.
 
     Args:
-        in_channels: channels C of the backbone's last map, 2048 as published; the 3x3 convolution maps 2C to C/4.
+        in_channels: channels C of the backbone's last map, 2048 for ResNet-50; the 3x3 convolution maps 2C to C/4.
         num_classes: classes K.
         align_corners: convention of the bilinear up-sampling of the grids (semseg: True, mmsegmentation: False).
         dropout: probability of dropping a channel in training, 0.1 as published.
@@ -119,7 +119,7 @@ class AuxiliaryHead(nn.Module):
     """Training-only head on layer3: 3x3 convolution, batch norm, ReLU, dropout, 1x1 classifier.
 
     Args:
-        in_channels: channels C of layer3, 1024 as published; the 3x3 convolution maps C to C/4.
+        in_channels: channels C of layer3, 1024 for ResNet-50; the 3x3 convolution maps C to C/4.
         num_classes: classes K.
         dropout: probability of dropping a channel in training, 0.1 as published.
     """

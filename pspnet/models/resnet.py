@@ -1,12 +1,12 @@
-"""Dilated ResNet-50 and -101 backbones.
+"""Dilated ResNet-18, -34, -50 and -101 backbones.
 
-K. He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.1 (bottleneck blocks, table 1);
+K. He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385, section 4.1 (blocks: table 1, figure 5);
 dilation from H. Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, section 3.3.
 
 Shape letters:
     N  images in the batch
     H  image height in pixels          W  image width in pixels
-    C  channels; numbers are for the published width of 64
+    C  channels; numbers are for ResNet-50
     s  output stride: 8, 16 or 32. A side of X pixels becomes ceil(X / stride) cells, written X/stride.
 """
 
@@ -21,15 +21,41 @@ from pspnet.errors import PspnetError
 OUTPUT_STRIDES = (8, 16, 32)
 STEMS = ("conv7", "deep", "deep-narrow")
 
-# Output stride -> (stride, dilation) of layer3 and of layer4. In a layer without stride every 3x3 convolution has the
-# full dilation, as in the published PSPNet (semseg). With contract_dilation the first block keeps the previous layer's
-# dilation, as in mmsegmentation, GluonCV and torchvision's replace_stride_with_dilation: the same weights then compute
-# another function.
-_STRIDE_AND_DILATION = {
-    8: ((1, 2), (1, 4)),
-    16: ((2, 1), (1, 2)),
-    32: ((2, 1), (2, 1)),
-}
+# Output stride -> strides and dilations of layer3 and layer4. Every 3x3 convolution of a layer has the full dilation,
+# as in the published PSPNet (semseg). With contract_dilation the first block has half of it, the previous layer's, as
+# in mmsegmentation, GluonCV and torchvision's replace_stride_with_dilation: the same weights then compute another
+# function, that of the undilated network on a finer grid.
+_STRIDES = {8: (1, 1), 16: (2, 1), 32: (2, 2)}
+_DILATIONS = {8: (2, 4), 16: (1, 2), 32: (1, 1)}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, with the stride on the first.
+
+    Parameter names are torchvision's. `second_dilation` is that of the second convolution.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int = 1, dilation: int = 1, second_dilation: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=second_dilation, dilation=second_dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _projection(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, h, w) -> (N, channels, h/stride, w/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)  # (N, c, h/stride, w/stride)
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))  # (N, c, h/stride, w/stride)
+        out = self.bn2(self.conv2(out))  # (N, c, h/stride, w/stride)
+        out += shortcut
+        out = self.relu(out)
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -50,11 +76,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+        self.downsample = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, 4 * channels, h/stride, w/stride)."""
@@ -65,6 +87,13 @@ class Bottleneck(nn.Module):
         out += shortcut
         out = self.relu(out)
         return out
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """Build the 1x1 convolution of a shortcut that changes the shape; None for an identity."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class Conv7Stem(nn.Module):
@@ -126,8 +155,18 @@ def initialise_convolutions(module: nn.Module) -> None:
             nn.init.zeros_(child.bias)
 
 
+def zero_residual_branches(backbone: nn.Module) -> None:
+    """Set the last batch norm weight of every residual block to 0, so that each block starts as its shortcut.
+
+    P. Goyal et al., Accurate, Large Minibatch SGD, arXiv 1706.02677, section 5.1.
+    """
+    for block in backbone.modules():
+        if isinstance(block, (BasicBlock, Bottleneck)):
+            nn.init.zeros_((block.bn2 if isinstance(block, BasicBlock) else block.bn3).weight)
+
+
 class ResNet(nn.Module):
-    """Bottleneck ResNet without its classifier, at output stride 8, 16 or 32.
+    """ResNet without its classifier, at output stride 8, 16 or 32.
 
     `layer1` to `layer4` have torchvision's names (`layer1.0.downsample.0.weight`). The names of the stem are
     `stem.conv1` and `stem.bn1`, and for the deep stem also `stem.conv2`, `stem.bn2`, `stem.conv3` and `stem.bn3`.
@@ -138,10 +177,13 @@ class ResNet(nn.Module):
         stem: "conv7" (one 7x7 convolution, 64 channels), "deep" (three 3x3: 64, 64, 128) or "deep-narrow" (three
             3x3: 32, 32, 64).
         width: channels of the stem and of the narrow convolutions in layer1, 64 as published; all others scale.
-        contract_dilation: the first block of a dilated layer keeps the previous layer's dilation.
+        contract_dilation: the first block of a dilated layer has half of its dilation, the previous layer's.
+        basic: basic blocks (ResNet-18 and -34) instead of bottlenecks.
+        dilations: of layer3 and layer4; None for those that replace the strides left out: (2, 4), (1, 2) or (1, 1).
+        dilate_both: both convolutions of a basic block are dilated; mmsegmentation dilates only the first.
 
     Raises:
-        PspnetError: an unsupported output stride, stem, list of layers or width.
+        PspnetError: an unsupported output stride, stem, list of layers, width or dilation.
     """
 
     def __init__(
@@ -151,6 +193,9 @@ class ResNet(nn.Module):
         stem: str = "conv7",
         width: int = 64,
         contract_dilation: bool = False,
+        basic: bool = False,
+        dilations: Sequence[int] | None = None,
+        dilate_both: bool = True,
     ) -> None:
         super().__init__()
         if len(layers) != 4 or min(layers) < 1:
@@ -163,19 +208,27 @@ class ResNet(nn.Module):
             raise PspnetError(f"width is {width}: expected a positive number of channels (64 as published).")
         if stem == "deep-narrow" and width % 2:
             raise PspnetError(f"width is {width}: expected an even number, since the stem deep-narrow halves it.")
-        (stride3, dilation3), (stride4, dilation4) = _STRIDE_AND_DILATION[output_stride]
+        dilations = _DILATIONS[output_stride] if dilations is None else tuple(dilations)
+        if len(dilations) != 2 or min(dilations) < 1:
+            raise PspnetError(f"dilations is {dilations}: expected two positive numbers, of layer3 and layer4.")
+        expansion = BasicBlock.expansion if basic else Bottleneck.expansion
         self.output_stride = output_stride
         self.stem_name = stem
-        self.layer3_channels = 16 * width
-        self.out_channels = 32 * width
+        self.layer3_channels = 4 * width * expansion
+        self.out_channels = 8 * width * expansion
 
+        stride3, stride4 = _STRIDES[output_stride]
+        dilation3, dilation4 = dilations
+        first3, first4 = (max(1, dilation // 2) if contract_dilation else dilation for dilation in dilations)
+        # Of the second convolution in basic blocks.
+        second, second3, second4 = (
+            (dilation if dilate_both else 1) if basic else None for dilation in (1, dilation3, dilation4)
+        )
         self.stem = _build_stem(stem, width)
-        expansion = Bottleneck.expansion
-        first3, first4 = (1, dilation3) if contract_dilation else (dilation3, dilation4)
-        self.layer1 = _layer(layers[0], self.stem.out_channels, width, stride=1, dilation=1)
-        self.layer2 = _layer(layers[1], width * expansion, 2 * width, stride=2, dilation=1)
-        self.layer3 = _layer(layers[2], 2 * width * expansion, 4 * width, stride3, dilation3, first3)
-        self.layer4 = _layer(layers[3], 4 * width * expansion, 8 * width, stride4, dilation4, first4)
+        self.layer1 = _layer(layers[0], self.stem.out_channels, width, 1, 1, 1, second)
+        self.layer2 = _layer(layers[1], width * expansion, 2 * width, 2, 1, 1, second)
+        self.layer3 = _layer(layers[2], 2 * width * expansion, 4 * width, stride3, dilation3, first3, second3)
+        self.layer4 = _layer(layers[3], 4 * width * expansion, 8 * width, stride4, dilation4, first4, second4)
         initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,9 +255,24 @@ def _build_stem(stem: str, width: int) -> Conv7Stem | DeepStem:
 
 
 def _layer(
-    blocks: int, in_channels: int, channels: int, stride: int, dilation: int, first_dilation: int = 1
+    blocks: int,
+    in_channels: int,
+    channels: int,
+    stride: int,
+    dilation: int,
+    first_dilation: int,
+    second_dilation: int | None,
 ) -> nn.Sequential:
-    """Stack `blocks` bottlenecks; only the first has the stride, the width change and `first_dilation`."""
-    out_channels = channels * Bottleneck.expansion
-    first = Bottleneck(in_channels, channels, stride, first_dilation)
-    return nn.Sequential(first, *(Bottleneck(out_channels, channels, 1, dilation) for _ in range(blocks - 1)))
+    """Stack residual blocks; only the first has the stride, the width change and `first_dilation`.
+
+    `second_dilation` is that of the second convolution of basic blocks; None for bottlenecks.
+    """
+
+    def block(in_channels: int, stride: int, dilation: int) -> BasicBlock | Bottleneck:
+        if second_dilation is None:
+            return Bottleneck(in_channels, channels, stride, dilation)
+        return BasicBlock(in_channels, channels, stride, dilation, second_dilation)
+
+    first = block(in_channels, stride, first_dilation)
+    out_channels = channels * first.expansion
+    return nn.Sequential(first, *(block(out_channels, 1, dilation) for _ in range(blocks - 1)))

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pspnet.errors import PspnetError
-from pspnet.models.constants import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.pyramid import SingleValueBatchNorm2d
 
@@ -58,6 +58,8 @@ class DeepLabV3(SegmentationNetwork):
     """torchvision's DeepLabV3: atrous spatial pyramid pooling (rates 12, 24, 36) on layer4 and FCN's auxiliary head."""
 
 
+# torchvision's basic blocks support no dilation.
+_BACKBONES = ("resnet-50", "resnet-101")
 _NETWORKS = {"fcn": FCN, "deeplab": DeepLabV3}
 _BUILDERS = {"fcn": "fcn", "deeplab": "deeplabv3"}
 
@@ -83,8 +85,8 @@ def build_torchvision(
     Raises:
         PspnetError: an invalid value, or torchvision is missing.
     """
-    if backbone not in BACKBONES:
-        raise PspnetError(f"backbone is {backbone!r}: expected one of {', '.join(BACKBONES)}.")
+    if backbone not in _BACKBONES:
+        raise PspnetError(f"backbone is {backbone!r}: expected one of {', '.join(_BACKBONES)}.")
     if num_classes < 1:
         raise PspnetError(f"num_classes is {num_classes}: expected 1 or more.")
     builder = getattr(_segmentation_models(algorithm), f"{_BUILDERS[algorithm]}_{backbone.replace('-', '')}")

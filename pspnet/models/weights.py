@@ -16,7 +16,12 @@ from pspnet.errors import WeightsError
 from pspnet.models.inert_pickle import load_inert
 
 # Backbone -> torchvision's enumeration of its weights.
-_TORCHVISION_ENUMS = {"resnet-50": "ResNet50_Weights", "resnet-101": "ResNet101_Weights"}
+_TORCHVISION_ENUMS = {
+    "resnet-18": "ResNet18_Weights",
+    "resnet-34": "ResNet34_Weights",
+    "resnet-50": "ResNet50_Weights",
+    "resnet-101": "ResNet101_Weights",
+}
 
 # Most names of each kind in a message.
 _LISTED = 5
@@ -29,8 +34,9 @@ def load_imagenet_backbone(backbone: nn.Module, name: str, weights: str = "IMAGE
 
     Args:
         backbone: with ResNet's names, stem "conv7", width 64 and any output stride.
-        name: "resnet-50" or "resnet-101".
-        weights: "IMAGENET1K_V1" (the original recipe, used by published PSPNets) or "IMAGENET1K_V2".
+        name: "resnet-18", "resnet-34", "resnet-50" or "resnet-101".
+        weights: "IMAGENET1K_V1" (the original recipe, used by published PSPNets) or "IMAGENET1K_V2", which exists for
+            resnet-50 and resnet-101 only.
 
     Raises:
         WeightsError: an unknown name, a deep stem, a failed download, a damaged file, or weights that do not match.
@@ -96,7 +102,7 @@ def _imagenet_url(name: str, weights: str) -> str:
 
     urls = {member.name: str(member.url) for member in getattr(torchvision.models, _TORCHVISION_ENUMS[name])}
     if weights not in urls:
-        raise WeightsError(f"weights is {weights!r}: expected one of {', '.join(urls)}.")
+        raise WeightsError(f"weights is {weights!r}: expected one of {', '.join(urls)} for backbone {name}.")
     return urls[weights]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from pspnet.artifact.bundle import unpacked
-from pspnet.artifact.model_directory import architecture_of, load_artifact
+from pspnet.artifact.model_directory import architecture_of, load_artifact, read_architecture
 from pspnet.artifact.published import find_model
 from pspnet.config.fields import IMAGENET_WEIGHTS
 from pspnet.config.schema import Config
@@ -18,9 +19,46 @@ from pspnet.models.build import build_algorithm
 from pspnet.models.imports.programs import read_backbone
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.weights import load_imagenet_backbone, load_state_strict
+from pspnet.training.state.checkpoint import load_checkpoint
+from pspnet.training.state.resume import find_checkpoint
+
+# Dilation settings and their values in model directories, checkpoints and files that lack them.
+_DILATION = {"contract_dilation": False, "dilations": None, "dilate_both": True}
 
 # Images in, logits or (logits, auxiliary logits) out.
 BuildNetwork = Callable[[Config, torch.device], nn.Module]
+
+
+def resolve_dilation(config: Config) -> Config:
+    """Return the config with the dilation settings that are not given, or auto, replaced by their values.
+
+    They are those of the checkpoint that the run resumes from, else of `model` or a file of pretrained weights, else
+    they depend on whether the backbone starts from torchvision's weights. WeightsError for a file that cannot be read.
+    """
+    unset = [key for key in _DILATION if getattr(config, key) in ("auto", None)]
+    if not unset:
+        return config
+    found = {**_DILATION, "contract_dilation": config.contracts_dilation and config.algorithm == "psp"}
+    if config.algorithm == "psp":
+        found.update(_stored_dilation(config) or {})
+    return config.replace(**{key: found[key] for key in unset})
+
+
+def _stored_dilation(config: Config) -> Mapping[str, Any] | None:
+    """Read the dilation settings of the checkpoint or the files that the weights come from; None without any."""
+    checkpoint = find_checkpoint(config.resume, Path(config.checkpoint_dir))
+    if checkpoint is not None:
+        stored: Mapping[str, Any] = load_checkpoint(checkpoint, tensors=False).get("config", {})
+    elif config.model is not None:
+        with unpacked(find_model(config.model)) as folder:
+            stored = read_architecture(folder)
+    elif config.use_pretrained_model and not config.from_imagenet:
+        stored = read_backbone(Path(config.pretrained_weights)).architecture
+        if stored.get("output_stride") != config.output_stride:
+            stored = {**stored, "dilations": None}  # they belong to the strides of that file
+    else:
+        return None
+    return {key: stored.get(key, default) for key, default in _DILATION.items()}
 
 
 def build_network(config: Config, device: torch.device) -> SegmentationNetwork:
@@ -63,11 +101,10 @@ def _load_model_channel(
     with unpacked(find_model(directory)) as folder:
         artifact = load_artifact(folder)
     there, here = {**artifact.architecture, "algorithm": artifact.algorithm}, {**architecture, "algorithm": algorithm}
-    # Missing in older model directories.
-    there.setdefault("contract_dilation", False)
+    there, here = ({**_DILATION, **values} for values in (there, here))
     keys = (
         "backbone", "stem", "num_classes", "width", "auxiliary_head", "align_corners", "output_stride",
-        "contract_dilation", "mean", "std",
+        *_DILATION, "mean", "std",
     )  # fmt: skip
     wrong = [
         f"{key} is {there.get(key)} there and {here[key]} here"

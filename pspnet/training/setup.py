@@ -32,7 +32,7 @@ from pspnet.system import device as devices
 from pspnet.system.distributed import Processes, join_processes
 from pspnet.system.precision import Precision, choose_precision
 from pspnet.training.memory import choose_micro_batch, fits_in_memory
-from pspnet.training.network import BuildNetwork, build_network
+from pspnet.training.network import BuildNetwork, build_network, resolve_dilation
 from pspnet.training.optimization.early_stopping import EarlyStopping
 from pspnet.training.optimization.ema import ExponentialMovingAverage
 from pspnet.training.optimization.losses import build_loss
@@ -103,6 +103,7 @@ def build_run(config: Config, build: BuildNetwork | None = None) -> Run:
 
     `build` builds the network, by default `build_network`. Comparisons pass another one and train it in the same way.
     """
+    config = resolve_dilation(config)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = devices.choose_device(config.device, local_rank)
     precision = choose_precision(config.precision, device)

@@ -268,7 +268,10 @@ def test_invalid_config_entries(tmp_path: Path, changes: dict[str, Any], text: s
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"backbone": "vgg-16"}, r"describes an architecture .* cannot build \(.*expected one of resnet-50"),
+        ({"backbone": "vgg-16"}, r"describes an architecture .* cannot build \(.*expected one of resnet-18"),
+        ({"dilations": [2]}, r"`architecture.dilations` is \[2\]: expected two whole numbers from 1 to 8"),
+        ({"dilations": [2, 10**9]}, r"`architecture.dilations` is \[2, 1000000000\]: expected two whole numbers"),
+        ({"dilate_both": 1}, "`architecture.dilate_both` is 1: expected true or false"),
         ({"attention": True}, "`architecture` has the unknown key 'attention': written by another program"),
         ({"width": 0}, "`architecture.width` is 0: expected a whole number from 1 to 1024"),
         ({"width": 10**9}, "`architecture.width` is 1000000000"),

@@ -12,6 +12,7 @@ from pspnet.benchmarking.baselines import NetworkRuntime, network_flops, plain_n
 from pspnet.benchmarking.plain import PlainPSPHead
 from pspnet.errors import PspnetError
 from pspnet.models.build import build_model
+from pspnet.models.resnet import zero_residual_branches
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,13 @@ def test_a_failing_compiler_gives_an_error_message(monkeypatch: pytest.MonkeyPat
     runtime = NetworkRuntime("plain-compile", build_model(2, width=4), CPU, compiled=True)
     with pytest.raises(PspnetError, match=r"torch.compile does not work here \(g\+\+ is not there\)"):
         runtime.prepare(32, 32)
+
+
+def test_residual_branches_become_active(images: np.ndarray) -> None:
+    network = build_model(3, width=4).eval()
+    zero_residual_branches(network.backbone)
+    settle_statistics(network, images)
+    assert network.backbone.layer4[2].bn3.weight.all()
 
 
 def test_statistics_are_those_of_the_images(images: np.ndarray) -> None:

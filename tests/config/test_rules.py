@@ -39,6 +39,13 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"stem": "deep-narrow"}, "stem: found 'deep-narrow' with use_pretrained_model True; torchvision has no"),
     ({"pretrained_weights": "V3"}, "pretrained_weights: found 'V3'; allowed: IMAGENET1K_V1, IMAGENET1K_V2 or a file"),
     ({"width": 16}, "width: found 16 with use_pretrained_model True; the published weights have width 64"),
+    (
+        {"backbone": "resnet-18", "pretrained_weights": "IMAGENET1K_V2"},
+        "pretrained_weights: found 'IMAGENET1K_V2'; torchvision has only IMAGENET1K_V1 for resnet-18: use that",
+    ),
+    ({"backbone": "resnet-34", "algorithm": "fcn"}, "backbone: found resnet-34 with algorithm fcn; torchvision's"),
+    ({"dilations": "2"}, "dilations: found '2'; allowed: two whole numbers from 1 to 8"),
+    ({"dilate_both": False, "algorithm": "fcn"}, "dilate_both: found False with algorithm fcn"),
     ({"class_names": "a, b"}, "class_names: found 2 names with num_classes 3; give one name per class"),
     ({"class_names": "voc"}, "class_names: found 21 names with num_classes 3"),
     ({"class_weights": "1, 2, 3, 4"}, "class_weights: found 4 weights with num_classes 3; give one weight per class"),

@@ -46,7 +46,8 @@ BUILT_IN_DEFAULTS = {
     "early_stopping_min_epochs": 5, "early_stopping_patience": 4, "early_stopping_tolerance": 0.0, "syncbn": False,
 }  # fmt: skip
 OWN_DEFAULTS = {
-    "stem": "conv7", "output_stride": 8, "align_corners": False, "contract_dilation": False, "width": 64,
+    "stem": "conv7", "output_stride": 8, "align_corners": False, "contract_dilation": "auto", "width": 64,
+    "dilations": None, "dilate_both": "auto",
     "dropout": 0.1,
     "pretrained_weights": "IMAGENET1K_V1", "label_map": None, "model": None, "class_names": None, "name": "run",
     "model_dir": "runs/run/model", "output_dir": "runs/run", "checkpoint_dir": "runs/run/checkpoints", "seed": 0,
@@ -112,7 +113,7 @@ BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
     ("max_train_images", [0], [-1]),
     ("max_validation_images", [0], [-1]),
     ("sample_images", [0], [-1]),
-    ("output_stride", [8, 16], [32, 4, "eight"]),
+    ("output_stride", [8, 16, 32], [4, "eight"]),
 ]
 
 
@@ -141,7 +142,7 @@ def test_width_is_4_to_64_without_pretrained_weights() -> None:
         ("ema_decay", "a number, at least 0 and less than 1"),
         ("num_training_samples", "a whole number, at least 1"),
         ("optimizer", "sgd, adam, adagrad, nag or rmsprop"),
-        ("output_stride", "8 or 16"),
+        ("output_stride", "8, 16 or 32"),
         ("syncbn", "True or False"),
         ("workers", "auto or a whole number, at least 0"),
     ],

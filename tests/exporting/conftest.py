@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -24,10 +24,10 @@ from pspnet.models.build import build_model
 from pspnet.models.pspnet import PSPNet
 
 
-def tiny_network(align_corners: bool = False) -> PSPNet:
+def tiny_network(align_corners: bool = False, **options: Any) -> PSPNet:
     """A PSPNet of width 4 with random batch norm statistics, so that its logits are not constant."""
     torch.manual_seed(0)
-    model = build_model(7, width=4, align_corners=align_corners)
+    model = build_model(7, **{"width": 4, "align_corners": align_corners, **options})
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.2)
@@ -36,10 +36,12 @@ def tiny_network(align_corners: bool = False) -> PSPNet:
     return model.eval()
 
 
-def save_network(folder: Path, model: PSPNet) -> Path:
+def save_network(folder: Path, model: PSPNet, **settings: Any) -> Path:
     config = Config(
-        num_classes=7, class_names="shapes", data="shapes", width=4, align_corners=model.align_corners,
-        use_pretrained_model=False,
+        **{
+            "num_classes": 7, "class_names": "shapes", "data": "shapes", "width": 4,
+            "align_corners": model.align_corners, "use_pretrained_model": False, **settings,
+        }
     )  # fmt: skip
     save_artifact(folder, model, config, {}, {"epoch": 1})
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -34,7 +34,8 @@ def assert_equal_to_pytorch(run: graph.Run, network: PSPNet, size: tuple[int, in
     with torch.no_grad():
         expected = network(torch.from_numpy(images))  # (N, K, H, W)
     assert (mask.dtype, mask.shape) == (np.uint8, size)
-    assert (logits.dtype, logits.shape) == (np.float32, (size[0], 7, -(-size[1] // 8), -(-size[2] // 8)))
+    stride = network.backbone.output_stride
+    assert (logits.dtype, logits.shape) == (np.float32, (size[0], 7, -(-size[1] // stride), -(-size[2] // stride)))
     full = F.interpolate(
         torch.from_numpy(np.array(logits)), size[1:], mode="bilinear", align_corners=network.align_corners
     )
@@ -51,6 +52,25 @@ def test_a_graph_equals_pytorch_at_every_size(
     export = load_export(model_dir, format)
     run = find_format(format).open_graph(export.path)
     for size in SIZES:
+        assert_equal_to_pytorch(run, network, size)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript", "torch_export"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "resnet-18", "width": 8},
+        {"backbone": "resnet-18", "stem": "deep-narrow", "contract_dilation": True, "dilate_both": False},
+        {"output_stride": 32, "dilations": (2, 4), "contract_dilation": True},
+    ],
+)
+def test_other_backbones(format: str, options: dict[str, Any], tmp_path: Path) -> None:
+    from pspnet.exporting.export_network import export_network
+
+    pytest.importorskip(PACKAGES[format])
+    network, module = tiny_network(**options), find_format(format)
+    run = module.open_graph(tmp_path / module.write(export_network(network), tmp_path))
+    for size in SIZES[1:]:
         assert_equal_to_pytorch(run, network, size)
 
 

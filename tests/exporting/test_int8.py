@@ -13,10 +13,14 @@ from pspnet.artifact.export_record import Export, load_export
 from pspnet.evaluation.metrics import Scores
 from pspnet.exporting import int8
 from pspnet.exporting.calibration_set import Calibration
+from pspnet.exporting.export_network import export_network
+from pspnet.exporting.exporter import export_model
 from pspnet.exporting.formats import find_format
 from pspnet.exporting.graph_operations import count_quantised, operations
 from pspnet.exporting.int8 import ATTEMPTS, quantise
 from pspnet.exporting.verification import ExportError
+from tests.exporting.conftest import save_network, tiny_network
+from tests.hosts.fuzz import Request
 
 
 class FakeModel:
@@ -112,3 +116,21 @@ def test_8_bit_graphs_have_dynamic_sizes(model_dir: Path, exported: Callable[[st
         mask, logits = run(np.zeros((count, 3, height, width), np.uint8))
         assert mask.shape == (count, height, width)
         assert np.isfinite(logits).all()
+
+
+def test_an_8_bit_graph_of_basic_blocks(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    monkeypatch.setattr(int8, "ATTEMPTS", ATTEMPTS[:1])
+    network = tiny_network(backbone="resnet-18", width=8)
+    folder = save_network(tmp_path / "model", network, backbone="resnet-18", width=8)
+    export = export_model(Request(folder, "openvino", calibration=data, allow_loss=True), lambda line: None)
+    nodes = operations(openvino.Core().read_model(str(export.path)))
+    convolutions = sum(node.kind == "Convolution" for node in nodes)
+    assert convolutions == 26  # 20 of the backbone, 4 branches, head and classifier
+    assert count_quantised(nodes)[0] == convolutions
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 61, 40), dtype=np.uint8)
+    _, found = find_format("openvino").open_graph(export.path)(images)
+    plain = find_format("torchscript")
+    run = plain.open_graph(tmp_path / plain.write(export_network(network), tmp_path))
+    assert np.corrcoef(found.ravel(), run(images)[1].ravel())[0, 1] > 0.9

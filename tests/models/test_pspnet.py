@@ -67,6 +67,17 @@ def test_parameter_count(backbone: str, stem: str, classes: int, auxiliary: bool
     assert sum(parameter.numel() for parameter in model.parameters()) == published
 
 
+@pytest.mark.parametrize(("backbone", "of_backbone"), [("resnet-18", 11_176_512), ("resnet-34", 21_284_672)])
+@pytest.mark.usefixtures("skip_initialisation")
+def test_parameter_count_of_basic_blocks(backbone: str, of_backbone: int) -> None:
+    """The heads have 128 and 64 channels, as in mmsegmentation's r18; torchvision's classifier is left out."""
+    model = build_model(19, backbone)
+    head = 4 * (512 * 128 + 2 * 128) + 1024 * 128 * 9 + 2 * 128 + 128 * 19 + 19
+    auxiliary = 256 * 64 * 9 + 2 * 64 + 64 * 19 + 19
+    assert sum(parameter.numel() for parameter in model.backbone.parameters()) == of_backbone
+    assert sum(parameter.numel() for parameter in model.parameters()) == of_backbone + head + auxiliary
+
+
 @pytest.mark.parametrize("stem", ["conv7", "deep"])
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_every_parameter_gets_a_gradient(stem: str, output_stride: int) -> None:
@@ -209,8 +220,10 @@ def test_invalid_images() -> None:
 
 
 def test_invalid_settings() -> None:
-    with pytest.raises(PspnetError, match="backbone is 'resnet-18': expected one of resnet-50, resnet-101"):
-        tiny(backbone="resnet-18")
+    with pytest.raises(
+        PspnetError, match="backbone is 'resnet-152': expected one of resnet-18, resnet-34, resnet-50, r"
+    ):
+        tiny(backbone="resnet-152")
     with pytest.raises(PspnetError, match="stem is 'shallow': expected one of conv7, deep"):
         tiny(stem="shallow")
     with pytest.raises(PspnetError, match="output_stride is 4: expected one of 8, 16, 32"):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock as ReferenceBasicBlock
 from torchvision.models.resnet import Bottleneck as ReferenceBottleneck
 from torchvision.models.resnet import ResNet as ReferenceResNet
 
 from pspnet.errors import PspnetError
-from pspnet.models.resnet import ResNet
+from pspnet.models import build
+from pspnet.models.resnet import ResNet, zero_residual_branches
 
 
 def randomise_batch_norm(model: nn.Module) -> None:
@@ -93,6 +97,56 @@ def test_contracted_dilation(output_stride: int, first3: int, first4: int) -> No
         assert [block.conv2.dilation for block in layer[1:]] == [block.conv2.dilation for block in reference[1:]]
 
 
+def test_basic_blocks_equal_torchvisions() -> None:
+    reference = ReferenceResNet(ReferenceBasicBlock, [2, 1, 2, 2]).eval()
+    randomise_batch_norm(reference)
+    ours = ResNet([2, 1, 2, 2], 32, basic=True).eval()
+    state = {name: value for name, value in reference.state_dict().items() if not name.startswith("fc.")}
+    ours.load_state_dict({f"stem.{n}" if n.startswith(("conv1.", "bn1.")) else n: v for n, v in state.items()})
+    x = torch.randn(1, 3, 71, 64)
+    with torch.no_grad():
+        for found, wanted in zip(ours(x), reference_features(reference, x), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert (ours.layer3_channels, ours.out_channels) == (256, 512)
+
+
+@pytest.mark.parametrize("basic", [False, True])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_contracted_dilation_is_the_undilated_network_on_a_finer_grid(output_stride: int, basic: bool) -> None:
+    def backbone(*arguments: Any, **options: Any) -> ResNet:
+        torch.manual_seed(0)
+        model = ResNet((2, 1, 2, 2), *arguments, width=8, basic=basic, **options).double().eval()
+        randomise_batch_norm(model)
+        return model
+
+    x = torch.randn(1, 3, 143, 96, dtype=torch.float64)
+    step = 32 // output_stride
+    with torch.no_grad():
+        expected = backbone(32)(x)[1]
+        found = backbone(output_stride, contract_dilation=True)(x)[1][..., ::step, ::step]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        others = [backbone(output_stride)(x)[1]]
+        if basic:
+            others.append(backbone(output_stride, contract_dilation=True, dilate_both=False)(x)[1])
+        for other in others:
+            assert (other[..., ::step, ::step] - expected).norm() > 0.01 * expected.norm()
+
+
+def test_dilations_of_basic_blocks() -> None:
+    """All dilations of the 3x3 convolutions, first and second of each block."""
+
+    def dilations(**options: Any) -> list[list[int]]:
+        model = ResNet((1, 1, 2, 2), width=8, basic=True, **options)
+        layers = (model.layer3, model.layer4)
+        return [[conv.dilation[0] for block in layer for conv in (block.conv1, block.conv2)] for layer in layers]
+
+    assert dilations() == [[2, 2, 2, 2], [4, 4, 4, 4]]
+    assert dilations(contract_dilation=True) == [[1, 2, 2, 2], [2, 4, 4, 4]]
+    assert dilations(contract_dilation=True, dilate_both=False) == [[1, 1, 2, 1], [2, 1, 4, 1]]
+    assert dilations(output_stride=32) == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    assert dilations(output_stride=32, dilations=(2, 4), contract_dilation=True) == [[1, 2, 2, 2], [2, 4, 4, 4]]
+
+
 @pytest.mark.parametrize("stem", ["conv7", "deep", "deep-narrow"])
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (48, 65)])
 def test_shapes_and_width(stem: str, size: tuple[int, int]) -> None:
@@ -147,7 +201,23 @@ def test_initialisation() -> None:
     assert torch.equal(model.layer4[0].bn3.bias, torch.zeros(1024))
 
 
+@pytest.mark.parametrize("name", ["resnet-18", "resnet-50"])
+def test_residual_branches_start_at_zero(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """build_model zeroes the last batch norm of every block and changes nothing else."""
+    torch.manual_seed(0)
+    before = build.build_model(3, name, width=8)
+    monkeypatch.setattr(build, "zero_residual_branches", zero_residual_branches)
+    torch.manual_seed(0)
+    after = build.build_model(3, name, width=8).state_dict()
+    last = "bn2.weight" if name == "resnet-18" else "bn3.weight"
+    changed = {key for key, value in before.state_dict().items() if not torch.equal(value, after[key])}
+    assert changed == {key for key in after if key.startswith("backbone.layer") and key.endswith(last)}
+    assert not any(after[key].any() for key in changed)
+
+
 def test_invalid_values() -> None:
+    with pytest.raises(PspnetError, match=r"dilations is \(2,\): expected two positive numbers, of layer3 and layer4"):
+        ResNet((1, 1, 1, 1), dilations=(2,))
     with pytest.raises(PspnetError, match="output_stride is 4: expected one of 8, 16, 32"):
         ResNet((1, 1, 1, 1), output_stride=4)
     with pytest.raises(PspnetError, match="stem is 'conv3': expected one of conv7, deep, deep-narrow"):

@@ -73,6 +73,8 @@ def test_file_without_batch_counters(cache: Path, published: dict[str, Tensor]) 
         ("resnet-50", "IMAGENET1K_V2", "resnet50-11ad3fa6.pth"),
         ("resnet-101", "IMAGENET1K_V1", "resnet101-63fe2227.pth"),
         ("resnet-101", "IMAGENET1K_V2", "resnet101-cd907fc2.pth"),
+        ("resnet-18", "IMAGENET1K_V1", "resnet18-f37072fd.pth"),
+        ("resnet-34", "IMAGENET1K_V1", "resnet34-b627a593.pth"),
     ],
 )
 def test_failed_download_reports_url_file_and_flag(
@@ -166,8 +168,12 @@ def test_settings_without_published_weights(cache: Path) -> None:
         WeightsError, match=r"stem is 'deep', for which torchvision publishes no .*stem conv7, or.*False"
     ):
         load_imagenet_backbone(ResNet((1, 1, 1, 1), stem="deep", width=4), "resnet-50")
-    with pytest.raises(WeightsError, match="backbone is 'resnet-18': ImageNet weights exist for resnet-50, resnet-101"):
-        load_imagenet_backbone(ResNet((1, 1, 1, 1), width=4), "resnet-18")
+    with pytest.raises(
+        WeightsError, match="backbone is 'resnet-152': ImageNet weights exist for resnet-18, resnet-34, r"
+    ):
+        load_imagenet_backbone(ResNet((1, 1, 1, 1), width=4), "resnet-152")
+    with pytest.raises(WeightsError, match=r"'IMAGENET1K_V2': expected one of IMAGENET1K_V1 for backbone resnet-18\."):
+        load_imagenet_backbone(ResNet((1, 1, 1, 1), width=4, basic=True), "resnet-18", "IMAGENET1K_V2")
     with pytest.raises(WeightsError, match="weights is 'V3': expected one of IMAGENET1K_V1, IMAGENET1K_V2"):
         load_imagenet_backbone(ResNet((1, 1, 1, 1), width=4), "resnet-50", "V3")
 

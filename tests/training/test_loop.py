@@ -111,7 +111,7 @@ def test_run_writes_model_scores_curves_and_pictures(
     assert artifact.class_names == ("background", "disc", "square", "triangle", "ring", "cross", "star")
     assert artifact.training["epoch"] == outcome.best_epoch
     assert artifact.training["steps"] == 8
-    assert artifact.training["config"] == config.to_json()
+    assert artifact.training["config"] == {**config.to_json(), "contract_dilation": False, "dilate_both": True}
 
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert artifact.scores == metrics

@@ -25,7 +25,7 @@ from pspnet.models.fused.winograd import WinogradConv2d
 from pspnet.models.pspnet import PSPNet, check_images
 from pspnet.models.pyramid import PSPHead, PyramidBranch
 from pspnet.models.resampling import average_grids
-from pspnet.models.resnet import Bottleneck, ResNet
+from pspnet.models.resnet import BasicBlock, Bottleneck, ResNet
 from pspnet.models.spread import convolve_upsampled
 
 # With fewer channels the transforms of a Winograd convolution cost more than they save.
@@ -136,8 +136,8 @@ class _FoldedResNet(nn.Module):
         ]
         self.stem = nn.Sequential(*(fusion.fold(conv, bn) for conv, bn in pairs), stem.maxpool)
         layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
-        blocks = [block for layer in layers for block in layer if isinstance(block, Bottleneck)]
-        self.blocks = nn.Sequential(*(_FoldedBottleneck(block, fusion) for block in blocks))
+        blocks = [block for layer in layers for block in layer if isinstance(block, (BasicBlock, Bottleneck))]
+        self.blocks = nn.Sequential(*(_FoldedBlock(block, fusion) for block in blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalised RGB -> features of layer4 (N, C, H/s, W/s)."""
@@ -146,21 +146,26 @@ class _FoldedResNet(nn.Module):
         return x
 
 
-class _FoldedBottleneck(nn.Module):
-    def __init__(self, block: Bottleneck, fusion: _Fusion) -> None:
+class _FoldedBlock(nn.Module):
+    """Residual block: the last convolution adds the shortcut before its ReLU."""
+
+    def __init__(self, block: BasicBlock | Bottleneck, fusion: _Fusion) -> None:
         super().__init__()
-        self.conv1 = fusion.fold(block.conv1, block.bn1)
-        self.conv2 = fusion.fold(block.conv2, block.bn2)
-        self.conv3 = fusion.fold(block.conv3, block.bn3)
+        pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        if isinstance(block, Bottleneck):
+            pairs.append((block.conv3, block.bn3))
+        *inner, last = (fusion.fold(conv, bn) for conv, bn in pairs)
+        self.inner = nn.Sequential(*inner)
+        self.last = last
         self.downsample: nn.Module | None = None
         if isinstance(block.downsample, nn.Sequential):
             self.downsample = fusion.fold(block.downsample[0], block.downsample[1], relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, h, w) -> (N, 4 * channels, h/stride, w/stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)  # (N, 4c, h/stride, w/stride)
-        y = self.conv2(self.conv1(x))  # (N, c, h/stride, w/stride)
-        result: Tensor = self.conv3(y, shortcut)  # (N, 4c, h/stride, w/stride)
+        """(N, in_channels, h, w) -> (N, O, h/stride, w/stride); O is 4c for a bottleneck, c for a basic block."""
+        shortcut = x if self.downsample is None else self.downsample(x)  # (N, O, h/stride, w/stride)
+        y = self.inner(x)  # (N, c, h/stride, w/stride)
+        result: Tensor = self.last(y, shortcut)  # (N, O, h/stride, w/stride)
         return result
 
 

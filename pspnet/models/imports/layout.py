@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from pspnet.classes import MAX_CLASSES
 from pspnet.errors import WeightsError
 from pspnet.models.build import build_algorithm, build_model
-from pspnet.models.constants import BACKBONES, IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.constants import BACKBONES, BASIC_BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.pspnet import SegmentationNetwork
 from pspnet.models.resnet import STEMS
 from pspnet.models.torchvision_networks import build_torchvision
 from pspnet.models.weights import describe_mismatch
 
 _PUBLISHED_WIDTH = 64
+NEW_ARGUMENTS = ("dilations", "dilate_both")
+"""Arguments of build_model that version 0.1.0 lacks."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class ForeignWeights:
             raise WeightsError(f"{self.path}: has {found} classes, but --classes {num_classes}. Give {found} names.")
         builder: Callable[..., SegmentationNetwork] = build_model if self.algorithm == "psp" else build_torchvision
         published = {name: parameter.default for name, parameter in signature(builder).parameters.items()}
-        published.pop("algorithm", None)  # of build_torchvision
+        # NEW_ARGUMENTS are absent at their defaults, so that older versions read the model directory.
+        for name in ("algorithm", *NEW_ARGUMENTS):
+            published.pop(name, None)
         published.update(num_classes=num_classes, mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
         return {**published, **self.architecture}
 
@@ -125,19 +129,22 @@ class ForeignWeights:
         module.load_state_dict({name: counters.get(name, found.get(names[name])) for name in own}, strict=True)
 
 
-def detect_backbone(state: Mapping[str, Tensor], layouts: Mapping[str, Layout], path: str) -> dict[str, Any]:
+def detect_backbone(
+    state: Mapping[str, Tensor], layouts: Mapping[str, Layout], path: str, basic: bool = False
+) -> dict[str, Any]:
     """Detect depth, stem and width of a ResNet.
 
     Args:
         state: foreign names -> tensors.
         layouts: stem, one of STEMS -> layout of the names with that stem.
         path: for messages.
+        basic: accept ResNet-18 and -34, too.
 
     Returns:
         `backbone`, `stem` and `width`, arguments of build_model.
 
     Raises:
-        WeightsError: not a bottleneck ResNet of a supported depth, or another stem.
+        WeightsError: not a ResNet of a supported depth, or another stem.
     """
     any_layout = next(iter(layouts.values()))
     start = any_layout.foreign_name("backbone.layer1.0.conv1.weight")[: -len("layer1.0.conv1.weight")]
@@ -147,17 +154,21 @@ def detect_backbone(state: Mapping[str, Tensor], layouts: Mapping[str, Layout], 
         layer, block = int(match[1]) - 1, int(match[2])
         blocks[layer] = max(blocks[layer], block + 1)
     first, last = (state.get(f"{start}layer1.0.conv{number}.weight") for number in (1, 3))
+    expected = f"Expected ResNet-{'18, -34, -' if basic else ''}50 or -101"
     if first is None or not any(blocks):
-        raise WeightsError(f"{path}: not a ResNet, it has no {start}layer1.0.conv1.weight. Expected ResNet-50 or -101.")
-    depth = {layers: name for name, layers in BACKBONES.items()}.get((blocks[0], blocks[1], blocks[2], blocks[3]))
-    if last is None or depth is None:
-        kind = "bottleneck" if last is not None else "basic"
+        raise WeightsError(f"{path}: not a ResNet, it has no {start}layer1.0.conv1.weight. {expected}.")
+    found = ("bottleneck" if last is not None else "basic", tuple(blocks))
+    known: dict[tuple[str, tuple[int, ...]], str] = {
+        ("basic" if name in BASIC_BACKBONES else "bottleneck", layers): name for name, layers in BACKBONES.items()
+    }
+    depth = known.get(found)
+    if depth is None or (depth in BASIC_BACKBONES and not basic):
         raise WeightsError(
-            f"{path}: a ResNet of {', '.join(map(str, blocks))} {kind} blocks. Expected ResNet-50 (3, 4, 6, 3) or "
-            "ResNet-101 (3, 4, 23, 3) of bottleneck blocks."
+            f"{path}: a ResNet of {', '.join(map(str, blocks))} {found[0]} blocks. {expected}, whose bottleneck blocks "
+            "are (3, 4, 6, 3) and (3, 4, 23, 3)."
         )
     width = _channels(first)
-    if not 0 < width <= _PUBLISHED_WIDTH or _channels(last) != 4 * width:
+    if not 0 < width <= _PUBLISHED_WIDTH or (last is not None and _channels(last) != 4 * width):
         raise WeightsError(f"{path}: a Wide ResNet or ResNeXt ({depth} blocks of {width} channels). Expected ResNet.")
     return {"backbone": depth, "stem": _detect_stem(state, layouts, width, path), "width": width}
 

@@ -1,20 +1,23 @@
-"""Weights of mmsegmentation: PSPNets r50-d8 and r101-d8 and their ResNet-v1c backbones.
+"""Weights of mmsegmentation: PSPNets r18, r50 and r101, d8 and d32, and their ResNet and ResNet-v1c backbones.
 
-Published conventions: a deep stem of 32, 32 and 64 channels, contracted dilation, corners not aligned, images converted
-from BGR to RGB and normalised by ImageNet's statistics. The config in a training checkpoint overrides them; if it
-specifies BGR, the input channels of the first convolution are reversed.
+Published conventions: a deep stem of 32, 32 and 64 channels (one 7x7 convolution in r18b, r50b and r101b), contracted
+dilation, only the first convolution of a basic block dilated, corners not aligned (but in the 769x769 files), images
+converted from BGR to RGB and normalised by ImageNet's statistics. The config in a checkpoint overrides them; if it
+specifies BGR, the input channels of the first convolution are reversed. Without a config, the file name shows d32 and
+769x769.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from torch import Tensor
 
 from pspnet.errors import WeightsError
-from pspnet.models.constants import IMAGENET_MEAN, IMAGENET_STD
+from pspnet.models.constants import BASIC_BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone, detect_heads
 from pspnet.models.imports.mmseg_config import parse_config
 from pspnet.models.imports.torch_file import TorchFile
@@ -33,11 +36,14 @@ _HEADS = (
 )
 _IGNORED = ("fc.", "head.fc.", "data_preprocessor.")
 
-# (strides, dilations) of the four layers -> output stride.
-_OUTPUT_STRIDES = {
-    ((1, 2, 1, 1), (1, 1, 2, 4)): 8,
-    ((1, 2, 2, 1), (1, 1, 1, 2)): 16,
-    ((1, 2, 2, 2), (1, 1, 1, 1)): 32,
+# d32: the strides of an undilated network with the dilations of d8.
+_D32 = {"output_stride": 32, "dilations": [2, 4]}
+# (strides, dilations) of the four layers -> arguments of build_model.
+_OUTPUT_STRIDES: dict[Any, dict[str, Any]] = {
+    ((1, 2, 1, 1), (1, 1, 2, 4)): {"output_stride": 8},
+    ((1, 2, 2, 1), (1, 1, 1, 2)): {"output_stride": 16},
+    ((1, 2, 2, 2), (1, 1, 1, 1)): {"output_stride": 32},
+    ((1, 2, 2, 2), (1, 1, 2, 4)): _D32,
 }
 _OTHER_HEADS = {
     "decode_head.aspp_modules.": "DeepLabV3",
@@ -62,11 +68,9 @@ def _layouts(prefix: str) -> dict[str, Layout]:
 
 @dataclass(frozen=True)
 class _Settings:
-    """Settings of the network in a checkpoint's config; the published values without a config."""
+    """Settings of the network in a checkpoint's config."""
 
-    architecture: dict[str, Any] = field(
-        default_factory=lambda: {"output_stride": 8, "align_corners": False, "contract_dilation": True}
-    )
+    architecture: dict[str, Any]
     bgr: bool = False
 
 
@@ -83,10 +87,12 @@ def convert(file: TorchFile) -> ForeignWeights:
             raise WeightsError(f"{source}: mmsegmentation's {network}, not a PSPNet. Only PSPNet can be imported.")
     complete = any(name.startswith("decode_head.") for name in state)
     layouts = _layouts("backbone." if any(name.startswith("backbone.") for name in state) else "")
-    architecture = detect_backbone(state, layouts, source)
+    architecture = detect_backbone(state, layouts, source, basic=True)
     layout = layouts[architecture["stem"]]
     if complete:
         architecture.update(detect_heads(state, layout, source))
+        if architecture["backbone"] in BASIC_BACKBONES:
+            architecture["dilate_both"] = False
     settings = _settings(file.meta, source)
     if settings.bgr:
         first = layout.foreign_name("backbone.stem.conv1.weight")
@@ -105,7 +111,7 @@ def _settings(meta: Mapping[str, Any], source: str) -> _Settings:
     config = parse_config(text) if isinstance(text, str) else {}
     model = _mapping(config.get("model"))
     if not model:
-        return _Settings()
+        return _published_settings(PurePath(source).name)
     backbone, head = _mapping(model.get("backbone")), _mapping(model.get("decode_head"))
     _reject_other_settings(backbone, head, source)
     # Their defaults for missing entries.
@@ -119,13 +125,19 @@ def _settings(meta: Mapping[str, Any], source: str) -> _Settings:
     bgr = not normalisation.get("bgr_to_rgb", normalisation.get("to_rgb", True))
     mean, std = _three(normalisation.get("mean"), IMAGENET_MEAN), _three(normalisation.get("std"), IMAGENET_STD)
     architecture = {
-        "output_stride": _OUTPUT_STRIDES[strides, dilations],
+        **_OUTPUT_STRIDES[strides, dilations],
         "align_corners": bool(head.get("align_corners", False)),
         "contract_dilation": bool(backbone.get("contract_dilation", False)),
         "mean": mean[::-1] if bgr else mean,
         "std": std[::-1] if bgr else std,
     }
     return _Settings(architecture, bgr)
+
+
+def _published_settings(name: str) -> _Settings:
+    """Return the settings of a published file, such as pspnet_r50-d32_512x1024_80k_cityscapes_....pth."""
+    stride = _D32 if "-d32_" in name else {"output_stride": 8}
+    return _Settings({**stride, "align_corners": "_769x769_" in name, "contract_dilation": True})
 
 
 def _reject_other_settings(backbone: Mapping[str, Any], head: Mapping[str, Any], source: str) -> None:

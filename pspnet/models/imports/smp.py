@@ -1,4 +1,4 @@
-"""Weights of segmentation-models-pytorch: the ResNet-50 or -101 encoder of any model, as a backbone.
+"""Weights of segmentation-models-pytorch: the ResNet encoder of any model, as a backbone.
 
 Its PSPNet is another network (three encoder stages, a decoder on stride 8), so decoders are ignored.
 """
@@ -14,6 +14,9 @@ from pspnet.models.imports.torch_file import TorchFile
 
 PROGRAM = "segmentation-models-pytorch"
 
+# Most of its models have no dilation. Its DeepLabV3 and PAN dilate every block, which no name in the file shows.
+_CONVENTIONS = {"contract_dilation": True}
+
 _IGNORED = ("decoder.", "segmentation_head.", "classification_head.", "fc.", "encoder.fc.")
 
 
@@ -26,5 +29,5 @@ def convert(file: TorchFile) -> ForeignWeights:
     """Detect the architecture of the encoder of a whole model or of a single encoder. Raises WeightsError."""
     prefix = "encoder." if recognises(file.state) else ""
     layout = Layout((("backbone.stem.", prefix), ("backbone.", prefix)), ignored=_IGNORED)
-    architecture = detect_backbone(file.state, {"conv7": layout}, file.path)
-    return ForeignWeights(file.path, PROGRAM, file.state, layout, architecture, complete=False)
+    architecture = detect_backbone(file.state, {"conv7": layout}, file.path, basic=True)
+    return ForeignWeights(file.path, PROGRAM, file.state, layout, {**architecture, **_CONVENTIONS}, complete=False)

@@ -1,4 +1,4 @@
-"""Weights of torchvision: ResNet-50 and -101 as a backbone; FCN and DeepLabV3 on them as whole networks."""
+"""Weights of torchvision: ResNet-18, -34, -50 and -101 as a backbone; FCN and DeepLabV3 as complete networks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pspnet.models.imports.layout import ForeignWeights, Layout, detect_backbone
 from pspnet.models.imports.torch_file import TorchFile
 
 PROGRAM = "torchvision"
+
+# Trained without dilation: a contracted one computes the same features on a finer grid.
+_CONVENTIONS = {"contract_dilation": True}
 
 _LAYOUT = Layout((("backbone.stem.", ""), ("backbone.", "")), ignored=("fc.",))
 # The networks are torchvision's, so only the stem and the heads have other names here.
@@ -32,8 +35,8 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
 def convert(file: TorchFile) -> ForeignWeights:
     """Detect the architecture of a backbone or network. Raises WeightsError."""
     if not _is_segmentation(file.state):
-        architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path)
-        return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, architecture, complete=False)
+        architecture = detect_backbone(file.state, {"conv7": _LAYOUT}, file.path, basic=True)
+        return ForeignWeights(file.path, PROGRAM, file.state, _LAYOUT, {**architecture, **_CONVENTIONS}, complete=False)
     backbone = detect_backbone(file.state, {"conv7": _NETWORK}, file.path)["backbone"]
     architecture = {"backbone": backbone, **detect_heads(file.state, _NETWORK, file.path)}
     algorithm = "deeplab" if "classifier.0.convs.0.0.weight" in file.state else "fcn"

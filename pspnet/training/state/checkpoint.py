@@ -47,8 +47,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(written.fileno())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load the state that `save_checkpoint` wrote, with tensors on the CPU.
+def load_checkpoint(path: Path, tensors: bool = True) -> dict[str, Any]:
+    """Load the state that `save_checkpoint` wrote, with tensors on the CPU, or None in their place.
 
     Raises WeightsError for a file that is missing, truncated or not a checkpoint of this program.
     """
@@ -65,7 +65,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                     f"{metadata.get('format')!r}). A model directory is not a checkpoint: pass it with "
                     "`--model` instead."
                 )
-            state: dict[str, Any] = _unflatten(json.loads(metadata["state"]), file)
+            state: dict[str, Any] = _unflatten(json.loads(metadata["state"]), file if tensors else None)
             return state
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         if isinstance(error, WeightsError):
@@ -97,7 +97,7 @@ def _unflatten(tree: Any, file: Any) -> Any:
         return [_unflatten(item, file) for item in tree]
     if isinstance(tree, dict):
         if _TENSOR in tree:
-            return file.get_tensor(tree[_TENSOR])
+            return None if file is None else file.get_tensor(tree[_TENSOR])
         if _TUPLE in tree:
             return tuple(_unflatten(item, file) for item in tree[_TUPLE])
         return {key: _unflatten(item, file) for key, item in tree[_ITEMS]}

@@ -12,8 +12,9 @@ from pspnet.training.state.checkpoint import BEST_NAME, LAST_NAME, load_checkpoi
 
 # Settings that must not change on resume: weights, optimizer state or data position would no longer match.
 _FIXED_KEYS = (
-    "algorithm", "backbone", "stem", "output_stride", "align_corners", "contract_dilation", "width", "num_classes",
-    "aux_weight", "optimizer", "mini_batch_size", "accumulate_steps", "seed", "max_train_images", "max_steps_per_epoch",
+    "algorithm", "backbone", "stem", "output_stride", "align_corners", "contract_dilation", "dilations",
+    "dilate_both", "width", "num_classes", "aux_weight", "optimizer", "mini_batch_size", "accumulate_steps", "seed",
+    "max_train_images", "max_steps_per_epoch",
 )  # fmt: skip
 # Settings that affect paths and speed, but not the result.
 _FREE_KEYS = (
@@ -55,7 +56,7 @@ def check_same_run(
         images_before, images_now: the length of the train channel.
     """
     # Missing in older checkpoints.
-    before = {"contract_dilation": False, "tf32": True, **before}
+    before = {"contract_dilation": False, "dilate_both": True, "tf32": True, **before}
     differing = [key for key in now if key not in _FREE_KEYS and before.get(key) != now[key]]
     wrong = [f"{key} was {before.get(key)} and is now {now[key]}" for key in differing if key in _FIXED_KEYS]
     if images_before != images_now:

@@ -42,6 +42,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
         {"stem": "deep", "align_corners": True},
         {"output_stride": 16},
         {"output_stride": 32, "auxiliary_head": False},
+        {"output_stride": 32, "dilations": (2, 4), "contract_dilation": True},
+        {"backbone": "resnet-18"},
+        {"backbone": "resnet-34", "stem": "deep-narrow", "contract_dilation": True, "dilate_both": False},
     ],
 )
 def test_equals_the_network(options: dict[str, object]) -> None:
@@ -110,6 +113,10 @@ def test_winograd_is_used_for_many_channels_in_float32_on_cpus() -> None:
     model = network()  # width 16: three 3x3 convolutions of 128 channels in layer4, one of 512 in the head
     assert kinds(fold(model)) == (4, 1 + 3 * 16 + 4 - 4 + 1 + 5)
     assert kinds(fold(model, torch.bfloat16)) == (0, 1 + 3 * 16 + 4 + 1 + 5)
+    model = network(
+        backbone="resnet-18"
+    )  # basic blocks: three convolutions from 128 channels in layer4, and the head's
+    assert kinds(fold(model)) == (4, 1 + 2 * 8 + 3 - 4 + 1 + 5)
 
 
 def test_network_is_unchanged() -> None:

@@ -23,33 +23,49 @@ from tests.models.original_runs import assert_same_logits, difference, run_origi
 SIZES = ("96x96", "65x113", "120x71")
 
 
-@pytest.fixture(scope="module", params=["pspnet_r50-d8 rgb", "pspnet_r101-d8 bgr"])
+# Published file -> what its network differs in from r50-d8.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "r50-d8 512x1024 rgb": {},
+    "r101-d8 512x1024 bgr": {"backbone": "resnet-101", "mean": [124.0, 117.0, 104.0], "std": list(IMAGENET_STD)[::-1]},
+    "r18-d8 512x1024 rgb": {"backbone": "resnet-18", "dilate_both": False},
+    "r18b-d8 512x1024 rgb": {"backbone": "resnet-18", "dilate_both": False, "stem": "conv7"},
+    "r18-d8 769x769 rgb": {"backbone": "resnet-18", "dilate_both": False, "align_corners": True},
+    "r50b-d8 512x1024 rgb": {"stem": "conv7"},
+    "r50-d32 512x1024 rgb": {"output_stride": 32, "dilations": [2, 4]},
+}
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
 def original(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, str, Path]]:
-    name, order = request.param.split()
+) -> Iterator[tuple[dict[str, Any], Path]]:
+    network, crop, order = request.param.split()
+    name = f"pspnet_{network}_4xb2-80k_cityscapes-{crop}"
     folder = tmp_path_factory.mktemp("mmseg") / name
     for path in run_original("PSPNET_MMSEG_PYTHON", "run_mmseg.py", folder, name, "5", order, *SIZES):
-        yield name, order, path
+        yield PUBLISHED[request.param], path
 
 
 @pytest.mark.usefixtures("skip_initialisation")
-def test_logits_of_mmsegmentation(original: tuple[str, str, Path]) -> None:
-    name, order, folder = original
+def test_logits_of_mmsegmentation(original: tuple[dict[str, Any], Path]) -> None:
+    differing, folder = original
     weights = read_weights(folder / "iter_2.pth", "mmsegmentation")
-    rgb = order == "rgb"
     assert weights.architecture == {
-        "backbone": "resnet-50" if "r50" in name else "resnet-101", "stem": "deep-narrow", "width": 64,
-        "num_classes": 5, "auxiliary_head": True, "output_stride": 8, "align_corners": False,
-        "contract_dilation": True, "mean": list(IMAGENET_MEAN) if rgb else [124.0, 117.0, 104.0],
-        "std": list(IMAGENET_STD)[:: 1 if rgb else -1],
+        "backbone": "resnet-50", "stem": "deep-narrow", "width": 64, "num_classes": 5, "auxiliary_head": True,
+        "output_stride": 8, "align_corners": False, "contract_dilation": True, "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD), **differing,
     }  # fmt: skip
     assert weights.class_names == tuple(f"thing {index}" for index in range(5))
     assert weights.palette is not None
     assert weights.palette[3] == (3, 6, 252)
     assert weights.details == {"epoch": 0, "iter": 2}
     assert_same_logits(weights.build(), folder, SIZES)
-    for wrong in ({"align_corners": True}, {"contract_dilation": False}):
+    wrong_values: list[dict[str, Any]] = [
+        {"align_corners": not weights.architecture["align_corners"]}, {"contract_dilation": False},
+    ]  # fmt: skip
+    wrong_values += [{"dilate_both": True}] * ("dilate_both" in differing)
+    wrong_values += [{"dilations": [1, 1]}] * ("dilations" in differing)
+    for wrong in wrong_values:
         other = dataclasses.replace(weights, architecture={**weights.architecture, **wrong}).build()
         assert difference(other, folder, SIZES[1]) > 1e-3  # the comparison above is sensitive
 
@@ -131,6 +147,42 @@ def test_bgr_is_folded_into_the_first_convolution(
     with torch.no_grad():
         torch.testing.assert_close(built(image), model(image.flip(1)), rtol=0, atol=1e-5)
         assert (built(image) - model(image)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("pspnet_r50-d32_512x1024_80k_cityscapes_20220316_224840-9092b254", {"output_stride": 32, "dilations": [2, 4]}),
+        ("pspnet_r50-d8_769x769_80k_cityscapes_20200606_210121-5ccf03dd", {"align_corners": True}),
+        ("pspnet_r50-d8_512x1024_80k_cityscapes_20200606_112131-2376f12b", {}),
+    ],
+)
+def test_the_name_of_a_file_without_config_is_read(
+    name: str, changes: dict[str, Any], model: PSPNet, tmp_path: Path
+) -> None:
+    found = read_weights(saved(tmp_path / f"{name}.pth", as_mmseg(model), {}), "mmsegmentation").architecture
+    expected = {"output_stride": 8, "align_corners": False, "contract_dilation": True, **changes}
+    assert {key: found.get(key) for key in expected} == expected
+    assert ("dilations" in found) == ("dilations" in changes)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_basic_blocks(
+    complete: bool, randomise: Callable[..., None], tmp_path: Path, random_image: Callable[..., Tensor]
+) -> None:
+    """A complete network dilates the first convolution of a block only; an ImageNet backbone is undilated."""
+    model = build_model(
+        3, "resnet-18", "deep-narrow", width=8, contract_dilation=True, dilate_both=not complete
+    ).eval()  # fmt: skip
+    randomise(model)
+    state = {name: value for name, value in as_mmseg(model).items() if complete or "head" not in name}
+    weights = read_weights(saved(tmp_path / "a.pth", state, {}), "mmsegmentation")
+    assert weights.architecture["backbone"] == "resnet-18"
+    assert weights.architecture.get("dilate_both", True) is not complete
+    built = weights.build(3).eval()
+    x = random_image(45, 61).float()
+    with torch.no_grad():
+        assert torch.equal(built.backbone(x)[1], model.backbone(x)[1])
 
 
 @pytest.mark.parametrize("meta", [{"CLASSES": ["a"]}, {"CLASSES": 5}, {"dataset_meta": {"classes": ("a", "b", 3)}}])

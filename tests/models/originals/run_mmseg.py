@@ -2,9 +2,10 @@
 
     python run_mmseg.py OUTPUT CONFIG CLASSES bgr|rgb SIZE...
 
-CONFIG is a name such as pspnet_r50-d8. Writes OUTPUT/iter_2.pth as mmengine's runner saves it (weights, config, class
-names, log buffers with numpy numbers, an optimizer), and OUTPUT/<height>x<width>.npz for every SIZE with `image`
-(uint8 RGB), `logits` and `auxiliary`. With `bgr`, the config specifies BGR images.
+CONFIG is a published one, such as pspnet_r50-d8_4xb2-80k_cityscapes-512x1024. Writes OUTPUT/iter_2.pth as mmengine's
+runner saves it (weights, config, class names, log buffers with numpy numbers, an optimizer), and
+OUTPUT/<height>x<width>.npz for every SIZE with `image` (uint8 RGB), `logits` and `auxiliary`. With `bgr`, the config
+specifies BGR images.
 """
 
 from __future__ import annotations
@@ -49,13 +50,10 @@ def randomise(model: torch.nn.Module) -> None:
 
 def build(name: str, classes: int, bgr: bool) -> tuple[Config, torch.nn.Module]:
     """Build the network of the published config with batch norm for one process."""
-    depth = int(name.split("_r")[1].split("-")[0])
-    configs = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models"
-    config = Config.fromfile(configs / "pspnet_r50-d8.py")
+    config = Config.fromfile(Path(mmseg.__file__).parent / ".mim" / "configs" / "pspnet" / f"{name}.py")
     for part in (config.model.backbone, config.model.decode_head, config.model.auxiliary_head):
         part.norm_cfg = {"type": "BN", "requires_grad": True}
     config.model.pretrained = None
-    config.model.backbone.depth = depth
     config.model.decode_head.num_classes = config.model.auxiliary_head.num_classes = classes
     if bgr:
         config.model.data_preprocessor.bgr_to_rgb = False
@@ -103,7 +101,7 @@ def main(output: Path, name: str, classes: int, bgr: bool, sizes: list[tuple[int
             logits = model.encode_decode(inputs, [{"img_shape": (height, width)}])
             features = model.extract_feat(inputs)
             auxiliary = torch.nn.functional.interpolate(
-                model.auxiliary_head(features), (height, width), mode="bilinear", align_corners=False
+                model.auxiliary_head(features), (height, width), mode="bilinear", align_corners=model.align_corners
             )
         np.savez(output / f"{height}x{width}.npz", image=image[None], logits=logits, auxiliary=auxiliary)
 
