@@ -36,6 +36,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_torch() -> None:
     code = (
         "import sys, pspnet; pspnet.Config; pspnet.read_masks; assert 'torch' not in sys.modules\n"
@@ -52,6 +53,7 @@ def test_every_public_name_exists() -> None:
         pspnet.tain  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_documentation_run(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(train_module, "Config", lambda **settings: pspnet.Config(**{**settings, **TINY}))
@@ -132,6 +134,7 @@ except pspnet.PspnetError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_users_file_passes_mypy_strict(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "user.py").write_text(USER_FILE)

@@ -69,6 +69,7 @@ def test_a_model_directory_predicts(run: Path) -> None:
     assert predictor(np.zeros((40, 56, 3), np.uint8)).shape == (40, 56)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_resumes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("last", "best"):
         assert_pattern(load_checkpoint(run / "checkpoints" / f"{name}.safetensors")["model"])

@@ -11,6 +11,7 @@ import pytest
 from pspnet.benchmarking.interleave import OwnTime, Timing, measure, quartiles, ratio_quartiles
 
 
+@pytest.mark.slow
 def test_every_case_runs_once_in_every_round_in_changing_order() -> None:
     seen: list[str] = []
     cases = {name: lambda name=name: seen.append(name) for name in "abc"}
@@ -33,12 +34,14 @@ def test_the_clock_measures_a_call() -> None:
     assert found.median == statistics.median(found.seconds)
 
 
+@pytest.mark.slow
 def test_a_case_may_measure_its_own_time() -> None:
     values = iter([9.0, 3.0, 5.0, 7.0, 1.0])
     found = measure({"other process": lambda: OwnTime(next(values))}, rounds=2, warmup=1, calls=2)["other process"]
     assert found.seconds == (4.0, 4.0)
 
 
+@pytest.mark.slow
 def test_no_garbage_collection_while_timing() -> None:
     states: list[tuple[bool, bool]] = []
     measure({"case": lambda: states.append((gc.isenabled(), gc.get_freeze_count() > 0))}, rounds=2, warmup=0)

@@ -37,6 +37,7 @@ def lines(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_runs_are_recorded_and_finished_ones_skipped(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def test_normalised_as_the_network_does() -> None:
     assert torch.allclose(normalise(images).double(), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_figures_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--images 2 --crop_size 32 --base_size 64 --rounds 1 --cases ours,Pillow --workers 0 --loader_images 16"
     assert benchmark.main([*arguments.split(), "--output", str(tmp_path / "data.json")]) == 0

@@ -20,6 +20,7 @@ def test_masks_are_as_described() -> None:
     assert (predictions == targets)[scored].float().mean().item() == pytest.approx(0.8 + 0.2 / 5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_figures_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def run(*arguments: object) -> int:
     return run_guarded(inference.main, [*TINY, *(str(argument) for argument in arguments)])
 
 
+@pytest.mark.slow
 def test_cases_are_timed_at_each_size_and_compared_with_plain(
     tmp_path: Path, child: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_cases_are_timed_at_each_size_and_compared_with_plain(
     assert "From JPEG" in out
 
 
+@pytest.mark.slow
 def test_unavailable_cases_are_reported_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "inference.json"
     cases = ("--cases", "eager", "openvino:int8", "tensorrt", "gluoncv")
@@ -92,6 +94,7 @@ def test_unavailable_cases_are_reported_with_a_reason(tmp_path: Path, capsys: py
     assert "none of the cases can run here: no Python with mxnet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_and_starts_are_measured_in_separate_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +114,7 @@ def test_memory_and_starts_are_measured_in_separate_processes(
     assert json.loads(output.read_text())["starts"]["eager"]["later"]["open_s"] == 1.25
 
 
+@pytest.mark.slow
 def test_a_start_is_measured(tmp_path: Path) -> None:
     with inference.random_model(3, 4) as model:
         found = cold_start.ask(model, "eager", (32, 32), "cpu", tmp_path / "cache", num_classes=3)
@@ -141,6 +145,7 @@ def test_a_failed_gluoncv_process_reports_its_last_line(tmp_path: Path) -> None:
         GluonProcess(tmp_path / "none", 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision-deeplabv3", "smp-pspnet", "smp-deeplabv3"])
 def test_other_libraries_networks(name: str, tmp_path: Path) -> None:
     pytest.importorskip("segmentation_models_pytorch")

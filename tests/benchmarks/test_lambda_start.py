@@ -24,6 +24,7 @@ def write_masks(folder: Path, count: int) -> None:
         Image.fromarray(mask).save(folder / f"{index}.png")
 
 
+@pytest.mark.slow
 def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = np.ones(600 * 2**20, dtype=np.uint8)
     write_masks(tmp_path / "masks", 3)

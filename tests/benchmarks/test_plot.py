@@ -37,6 +37,7 @@ def run(record: object, folder: Path, name: str) -> int:
     return run_guarded(plot.main, [str(folder / "record.json"), str(folder / name)])
 
 
+@pytest.mark.slow
 def test_plot_names_cases_sizes_and_gains(tmp_path: Path) -> None:
     assert run(INFERENCE, tmp_path, "inference.svg") == 0
     text = (tmp_path / "inference.svg").read_text()

@@ -16,6 +16,7 @@ TINY = ["--crop", "64", "--batch", "2", "--width", "4", "--num_classes", "3", "-
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_table_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "measure_peak", lambda *arguments, **settings: 1e11)
     path = tmp_path / "training.json"

@@ -38,6 +38,7 @@ def run(*arguments: object) -> int:
     return run_guarded(dispatch, ["benchmark", *(str(argument) for argument in arguments)])
 
 
+@pytest.mark.slow
 def test_a_model_is_timed_against_its_published_form(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_model_is_timed_against_its_published_form(
     assert found["machine"]["cores"] >= 1
 
 
+@pytest.mark.slow
 def test_unavailable_runtimes_are_left_out_with_a_reason(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (model_dir, "--size", "32x32", "--rounds", 1)
     assert run(*arguments, "--runtimes", "eager", "tensorrt", "--device", "cpu") == 0
@@ -71,6 +73,7 @@ def test_unavailable_runtimes_are_left_out_with_a_reason(model_dir: Path, capsys
     assert "error: tensorrt: runtime tensorrt needs an NVIDIA GPU" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_random_weights_and_an_image_at_its_own_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_busy_machine_gives_a_warning() -> None:
     assert load_warning({"load_average": [], "cores": 2}) is None
 
 
+@pytest.mark.slow
 def test_benchmark_from_python(model_dir: Path) -> None:
     lines: list[str] = []
     request = BenchmarkRequest(model_dir=model_dir, size=(32, 32), runtimes=["eager"], device="cpu", rounds=1)

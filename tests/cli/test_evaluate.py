@@ -127,6 +127,7 @@ def test_evaluate_writes_the_scores_of_the_predicted_masks(
     assert "commonest class" in printed
 
 
+@pytest.mark.slow
 def test_all_protocols_are_scored(scored: Path) -> None:
     metrics = read_metrics(scored, seconds=True)
     assert list(metrics["protocols"]) == ["whole", "slide", "multiscale", "builtin"]
@@ -215,6 +216,7 @@ def test_a_resumed_evaluation_equals_an_uninterrupted_one(
     assert read_arrays(tmp_path) == read_arrays(scored)
 
 
+@pytest.mark.slow
 def test_another_precision_or_crop_starts_again(
     model_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +230,7 @@ def test_another_precision_or_crop_starts_again(
     assert "scored" not in capsys.readouterr().out.split("IoU")[0]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(scored: Path, model_dir: Path, shapes: Path, tmp_path: Path) -> None:
     """Two processes, started by torchrun, resume the evaluation of one."""
     with socket.socket() as free:

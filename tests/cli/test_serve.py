@@ -71,6 +71,7 @@ def test_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
     )
 
 
+@pytest.mark.slow
 def test_missing_model_is_reported_once(tmp_path: Path) -> None:
     result = serve(str(tmp_path), "--workers", "2")
     assert result.returncode == 1
@@ -80,6 +81,7 @@ def test_missing_model_is_reported_once(tmp_path: Path) -> None:
     assert "Listening on http://127.0.0.1:" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
 def test_unavailable_device_is_reported(model_dir: Path) -> None:
     result = serve(str(model_dir), "--device", "cuda")
@@ -87,6 +89,7 @@ def test_unavailable_device_is_reported(model_dir: Path) -> None:
     assert "error: --device cuda: this PyTorch" in result.stderr
 
 
+@pytest.mark.slow
 def test_packed_model_is_served(model_dir: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed"
     packed.mkdir()

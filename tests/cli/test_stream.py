@@ -74,6 +74,7 @@ def masks_of(content: bytes) -> list[tuple[dict[str, object], np.ndarray]]:
     return found
 
 
+@pytest.mark.slow
 def test_masks_video_and_summary_of_a_file(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 12)
     result = stream(film, "--model", model_dir, "--to", "-", "over.mp4", "--legend", "--summary", "sums/s.json")
@@ -95,6 +96,7 @@ def test_masks_video_and_summary_of_a_file(model_dir: Path, tmp_path: Path) -> N
     assert not (tmp_path / "pspnet-spill").exists()
 
 
+@pytest.mark.slow
 def test_overlay_video_of_real_frames(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CamVid frames if PSPNET_CAMVID is set to its folder, synthetic frames otherwise."""
     if CAMVID is not None:
@@ -113,6 +115,7 @@ def test_overlay_video_of_real_frames(model_dir: Path, tmp_path: Path, monkeypat
     np.testing.assert_array_equal(stored, masks)
 
 
+@pytest.mark.slow
 def test_a_paced_folder_drops_and_counts_late_frames(model_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
@@ -129,6 +132,7 @@ def test_a_paced_folder_drops_and_counts_late_frames(model_dir: Path, tmp_path: 
     assert numbers[-1] == 39
 
 
+@pytest.mark.slow
 def test_an_endpoint_returns_the_masks_of_jpeg_frames(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 6)
     with hosts.serve(model_dir, tmp_path / "serve", arguments=["--warmup_size", "64x48"]) as server:
@@ -162,6 +166,7 @@ def test_endpoint_mode_runs_without_torch(tmp_path: Path) -> None:
     assert "http://127.0.0.1:9: connection refused" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_delivers_the_accepted_frames(model_dir: Path, tmp_path: Path, number: int, code: int) -> None:
     film = write_video(tmp_path / "film.mkv", 600)
@@ -188,6 +193,7 @@ def waiting_bytes(reader: int) -> int:
     return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
+@pytest.mark.slow
 def test_a_second_signal_exits_immediately(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 100)
     reader, writer = os.pipe()  # without a reader, the pipe fills up and the sink hangs
@@ -208,6 +214,7 @@ def test_a_second_signal_exits_immediately(model_dir: Path, tmp_path: Path) -> N
     os.close(writer)
 
 
+@pytest.mark.slow
 def test_a_killed_stream_leaves_a_playable_video_and_spilled_items(model_dir: Path, tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 300)
     process = subprocess.Popen(
@@ -227,6 +234,7 @@ def test_a_killed_stream_leaves_a_playable_video_and_spilled_items(model_dir: Pa
     assert spill.first() is not None
 
 
+@pytest.mark.slow
 def test_leftovers_are_delivered_first(model_dir: Path, tmp_path: Path) -> None:
     spill = SpillQueue(tmp_path / "spill" / folder_name("stdout"), 10**6, SinkStatistics("stdout"))
     for number in (100, 101):
@@ -334,6 +342,7 @@ def test_help_lists_every_sink_and_setting(capsys: pytest.CaptureFixture[str]) -
         assert word in text
 
 
+@pytest.mark.slow
 def test_the_web_page_shows_the_newest_frame(model_dir: Path, tmp_path: Path) -> None:
     """Web page of a running stream, over HTTP."""
     import urllib.request

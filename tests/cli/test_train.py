@@ -180,6 +180,7 @@ def resize_masks(data: Path) -> None:
         Image.fromarray(np.zeros((64, 48), dtype=np.uint8)).save(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize(
     ("spoil", "texts"),
@@ -270,6 +271,7 @@ def test_folder_without_permission(train: Train, shapes: Path, tmp_path: Path) -
     assert "cannot be written (Permission denied); give another folder with --model_dir." in err
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_keeps_the_last_checkpoint(
     train: Train, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +316,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_under_curves_and_tensorboard(train: Train, shapes: Path, tmp_path: Path, tiny_disk: Path) -> None:
     elsewhere = ["--model_dir", str(tmp_path / "model"), "--checkpoint_dir", str(tmp_path / "checkpoints")]
     code, _, err = train(*arguments(shapes, tiny_disk, "--epochs", "40", "--tensorboard", "True", *elsewhere))
@@ -361,6 +364,7 @@ def run_until(pattern: str, number: int, whole_group: bool, command: list[str]) 
     return process.returncode, "".join(lines) + out, err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_signals_leave_a_checkpoint_from_which_the_same_command_resumes(
     train: Train, shapes: Path, tmp_path: Path

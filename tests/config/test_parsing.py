@@ -209,6 +209,7 @@ def test_config_without_a_name(argv: list[str]) -> None:
     assert problems_of(argv) == ["--config: has no value; give the name of a YAML file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "text"),
     [

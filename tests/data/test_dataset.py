@@ -340,6 +340,7 @@ def test_batches_before_the_broken_one_are_delivered(tmp_path: Path) -> None:
         next(batches)
 
 
+@pytest.mark.slow
 def test_collate_returns_the_first_error() -> None:
     good = (np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), "a")
     first, second = DataError("first"), DataError("second")

@@ -120,6 +120,7 @@ def test_random_masks_equal_the_definitions(classes: int) -> None:
         assert getattr(scores, name) == pytest.approx(value, abs=1e-12), name
 
 
+@pytest.mark.slow
 def test_random_masks_equal_torchmetrics() -> None:
     functional = pytest.importorskip("torchmetrics.functional.classification")
     predictions, targets = random_masks(9, seed=3)

@@ -59,6 +59,7 @@ def test_verification_uses_the_given_images(model_dir: Path, tmp_path: Path) -> 
     assert tree(tmp_path / "out") == ["export.json", "model.ts"]
 
 
+@pytest.mark.slow
 def test_an_older_export_is_replaced(model_dir: Path, tmp_path: Path) -> None:
     output = tmp_path / "exports" / "mine"
     for _ in range(2):
@@ -74,6 +75,7 @@ def test_other_folders_are_not_overwritten(model_dir: Path, tmp_path: Path) -> N
     assert tree(tmp_path) == ["diary.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", [".", ""])
 def test_the_current_folder_as_output(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
@@ -90,6 +92,7 @@ def test_the_current_folder_as_output(
         export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=Path(output)), quiet)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_replaced_is_reported(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +117,7 @@ def test_a_folder_that_cannot_be_replaced_is_reported(
             export_model(ExportRequest(model_dir=model_dir, format="torchscript", output=output), quiet)
 
 
+@pytest.mark.slow
 def test_a_failed_verification_keeps_the_older_export(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +154,7 @@ def test_a_full_disk_is_reported(model_dir: Path, tmp_path: Path, monkeypatch: p
     assert tree(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_rejected_8_bit_graph_leaves_no_files(model_dir: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")

@@ -43,6 +43,7 @@ def assert_equal_to_pytorch(run: graph.Run, network: PSPNet, size: tuple[int, in
     assert (torch.from_numpy(np.array(mask)) == expected.argmax(dim=1)).float().mean() > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torchscript", "torch_export"])
 def test_a_graph_equals_pytorch_at_every_size(
     format: str, network: PSPNet, model_dir: Path, exported: Callable[[str], Export]
@@ -74,6 +75,7 @@ def test_other_backbones(format: str, options: dict[str, Any], tmp_path: Path) -
         assert_equal_to_pytorch(run, network, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_align_corners_is_kept(format: str, tmp_path: Path) -> None:
     from pspnet.exporting.export_network import export_network

@@ -87,6 +87,7 @@ def test_the_best_is_kept_if_the_loss_is_allowed(monkeypatch: pytest.MonkeyPatch
     assert found.found["loss_allowed"] is True
 
 
+@pytest.mark.slow
 def test_an_8_bit_graph_of_openvino(model_dir: Path, exported: Callable[[str, str], Export]) -> None:
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("nncf")

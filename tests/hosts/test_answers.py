@@ -28,6 +28,7 @@ def expected(predictor: Predictor) -> Prediction:
     return predictor.predict([FRAME], probabilities=True)[0]
 
 
+@pytest.mark.slow
 def test_ping(host: Host) -> None:
     with host.client() as client:
         assert client.get("/ping").status == 200
@@ -119,6 +120,7 @@ def test_image_sizes(host: Host, predictor: Predictor, size: tuple[int, int]) ->
     assert_same_mask(decoded(reply.body), predictor.predict([frame], probabilities=True)[0])
 
 
+@pytest.mark.slow
 def test_twelve_megapixels(host: Host) -> None:
     reply = post(host, encoded(picture(3000, 4000), "JPEG"), "image/jpeg")
     assert reply.status == 200, reply.body

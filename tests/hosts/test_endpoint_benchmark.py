@@ -16,6 +16,7 @@ from benchmarks.support.load import Times, server_timing, summary
 QUICK = ["--width", "4", "--size", "64x48", "--requests", "4", "--rounds", "2", "--clients", "2", "--seconds", "0.5"]
 
 
+@pytest.mark.slow
 def test_serve_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "endpoint.json"
     assert endpoint.main([*QUICK, "--hosts", "serve", "--soak", "0.02", "--output", str(output)]) == 0

@@ -66,6 +66,7 @@ def run(host: hosts.Host, count: int) -> Counter[int]:
     return statuses
 
 
+@pytest.mark.slow
 def test_no_request_fails_a_host(host: hosts.Host) -> None:
     count = REQUESTS if host.name == "serve" else REQUESTS // 10
     before, mask = host.workers(), post(host, FRAME_PNG).body

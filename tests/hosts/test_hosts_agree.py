@@ -48,6 +48,7 @@ def content_type(path: Path) -> str:
     return "image/jpeg" if path.suffix == ".jpg" else "image/png"
 
 
+@pytest.mark.slow
 def test_serve_is_byte_identical_to_the_predictor(serve: Host, predictor: Predictor, files: list[Path]) -> None:
     for path in files:
         reply = post(serve, path.read_bytes(), content_type(path))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from benchmarks.support.hosts import Host
 from sagemaker_entry.hosting.hosting_requests import REALTIME_BYTES
 from tests.hosts.exchange import assert_rejected, encoded, picture, post
@@ -11,6 +13,7 @@ from tests.hosts.exchange import assert_rejected, encoded, picture, post
 FRAME_PNG = encoded(picture(96, 128))
 
 
+@pytest.mark.slow
 def test_listens_on_loopback_only(toolkit: Host) -> None:
     addresses = re.findall(r"^(\w+ address): (\S+)", toolkit.log.read_text(), re.MULTILINE)
     assert [name for name, _ in addresses] == ["Inference address", "Management address", "Metrics address"]

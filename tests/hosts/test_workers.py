@@ -8,12 +8,15 @@ import signal
 import threading
 import time
 
+import pytest
+
 from benchmarks.support.hosts import Host
 from tests.hosts.exchange import encoded, picture, post
 
 FRAME_PNG = encoded(picture(96, 128))
 
 
+@pytest.mark.slow
 def test_killed_worker_is_replaced_under_load(host: Host) -> None:
     before = host.workers()
     assert len(before) == 2

@@ -131,7 +131,7 @@ def test_predict_uses_a_runtime_or_reports_what_is_missing(
     command = ["predict", str(model_dir), str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert run_guarded(dispatch, [*command, "--runtime", "openvino"]) == 1
     error = capsys.readouterr().err
-    assert f"make it with `pspnet export {model_dir} --format openvino`" in error
+    assert f"Create it with `pspnet export {model_dir} --format openvino`" in error
     assert "Traceback" not in error
     assert run_guarded(dispatch, [*command, "--runtime", "tensorrt"]) == 2
     assert "runtime tensorrt needs an NVIDIA GPU" in capsys.readouterr().err

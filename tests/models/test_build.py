@@ -54,6 +54,7 @@ def normalised(batch: Tensor) -> Tensor:
     return (batch.float() - mean) / std
 
 
+@pytest.mark.slow
 def test_evaluation_equals_torchvisions(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
     ours, theirs = (model.eval() for model in pair)
     batch = images(2, 3, 49, 38)

@@ -185,6 +185,7 @@ def test_trace_equals_eager() -> None:
         torch.testing.assert_close(traced(other), model(other), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch, "export"), reason="torch.export came with torch 2.1")
 def test_export_equals_eager() -> None:
     model = PSPNet(ResNet((1, 1, 1, 1), width=8), PSPHead(256, 5)).eval()

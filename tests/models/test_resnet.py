@@ -39,6 +39,7 @@ def dilate_first_blocks(model: ReferenceResNet) -> None:
         layer[0].conv2.padding = dilation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contract_dilation", [False, True])
 @pytest.mark.parametrize(
     ("output_stride", "replaced", "strides"),

@@ -106,6 +106,7 @@ def test_weights_sum_to_one_inside_the_map_and_are_zero_outside() -> None:
     assert sums[-1].tolist() == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_compiled_head_equals_eager() -> None:
     torch.manual_seed(0)
     head = PSPHead(16, 3).eval()

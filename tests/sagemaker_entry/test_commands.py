@@ -32,6 +32,7 @@ def dry_run(capsys: pytest.CaptureFixture, *argv: str) -> tuple[dict[str, Any], 
     return json.loads(captured.out), captured.err
 
 
+@pytest.mark.slow
 def test_the_dry_run_of_the_users_job_without_credentials(sdk: None, tmp_path: Path) -> None:
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     # A proxy that does not exist: any network access would fail.

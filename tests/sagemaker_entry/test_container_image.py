@@ -116,6 +116,7 @@ def test_every_version_is_pinned_within_the_packages_bounds() -> None:
     assert {"torch", "numpy", "pillow", "safetensors", "starlette", "uvicorn", "pyyaml"} <= set(versions)
 
 
+@pytest.mark.slow
 def test_the_pinned_versions_can_be_installed_together() -> None:
     uv = shutil.which("uv")
     if uv is None:
@@ -184,6 +185,7 @@ def wait_for_ping(url: str, process: subprocess.Popen[str], seconds: float = 180
     pytest.fail("the container's command did not answer /ping")
 
 
+@pytest.mark.slow
 def test_the_containers_command_answers_with_only_the_pinned_packages(tmp_path: Path) -> None:
     pytest.importorskip("starlette", reason="starlette is not installed: pip install 'pspnet[serve]'")
     model, app, port = save_tiny_model(tmp_path / "model"), tmp_path / "opt", free_port()

@@ -103,6 +103,7 @@ def mask_of(response: httpx.Response) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(response.content)))
 
 
+@pytest.mark.slow
 def test_ping_reports_loading_ready_and_stuck(serve: Serve, stand_in: StandIn) -> None:
     stand_in.hold()
     served = serve(lambda: stand_in, ready=False, stuck_seconds="1")

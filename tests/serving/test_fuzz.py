@@ -90,6 +90,7 @@ def test_damaged_files(body: bytes, content_type: str | None) -> None:
     assert_decoded_or_rejected(body, content_type)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.binary(max_size=300), st.one_of(st.sampled_from(TYPES), st.text(max_size=40)))
 def test_arbitrary_bytes_and_types(body: bytes, content_type: str | None) -> None:

@@ -352,6 +352,7 @@ def test_a_sink_without_spill_folder_blocks_the_stream_if_nothing_may_be_lost(tm
     assert run.statistics["lost"] == 0
 
 
+@pytest.mark.slow
 def test_a_hanging_sink_without_spill_folder_is_waited_for_once(tmp_path: Path) -> None:
     sink = ListSink(spills=False, pause=1.0)
     run = DeliveryRun(sink, tmp_path / "s")

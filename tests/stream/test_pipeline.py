@@ -195,6 +195,7 @@ def test_a_stream_ends_after_its_last_sink_closed(tmp_path: Path) -> None:
     assert stream.messages == ["list: the window was closed."]
 
 
+@pytest.mark.slow
 def test_a_hanging_sink_does_not_block_the_other(tmp_path: Path) -> None:
     class Hanging(ListSink):
         released = threading.Event()
@@ -241,6 +242,7 @@ def resident_bytes() -> int:
     return int(fields[1]) * 4096
 
 
+@pytest.mark.slow
 def test_memory_is_constant_over_an_hour_of_frames(tmp_path: Path) -> None:
     """36,000 frames are an hour at 10 frames per second. The first sixth warms up caches and the allocator."""
     readings: list[int] = []

@@ -227,6 +227,7 @@ def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     alone.shutdown()
 
 
+@pytest.mark.slow
 def test_collective_operations(launched: tuple[Path, list[dict[str, Any]]]) -> None:
     ranks = launched[1]
     assert [found["rank"] for found in ranks] == [(0, 2, True), (1, 2, False)]
@@ -313,6 +314,7 @@ def test_a_failed_process_is_reported_as_the_cause_by_the_others(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", [sys.executable, os.environ.get("PSPNET_PYTHON38")], ids=["this Python", "python38"])
 def test_processes_leave_their_group_without_deadlock(tmp_path: Path, python: str | None) -> None:
     if python is None:

@@ -115,6 +115,7 @@ SCRIPTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=["exit code", "killed"])
 def test_the_failed_process_is_reported(script: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(script)

@@ -207,6 +207,7 @@ def resume(config: Config) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 def test_resume_after_an_epoch_is_bit_identical(
     shapes: Path, tmp_path: Path, uninterrupted: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +226,7 @@ def test_resume_after_an_epoch_is_bit_identical(
     assert_same_run(expected, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4, 6])
 def test_resume_from_within_an_epoch_is_bit_identical(
     shapes: Path,
@@ -250,6 +252,7 @@ def test_resume_from_within_an_epoch_is_bit_identical(
     assert_same_run(expected, tmp_path)
 
 
+@pytest.mark.slow
 def test_resume_after_a_stop_while_validating_is_bit_identical(
     shapes: Path,
     tmp_path: Path,
@@ -286,6 +289,7 @@ def test_signal_of_another_process_counts_as_sigterm() -> None:
     assert StopRequest().exit_code == 143
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_change_the_result(shapes: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         run = tmp_path / str(workers)
@@ -388,6 +392,7 @@ def test_resume_from_a_path_copies_the_best_weights(shapes: Path, tmp_path: Path
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
+@pytest.mark.slow
 def test_lost_best_weights_are_reported_before_training(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -452,6 +457,7 @@ def test_best_and_last_are_both_kept(shapes: Path, tmp_path: Path, monkeypatch: 
     assert last["position"]["epoch"] == 4
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_the_run(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,6 +486,7 @@ def test_early_stopping_ends_the_run(
     assert train(again).history == outcome.history, "counting epochs without gain continues after a stop"
 
 
+@pytest.mark.slow
 def test_validate_every_counts_epochs_and_includes_the_last(shapes: Path, tmp_path: Path) -> None:
     outcome = train(small_config(shapes, tmp_path, epochs=5, validate_every=2, max_steps_per_epoch=1))
     assert [entry["epoch"] for entry in outcome.history] == [2, 4, 5]
@@ -529,6 +536,7 @@ def test_averaged_weights_are_scored_and_saved(shapes: Path, tmp_path: Path) -> 
     assert torch.equal(shadow["head.bn.running_mean"], last["model"]["head.bn.running_mean"])
 
 
+@pytest.mark.slow
 def test_four_images_are_overfitted(tmp_path: Path) -> None:
     """Four images without augmentation are memorised."""
     write_shapes(tmp_path / "four", train=4, validation=1, size=(96, 72))
@@ -601,6 +609,7 @@ def test_incremental_training_starts_from_the_model_channel(shapes: Path, tmp_pa
             assert torch.allclose(first[name], second[name], atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_model_channel_of_another_architecture_is_rejected(shapes: Path, tmp_path: Path) -> None:
     train(small_config(shapes, tmp_path / "first", epochs=1, max_steps_per_epoch=1))
     model = tmp_path / "first" / "model"

@@ -67,6 +67,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         build_network(make_config(pretrained_weights=str(tmp_path / "none.pth")), CPU)
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_fine_tuned(tmp_path: Path) -> None:
     weights = read_weights(semseg_file(tmp_path / "resnet50_v2.pth"), "semseg")
     architecture = weights.full_architecture(3)

@@ -43,6 +43,7 @@ def small_config(shapes: Path, run: Path, **changes: Any) -> Config:
     return Config(**{**SMALL, "data": str(shapes), **folders, **changes})
 
 
+@pytest.mark.slow
 def test_another_algorithm_trains_resumes_predicts_and_is_fine_tuned(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

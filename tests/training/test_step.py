@@ -124,6 +124,7 @@ def test_a_mini_batch_without_scored_pixels_changes_nothing() -> None:
     assert torch.equal(weights_after(only_empty), start)
 
 
+@pytest.mark.slow
 def test_pspnet_accumulates_exactly_with_fixed_statistics() -> None:
     torch.manual_seed(0)
     unsplit = build_model(CLASSES, width=4).double().eval()  # evaluation mode: no batch statistics, no dropout

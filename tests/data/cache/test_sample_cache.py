@@ -64,6 +64,7 @@ def test_cached_pairs_equal_decoded_pairs(tmp_path: Path) -> None:
     assert cache.used_bytes() == SIZE == next((tmp_path / "cache").glob("*.pair")).stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_equal_with_and_without(tmp_path: Path, workers: int) -> None:
     pairs = write_channel(tmp_path / "data", 7)
@@ -220,6 +221,7 @@ def test_the_count_is_corrected_at_the_start(tmp_path: Path) -> None:
     assert new.exists()
 
 
+@pytest.mark.slow
 def test_a_copy_in_another_process_shares_the_folder(tmp_path: Path) -> None:
     pair = write_channel(tmp_path / "data", 1)[0]
     read_pair(pair, 5, cache=new_cache(tmp_path / "cache"))

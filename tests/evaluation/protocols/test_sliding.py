@@ -108,6 +108,7 @@ def test_one_window_in_float32_equals_whole_to_the_last_digits() -> None:
         torch.testing.assert_close(result, model(images).softmax(dim=1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
     ("size", "base_size", "scales"),

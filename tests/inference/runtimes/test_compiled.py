@@ -44,6 +44,7 @@ def assert_right(runtime: Runtime, network: nn.Module, shape: tuple[int, int, in
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_networks_masks_are_those_of_the_plain_network() -> None:
     network = small_network()

@@ -224,6 +224,7 @@ for side in range(100):
 """
 
 
+@pytest.mark.slow
 def test_concurrent_writes_lose_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _ADD, str(tmp_path)]
     processes = [

@@ -30,6 +30,7 @@ def torchvision_features(model: torchvision.models.ResNet, x: Tensor) -> tuple[T
     return layer3, model.layer4(layer3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counters", [True, False])
 def test_torchvision_features(
     counters: bool, tmp_path: Path, randomise: Callable[..., None], random_image: Callable[..., Tensor]
@@ -80,6 +81,7 @@ def test_basic_blocks(
         read_weights(tmp_path / "a.pth", "semseg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("output_stride", "whole"), [(8, True), (16, False), (32, False)])
 def test_smp_features(
     output_stride: int, whole: bool, tmp_path: Path, randomise: Callable[..., None],
@@ -112,6 +114,7 @@ def test_smp_from_safetensors(tmp_path: Path, randomise: Callable[..., None]) ->
     assert torch.equal(model.backbone.layer3[22].conv3.weight, encoder.layer3[22].conv3.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -46,6 +46,7 @@ def everything(name: str) -> set[str]:
     return {f"endpoint {name}", f"config {name}", f"model {name}"}
 
 
+@pytest.mark.slow
 def test_delete_removes_an_endpoint_and_its_resources(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "cars", "cars")
     make(aws, "cars-2", "cars-2")
@@ -100,6 +101,7 @@ def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
     return capsys.readouterr().err.rstrip("\n").split("\n")[-1]
 
 
+@pytest.mark.slow
 def test_refused_deletions(aws: Aws, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     make(aws, "theirs", None)
     make(aws, "cars", "cars")
@@ -172,6 +174,7 @@ def test_status_shows_state_machine_and_billing(aws: Aws, capsys: pytest.Capture
     assert "theirs" not in out
 
 
+@pytest.mark.slow
 def test_status_of_jobs_and_without_resources(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     assert dispatch(["status"]) == 0
     assert capsys.readouterr().out == "Found no resources of this project in ap-northeast-1.\n"

@@ -30,6 +30,7 @@ def names_in(aws: Aws) -> tuple[list[str], list[str], list[str]]:
     )
 
 
+@pytest.mark.slow
 def test_a_complete_archive_on_s3_is_deployed_in_place(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     assert dispatch([*DEPLOY, stored]) == 0
     assert only(aws, "CreateModel")["PrimaryContainer"]["ModelDataUrl"] == stored
@@ -45,6 +46,7 @@ def test_a_complete_archive_on_s3_is_deployed_in_place(aws: Aws, stored: str, ca
     assert out.endswith(f"python -m sagemaker_entry delete {endpoint}\n")
 
 
+@pytest.mark.slow
 def test_the_dry_run_prints_the_sent_requests(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     options = ["--endpoint_name", "cars", "--max_instances", "3", "--data_capture", "10", "--tag", "team=cars"]
     assert dispatch([*DEPLOY, stored, *options, "--dry_run", "--bucket", BUCKET]) == 0
@@ -59,6 +61,7 @@ def test_the_dry_run_prints_the_sent_requests(aws: Aws, stored: str, capsys: pyt
         assert without_date(only(aws, operation)) == without_date(request), operation
 
 
+@pytest.mark.slow
 def test_an_existing_name_is_refused_without_update(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     assert "no such endpoint cars to update" in fails(capsys, stored, "--endpoint_name", "cars", "--update")
     assert dispatch([*DEPLOY, stored, "--endpoint_name", "cars"]) == 0
@@ -94,6 +97,7 @@ class Updating:
         return {"EndpointArn": found["EndpointArn"]}
 
 
+@pytest.mark.slow
 def test_an_update_deploys_the_new_model_and_removes_the_old_one(
     aws: Aws, stored: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +114,7 @@ def test_an_update_deploys_the_new_model_and_removes_the_old_one(
     assert "Deleted the endpoint configuration cars-1\nDeleted the model cars-1" in out
 
 
+@pytest.mark.slow
 def test_a_failed_update_keeps_the_old_model(
     aws: Aws, stored: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +130,7 @@ def test_a_failed_update_keeps_the_old_model(
     assert names_in(aws) == (["cars"], ["cars-1"], ["cars-1"])
 
 
+@pytest.mark.slow
 def test_foreign_and_serverless_endpoints_are_not_updated(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     client = aws.session.client("sagemaker")
     client.create_model(ModelName="theirs", ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "x"})
@@ -146,6 +152,7 @@ QUOTA = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "code", "message", "expected"),
     [
@@ -163,6 +170,7 @@ def test_a_refused_request_leaves_no_resources(
     assert names_in(aws) == ([], [], [])
 
 
+@pytest.mark.slow
 def test_resources_that_cannot_be_removed_are_reported(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     aws.refuse("CreateEndpoint", "ResourceLimitExceeded", QUOTA)
     aws.refuse("DeleteModel", "AccessDeniedException", "not authorized to perform sagemaker:DeleteModel")
@@ -172,6 +180,7 @@ def test_resources_that_cannot_be_removed_are_reported(aws: Aws, stored: str, ca
     assert error.rstrip("\n").split("\n")[-1].startswith("error: creating the endpoint: the account's quota")
 
 
+@pytest.mark.slow
 def test_a_failed_endpoint_is_removed_and_its_log_printed(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     logs = aws.session.client("logs")
     group = "/aws/sagemaker/Endpoints/cars"
@@ -215,6 +224,7 @@ def test_ctrl_c_while_waiting_warns_about_billing(
     assert names_in(aws)[0] == ["cars"]
 
 
+@pytest.mark.slow
 def test_autoscaling_is_set_when_the_endpoint_is_in_service(aws: Aws, stored: str) -> None:
     dispatch([*DEPLOY, stored, "--endpoint_name", "cars", "--max_instances", "3", "--target_invocations", "90"])
     client = aws.session.client("application-autoscaling")

@@ -54,6 +54,7 @@ def check_bounds(value: Any, shape: Any, where: str) -> None:
         assert shape.metadata.get("min", value) <= value <= shape.metadata.get("max", value), where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -32,6 +32,7 @@ def test_a_job_is_deployed_by_its_name(aws: Aws, stored: str) -> None:
     assert only(aws, "CreateModel")["PrimaryContainer"]["ModelDataUrl"] == stored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "expected"),
     [
@@ -50,6 +51,7 @@ def test_a_missing_job(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     assert "Could not find training job" in fails(capsys, "cars-1")
 
 
+@pytest.mark.slow
 def test_a_model_directory_is_packed_and_uploaded(aws: Aws, tiny_model: Path) -> None:
     before = sorted(str(path) for path in tiny_model.rglob("*"))
     assert dispatch([*DEPLOY, str(tiny_model), "--endpoint_name", "cars"]) == 0
@@ -61,6 +63,7 @@ def test_a_model_directory_is_packed_and_uploaded(aws: Aws, tiny_model: Path) ->
     assert sorted(str(path) for path in tiny_model.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("location", ["directory", "archive", "s3"])
 def test_missing_code_is_added(
     location: str, aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -80,6 +83,7 @@ def test_missing_code_is_added(
     assert not (bare / "code").exists()
 
 
+@pytest.mark.slow
 def test_the_code_of_a_model_is_kept_or_refreshed(
     aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -121,6 +125,7 @@ def cut_weights(folder: Path) -> str:
     return "is damaged or truncated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [damaged_config, foreign_config, built_in, cut_weights])
 def test_wrong_models_are_refused_before_anything_is_created(
     spoil: Callable[[Path], str], aws: Aws, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -150,6 +155,7 @@ def test_invalid_archives_and_paths_outside_the_directory(
     assert "the path '../../etc/x' is outside the model directory" in fails(capsys, str(tmp_path / "evil.tar.gz"))
 
 
+@pytest.mark.slow
 def test_missing_models(aws: Aws, stored: str, capsys: pytest.CaptureFixture) -> None:
     assert "no such file or folder" in fails(capsys, "some/where")
     assert "no such S3 object" in fails(capsys, f"s3://{BUCKET}/none/model.tar.gz")

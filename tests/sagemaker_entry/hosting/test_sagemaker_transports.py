@@ -95,6 +95,7 @@ def test_predict_detects_an_asynchronous_endpoint(
         np.testing.assert_array_equal(np.asarray(mask), MASK)
 
 
+@pytest.mark.slow
 def test_failures_and_timeouts(endpoint: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((6, 8, 3), np.uint8)
     queue = Queue(endpoint, looks=1, failure=b"The body is no readable image.")

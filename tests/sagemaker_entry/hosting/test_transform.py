@@ -59,6 +59,7 @@ def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
     return error.rstrip("\n").split("\n")[-1]
 
 
+@pytest.mark.slow
 def test_a_model_is_created_for_the_transform_and_removed(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
     assert dispatch([*TRANSFORM, model, IMAGES]) == 0
     request = only(aws, "CreateTransformJob")
@@ -88,6 +89,7 @@ def test_an_existing_model_is_used_and_kept(aws: Aws, model: str) -> None:
     assert [one["ModelName"] for one in client.list_models()["Models"]] == ["ours"]
 
 
+@pytest.mark.slow
 def test_fetched_masks_are_named_like_their_images(
     aws: Aws, model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -114,6 +116,7 @@ def test_object_names_outside_the_folder_are_refused(aws: Aws, model: str, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_images_on_s3_are_checked_first(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
     assert "no objects on S3" in fails(capsys, model, f"s3://{BUCKET}/empty")
     assert "no such S3 bucket" in fails(capsys, model, "s3://nobodys-bucket/frames")
@@ -130,6 +133,7 @@ def test_large_images(aws: Aws, model: str, capsys: pytest.CaptureFixture, monke
     )
 
 
+@pytest.mark.slow
 def test_a_refused_or_failed_transform_leaves_no_model(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
     aws.refuse("CreateTransformJob", "ResourceLimitExceeded", "limit 'ml.m5.xlarge for transform job usage' is 0")
     assert "`ml.m5.xlarge for transform job usage`" in fails(capsys, model, IMAGES)

@@ -66,6 +66,7 @@ def keys(s3: Any) -> list[str]:
     return [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
 
+@pytest.mark.slow
 def test_a_mask_becomes_a_line_of_class_counts(bucket: Any) -> None:
     put(bucket, "masks/frame_7.png", encode_mask(mask()))
     assert lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/frame_7.png"))) == {"batchItemFailures": []}
@@ -105,6 +106,7 @@ def test_a_segment_gives_a_line_per_frame(bucket: Any, monkeypatch: pytest.Monke
     assert (last["frame"], last["corridor"]["rows"][-1]["right"]) == (5, 6)
 
 
+@pytest.mark.slow
 def test_a_damaged_segment_writes_nothing(bucket: Any) -> None:
     file = io.BytesIO()
     writer = SegmentWriter(file, SegmentHeader(6, 8))
@@ -171,6 +173,7 @@ def test_other_files_are_skipped(bucket: Any, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.count("not a mask file; skipped.") == 4
 
 
+@pytest.mark.slow
 def test_the_test_event_of_a_new_notification_is_ignored(bucket: Any) -> None:
     assert lambda_handler.handler(TEST_EVENT) == {"batchItemFailures": []}
     assert lambda_handler.handler(sqs_event(TEST_EVENT)) == {"batchItemFailures": []}
@@ -230,6 +233,7 @@ def test_rgb_images_are_not_masks(bucket: Any) -> None:
         lambda_handler.handler(s3_event(s3_record(BUCKET, "masks/overlay.png")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_in_event", [True, False])
 def test_a_file_that_is_too_large_is_not_read(
     bucket: Any, monkeypatch: pytest.MonkeyPatch, size_in_event: bool
@@ -269,6 +273,7 @@ def test_results_are_forwarded_to_a_queue(bucket: Any, aws: Aws, monkeypatch: py
     assert len(body["id"]) == 64
 
 
+@pytest.mark.slow
 def test_results_are_forwarded_to_a_topic(bucket: Any, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     arn = aws.session.client("sns").create_topic(Name="results")["TopicArn"]
     monkeypatch.setenv("PSPNET_FORWARD_TO", arn)
@@ -326,6 +331,7 @@ def test_messages_without_time_left_are_retried(
     assert lambda_handler.handler(event, Clock(16, 14)) == left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     [

@@ -44,6 +44,7 @@ def template() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_cfn_lint_finds_nothing() -> None:
     pytest.importorskip("cfnlint", reason="cfn-lint is not installed: pip install cfn-lint")
     start = "import sys; from cfnlint.runner import main; sys.exit(main())"

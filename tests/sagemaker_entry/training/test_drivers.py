@@ -166,6 +166,7 @@ def history(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if " validation:mIOU=" in line]
 
 
+@pytest.mark.slow
 def test_the_basic_driver_trains_and_writes_a_model(job: Job) -> None:
     job.prepare(TINY)
     exit_code, printed = job.run()
@@ -179,6 +180,7 @@ def test_the_basic_driver_trains_and_writes_a_model(job: Job) -> None:
     assert not job.container.failure.exists()
 
 
+@pytest.mark.slow
 def test_the_failure_file_has_the_scripts_reason(job: Job) -> None:
     job.prepare({**TINY, "epochs": "0"})
     exit_code, printed = job.run()
@@ -186,6 +188,7 @@ def test_the_failure_file_has_the_scripts_reason(job: Job) -> None:
     assert job.container.failure.read_text().startswith("The configuration has 1 problem:\n  epochs: found '0'")
 
 
+@pytest.mark.slow
 def test_torchrun_with_two_processes_trains_one_model(job: Job) -> None:
     job.prepare(TINY, processes=2)
     exit_code, printed = job.run()
@@ -195,6 +198,7 @@ def test_torchrun_with_two_processes_trains_one_model(job: Job) -> None:
     assert load_artifact(job.container.model).architecture["num_classes"] == 7
 
 
+@pytest.mark.slow
 def test_torchrun_reports_the_first_reason(job: Job) -> None:
     for path in (job.data / "train_annotation").iterdir():
         path.write_bytes(b"no image")
@@ -237,6 +241,7 @@ FOREVER, FIVE = {**TINY, "epochs": "100000"}, {**TINY, "epochs": "5"}
 STOPPED = "The job was stopped by a signal (exit code 143)"
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_container_reaches_the_script(job: Job) -> None:
     # Neither bash nor the drivers forward SIGTERM. A command that replaces them makes the script PID 1.
     job.prepare(FOREVER, COMMAND)
@@ -252,6 +257,7 @@ def test_sigterm_to_the_container_reaches_the_script(job: Job) -> None:
     assert resumed(printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", [sys.executable, os.environ.get("PSPNET_PYTHON38")], ids=["this Python", "python38"])
 def test_sigterm_reaches_all_processes_of_a_machine_with_several_gpus(job: Job, python: str | None) -> None:
     if python is None:
@@ -285,6 +291,7 @@ def network() -> Iterator[int]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_machines_stops_both_with_a_checkpoint(
     tmp_path: Path, data: Path, network: int
 ) -> None:  # fmt: skip

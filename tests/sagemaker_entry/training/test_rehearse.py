@@ -80,6 +80,7 @@ def stop_at(process: subprocess.Popen[str], beginning: str, act: Callable[[], No
     return "".join(lines)
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_a_rehearsal_writes_a_model_that_evaluate_accepts(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -112,6 +113,7 @@ def test_a_rehearsal_writes_a_model_that_evaluate_accepts(
     assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["mIOU"] == pytest.approx(trained["mIOU"])
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_a_failed_job_reports_its_reason(channels: dict[str, Path], tmp_path: Path) -> None:
     broken = tmp_path / "empty"
@@ -122,6 +124,7 @@ def test_a_failed_job_reports_its_reason(channels: dict[str, Path], tmp_path: Pa
     assert not (tmp_path / "job" / "model.tar.gz").exists()
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_a_wrong_hyperparameter_is_the_failure_reason(channels: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(PspnetError, match="exit code"):
@@ -132,6 +135,7 @@ def test_a_wrong_hyperparameter_is_the_failure_reason(channels: dict[str, Path],
     assert "did you mean optimizer?" in reason
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_a_stopped_rehearsal_resumes_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     whole = start(tmp_path / "whole", data, epochs="30")
@@ -165,6 +169,7 @@ def test_a_stopped_rehearsal_resumes_to_the_same_weights(data: Path, tmp_path: P
     assert members(tmp_path / "killed" / "model.tar.gz")[name] == members(tmp_path / "whole" / "model.tar.gz")[name]
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_the_time_limit_stops_the_job_with_a_checkpoint(channels: dict[str, Path], tmp_path: Path) -> None:
     forever = {**TINY, "epochs": "100000", "early_stopping": "False"}
@@ -178,6 +183,7 @@ def test_the_time_limit_stops_the_job_with_a_checkpoint(channels: dict[str, Path
     assert rehearse(TINY, channels, 120, tmp_path) == tmp_path / "model.tar.gz"
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_incremental_training_starts_from_a_packed_model(
     channels: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -260,6 +266,7 @@ def test_the_data_are_checked_as_before_an_upload(
     assert [sent["num_training_samples"] for sent in started] == ["6", "6"]
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_concurrent_rehearsals_need_separate_folders(data: Path, tmp_path: Path) -> None:
     first = start(tmp_path, data, epochs="100000", early_stopping="False")

@@ -48,6 +48,7 @@ def sent_script(aws: Aws, job: str) -> str:
     return script
 
 
+@pytest.mark.slow
 def test_the_sent_request_matches_the_built_one(uploaded: Aws) -> None:
     spot = ["--spot", "--max_wait", "400000", "--tag", "team=cars", "--metric", "mine=x=([0-9]+)"]
     assert dispatch([*TRAIN, "--learning_rate", "1e-4", "--early_stopping", *spot, "--input_mode", "FastFile"]) == 0
@@ -68,6 +69,7 @@ def test_the_sent_request_matches_the_built_one(uploaded: Aws) -> None:
         assert request[field] == value, field
 
 
+@pytest.mark.slow
 def test_only_the_job_source_is_uploaded(uploaded: Aws) -> None:
     dispatch(TRAIN)
     name = created(uploaded)["TrainingJobName"]
@@ -85,6 +87,7 @@ def test_only_the_job_source_is_uploaded(uploaded: Aws) -> None:
     assert "requirements.txt" in script
 
 
+@pytest.mark.slow
 def test_the_sdk_does_not_validate_a_role_with_least_privilege(uploaded: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAGEMAKER_VALIDATE_ROLE")
     assert dispatch(TRAIN) == 0
@@ -92,6 +95,7 @@ def test_the_sdk_does_not_validate_a_role_with_least_privilege(uploaded: Aws, mo
     monkeypatch.delenv("SAGEMAKER_VALIDATE_ROLE")
 
 
+@pytest.mark.slow
 def test_one_command_for_any_number_of_processes(uploaded: Aws) -> None:
     # The same command for all jobs: pspnet.training.launch counts GPUs and hosts in the container.
     dispatch([*TRAIN, "--instance_type", "ml.g4dn.12xlarge", "--instance_count", "2"])
@@ -102,6 +106,7 @@ def test_one_command_for_any_number_of_processes(uploaded: Aws) -> None:
     assert "torchrun_driver.py" not in script
 
 
+@pytest.mark.slow
 def test_the_users_job(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
     assert dispatch(["train", "--config", VOC, "--role", "SageMakerRole", "--no_wait"]) == 0
     request = created(uploaded)
@@ -115,6 +120,7 @@ def test_the_users_job(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
     assert f"region={REGION}#/jobs/{request['TrainingJobName']}" in captured.out
 
 
+@pytest.mark.slow
 def test_local_data_are_checked_uploaded_and_counted(aws: Aws, data: Path) -> None:
     (data / "label_map").mkdir()
     (data / "label_map" / "train_label_map.json").write_text('{"scale": 1}')
@@ -134,6 +140,7 @@ def test_bad_local_data_send_nothing(aws: Aws, data: Path, capsys: pytest.Captur
     assert not aws.sent("PutObject") + aws.sent("CreateTrainingJob")
 
 
+@pytest.mark.slow
 def test_a_label_map_on_s3_is_added(uploaded: Aws) -> None:
     key = "xporter-segmentation/label_map/train_label_map.json"
     uploaded.session.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"{}")
@@ -143,6 +150,7 @@ def test_a_label_map_on_s3_is_added(uploaded: Aws) -> None:
     assert uri == f"s3://{BUCKET}/xporter-segmentation/label_map/"
 
 
+@pytest.mark.slow
 def test_status_and_log_of_a_job(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
     dispatch(TRAIN)
     name = created(uploaded)["TrainingJobName"]
@@ -165,6 +173,7 @@ def test_status_and_log_of_a_job(uploaded: Aws, capsys: pytest.CaptureFixture) -
     assert "model.tar.gz" in out
 
 
+@pytest.mark.slow
 def test_a_failed_job_raises_its_reason(uploaded: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {
         "TrainingJobName": "j",
@@ -178,6 +187,7 @@ def test_a_failed_job_raises_its_reason(uploaded: Aws, monkeypatch: pytest.Monke
     assert follow_job(uploaded.session, "j", poll=0) == 1
 
 
+@pytest.mark.slow
 def test_a_lost_network_ends_the_follower_but_not_the_job(uploaded: Aws) -> None:
     lost = EndpointConnectionError(endpoint_url="https://x")
     uploaded.refusals["DescribeLogStreams"] = lost
@@ -191,6 +201,7 @@ def test_a_lost_network_ends_the_follower_but_not_the_job(uploaded: Aws) -> None
         follow_job(uploaded.session, name, poll=0)
 
 
+@pytest.mark.slow
 def test_a_missing_job_is_one_sentence(aws: Aws) -> None:
     with pytest.raises(AwsError, match=r"^describing the job none: .*none"):
         job_status(aws.session.client("sagemaker"), "none")
@@ -206,6 +217,7 @@ def fails(capsys: pytest.CaptureFixture, *argv: str) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "message", "expected"),
     [
@@ -264,6 +276,7 @@ def test_the_default_role_is_that_of_a_notebook(aws: Aws, monkeypatch: pytest.Mo
     assert find_role(Identity(), JobSettings()) == ROLE
 
 
+@pytest.mark.slow
 def test_missing_data_on_s3(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     line = fails(capsys)
     assert f"no objects on S3 for train (s3://{BUCKET}/xporter-segmentation/train/), train_annotation" in line

@@ -45,6 +45,7 @@ def test_other_instances_get_the_newest_image_of_the_sdk(sdk: None) -> None:
     assert max(numbers) >= (2, 10, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", ["ml.p3.2xlarge", "ml.p3dn.24xlarge"])
 def test_v100_instances_get_the_newest_supported_image(sdk: None, machine: str) -> None:
     assert choose_image(machine, "ap-northeast-1") == f"{REGISTRY}:2.8.0-gpu-py312"

@@ -50,6 +50,7 @@ def test_all_channels_are_uploaded_unchanged_to_the_default_bucket(
     assert f"--data s3://{BUCKET}/xporter-segmentation" in out
 
 
+@pytest.mark.slow
 def test_every_file_is_sent_with_its_sha256(aws: Aws, data: Path) -> None:
     dispatch(["upload", str(data), "--skip_check"])
     for request in aws.sent("PutObject"):
@@ -145,6 +146,7 @@ def test_a_label_map_channel_is_uploaded(data: Path) -> None:
     assert [path.name for path in channel_files("label_map", data / "label_map")] == ["train_label_map.json"]
 
 
+@pytest.mark.slow
 def test_a_missing_bucket_is_one_sentence(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
     assert run_guarded(dispatch, ["upload", str(data), "--skip_check", "--bucket", "nobodys"]) == 1
     assert capsys.readouterr().err == (

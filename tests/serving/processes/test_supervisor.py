@@ -74,6 +74,7 @@ def metric(host: hosts.Host, name: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.media_type}-{form.kind}-{form.dtype}")
 def test_answers_are_byte_identical_to_the_predictor(pair: hosts.Host, predictor: Predictor, form: AnswerForm) -> None:
     image = noise(33, 47, 9)
@@ -87,6 +88,7 @@ def test_answers_are_byte_identical_to_the_predictor(pair: hosts.Host, predictor
     assert reply.body == encode(predictor.predict([image], form.needs_probabilities)[0], form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (480, 360), (1, 700), (4000, 3000)])
 def test_masks_of_all_sizes(pair: hosts.Host, predictor: Predictor, width: int, height: int) -> None:
     image = np.full((height, width, 3), 90, np.uint8)
@@ -119,6 +121,7 @@ def test_concurrent_clients_receive_their_own_masks(pair: hosts.Host, predictor:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_killed_worker_is_replaced_and_keeps_its_counters(pair: hosts.Host) -> None:
     before, answered = pair.workers(), metric(pair, 'pspnet_requests_total{status="200"}')
     stop, statuses = threading.Event(), []
@@ -176,6 +179,7 @@ def test_terminated_worker_loses_no_requests(pair: hosts.Host) -> None:
     assert set(statuses) == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_graceful_shutdown_under_load_answers_accepted_requests(
     model_dir: Path, tmp_path: Path, number: signal.Signals
@@ -215,6 +219,7 @@ def test_graceful_shutdown_under_load_answers_accepted_requests(
         assert '"clean": true' in host.tail()
 
 
+@pytest.mark.slow
 def test_workers_exit_if_the_supervisor_is_killed(model_dir: Path, tmp_path: Path) -> None:
     with hosts.serve(model_dir, tmp_path, arguments=SMALL) as host:
         host.wait_ready(FRAME, "image/png")

@@ -257,6 +257,7 @@ delivery.join()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_credentials")
 def test_an_outage_of_1000_masks_and_kill_9(tmp_path: Path) -> None:
     """S3 is unreachable for 1,000 masks, the process is killed twice, and every mask arrives once and in order."""

@@ -129,6 +129,7 @@ def test_nothing_is_rendered_without_clients(sink: WebSink) -> None:
     assert sink._server.newest._jpeg is None
 
 
+@pytest.mark.slow
 def test_too_many_clients_are_rejected(sink: WebSink) -> None:
     sink.write(item(1))
     port = int(sink.url.rsplit(":", 1)[1].rstrip("/"))

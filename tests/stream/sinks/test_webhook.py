@@ -130,6 +130,7 @@ def test_temporary_and_permanent_responses(receiver: Receiver, status: int, temp
     assert len(receiver.requests) == 2
 
 
+@pytest.mark.slow
 def test_no_request_is_sent_before_retry_after(receiver: Receiver) -> None:
     receiver.answers = [(429, {"Retry-After": "2"})]
     sink = WebhookSink(receiver.url, context())

@@ -131,6 +131,7 @@ def test_codecs(codec: str) -> None:
         assert pictures(read(fake, 4)) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [0, 1, 3])
 def test_a_lost_connection_loses_and_repeats_no_frame(block: int) -> None:
     second = fragment(1)
@@ -212,6 +213,7 @@ def test_a_stream_without_aws_tags() -> None:
     assert frames[0].labels == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "selector"),
     [
@@ -256,6 +258,7 @@ def test_a_stream_by_arn() -> None:
     assert fake.bodies("/getMedia")[0]["StreamARN"] == arn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("refusal", "message"),
     [
@@ -279,6 +282,7 @@ def test_permanent_errors_raise(refusal: Refusal, message: str) -> None:
         read(fake, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -296,6 +300,7 @@ def test_temporary_errors_are_retried_at_a_new_endpoint(code: str, message: str)
     assert len(fake.bodies("/getDataEndpoint")) == 2
 
 
+@pytest.mark.slow
 def test_temporary_error_tags_resume_with_the_token() -> None:
     recorded = Recorded()
     with serving(FakeKinesis([[fragment(0), error_tags("5000", "InternalError")], [fragment(1)]])) as fake:
@@ -350,6 +355,7 @@ def test_a_missing_region_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         KinesisSource("car", SourceOptions())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [[Stall(60)], [fragment(0), Stall(60)]])
 def test_close_ends_a_blocked_source(steps: list[Any]) -> None:
     with serving(FakeKinesis([steps])) as fake:
@@ -417,6 +423,7 @@ def moto_url() -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_the_endpoint_comes_from_the_control_plane(moto_url: str) -> None:
     control = boto3.client("kinesisvideo", endpoint_url=moto_url)
     control.create_stream(StreamName="car-1")

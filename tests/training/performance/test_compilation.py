@@ -48,6 +48,7 @@ def test_the_reason_against_compilation_is_reported(monkeypatch: pytest.MonkeyPa
         should_compile(True, CPU)
 
 
+@pytest.mark.slow
 @needs_compile
 def test_a_run_compiles_once_without_graph_breaks() -> None:
     """Full batches, a smaller last batch, validation by the plain network, and a second epoch."""
@@ -72,6 +73,7 @@ def test_a_run_compiles_once_without_graph_breaks() -> None:
     assert sum(counters["graph_break"].values()) == 0
 
 
+@pytest.mark.slow
 @needs_compile
 def test_the_compiled_network_equals_the_plain_network() -> None:
     torch._dynamo.reset()
