@@ -34,6 +34,7 @@ def texts() -> list[Path]:
     return sorted(path for path in found if path != Path(__file__).resolve() and path.name != "uv.lock")
 
 
+@pytest.mark.slow
 def test_no_phrase_of_the_dialect() -> None:
     found = []
     for path in texts():
@@ -44,6 +45,7 @@ def test_no_phrase_of_the_dialect() -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.slow
 def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
     found = []
     for path in (path for path in texts() if path.suffix == ".py"):

@@ -8,6 +8,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pspnet", "sagemaker_entry", "benchmarks")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -36,6 +38,7 @@ def imports_config(path: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_only_a_few_modules_see_a_config() -> None:
     readers = {module_name(path) for path in FILES if path.parts[-2:] and imports_config(path)}
     assert {name for name in readers if name.startswith("pspnet")} <= CONFIG_READERS

@@ -83,6 +83,7 @@ def test_round_trip_is_bit_identical(tmp_path: Path) -> None:
         assert torch.equal(loaded.model(images), model.eval()(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -352,6 +353,7 @@ def test_full_disk_keeps_the_older_model(tmp_path: Path, monkeypatch: pytest.Mon
     assert_equal_states(load_artifact(tmp_path).model, older)
 
 
+@pytest.mark.slow
 def test_weights_are_kept_if_the_config_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = save(tmp_path, num_classes=3)
     before = load_file(str(tmp_path / "model.safetensors"))

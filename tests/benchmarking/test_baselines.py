@@ -46,6 +46,7 @@ def test_the_plain_network_is_a_copy(images: np.ndarray) -> None:
     assert plain_network(other) is not other
 
 
+@pytest.mark.slow
 def test_operations_grow_with_batch_and_head() -> None:
     network = build_model(5, width=8)
     one = network_flops(network, 64, 64)

@@ -28,6 +28,7 @@ def test_every_case_runs_once_in_every_round_in_changing_order() -> None:
     assert again == seen
 
 
+@pytest.mark.slow
 def test_the_clock_measures_a_call() -> None:
     found = measure({"sleep": lambda: time.sleep(0.02)}, rounds=3, warmup=0, calls=2)["sleep"]
     assert all(value >= 0.0195 for value in found.seconds)

@@ -89,6 +89,7 @@ def test_steps_are_spread_over_epochs(shapes: Path, tmp_path: Path) -> None:
         settings("--optimizer", "lion")
 
 
+@pytest.mark.slow
 def test_library_networks_have_our_interface() -> None:
     pytest.importorskip("segmentation_models_pytorch")
     config = comparison.Config(num_classes=5, data="x", use_pretrained_model=False, seed=4)

@@ -45,6 +45,7 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert held.all()
 
 
+@pytest.mark.slow
 def test_a_file_missing_from_the_package_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkout must not replace the files of the package."""
     kept = tuple(name for name in lambda_package.CODE if not name.endswith("lambda_masks.py"))

@@ -101,6 +101,7 @@ def scored(model_dir: Path, shapes: Path, tmp_path_factory: pytest.TempPathFacto
     return output
 
 
+@pytest.mark.slow
 def test_evaluate_writes_the_scores_of_the_predicted_masks(
     model_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +171,7 @@ def test_saved_masks_score_the_same(scored: Path, model_dir: Path, shapes: Path,
             np.testing.assert_array_equal(record.matrix(image), records[name].matrix(image))
 
 
+@pytest.mark.slow
 def test_the_masks_of_one_protocol_have_no_subfolder(model_dir: Path, shapes: Path, tmp_path: Path) -> None:
     more = ["--protocol", "builtin", "--save_masks", str(tmp_path / "masks")]
     assert evaluate(model_dir, shapes, tmp_path / "out", *more) == 0
@@ -196,6 +198,7 @@ def test_windows_over_the_whole_image_equal_whole(model_dir: Path, shapes: Path,
         np.testing.assert_array_equal(records["whole"].matrix(image), records["slide"].matrix(image))
 
 
+@pytest.mark.slow
 def test_a_resumed_evaluation_equals_an_uninterrupted_one(
     scored: Path, model_dir: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ def export(*arguments: object) -> int:
     return run_guarded(dispatch, ["export", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_export_prints_its_verification(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     assert export(model_dir, "--format", "torchscript", "--images", tmp_path) == 0

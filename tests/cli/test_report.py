@@ -103,6 +103,7 @@ def test_mask_files_have_a_page(evaluated: Path, tmp_path: Path) -> None:
     assert "The intervals of 0 differences exclude 0." in (tmp_path / "two.html").read_text()
 
 
+@pytest.mark.slow
 def test_details_and_page_can_be_omitted(evaluated: Path, tmp_path: Path) -> None:
     folders = ["--images", evaluated / "data" / "validation", "--annotations"]
     command = ["evaluate", evaluated / "run" / "model", *folders, evaluated / "data" / "validation_annotation"]

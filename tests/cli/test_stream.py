@@ -149,6 +149,7 @@ def test_an_endpoint_returns_the_masks_of_jpeg_frames(model_dir: Path, tmp_path:
         np.testing.assert_array_equal(mask, predictor(read_image(tmp_path / "one.jpg")))
 
 
+@pytest.mark.slow
 def test_endpoint_mode_runs_without_torch(tmp_path: Path) -> None:
     film = write_video(tmp_path / "film.mkv", 2)
     code = (

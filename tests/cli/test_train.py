@@ -220,6 +220,7 @@ def test_a_damaged_validation_file_keeps_the_checkpoint(train: Train, data: Path
 # -------------------- checkpoints, models and folders
 
 
+@pytest.mark.slow
 def test_checkpoints_and_models_that_do_not_fit(train: Train, shapes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(*arguments(shapes, run, "--max_steps_per_epoch", "1"))[0] == 0

@@ -237,6 +237,7 @@ def test_errors_name_no_python_types() -> None:
     assert not re.search(r"pydantic|input|type=|valid|Field|literal", text)
 
 
+@pytest.mark.slow
 def test_long_values_are_truncated() -> None:
     line = problem_of(epochs="9" * 5000 + "x")
     assert len(line) < 130

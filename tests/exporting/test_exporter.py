@@ -29,6 +29,7 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+@pytest.mark.slow
 def test_an_export_and_its_record(model_dir: Path, exported: Callable[[str], Export]) -> None:
     exported("torchscript")
     export = load_export(model_dir, "torchscript")
@@ -44,6 +45,7 @@ def test_an_export_and_its_record(model_dir: Path, exported: Callable[[str], Exp
     assert record.check["logits_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_verification_uses_the_given_images(model_dir: Path, tmp_path: Path) -> None:
     paths = []
     for number in range(5):

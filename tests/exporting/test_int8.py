@@ -14,13 +14,13 @@ from pspnet.evaluation.metrics import Scores
 from pspnet.exporting import int8
 from pspnet.exporting.calibration_set import Calibration
 from pspnet.exporting.export_network import export_network
+from pspnet.exporting.export_request import ExportRequest
 from pspnet.exporting.exporter import export_model
 from pspnet.exporting.formats import find_format
 from pspnet.exporting.graph_operations import count_quantised, operations
 from pspnet.exporting.int8 import ATTEMPTS, quantise
 from pspnet.exporting.verification import ExportError
 from tests.exporting.conftest import save_network, tiny_network
-from tests.hosts.fuzz import Request
 
 
 class FakeModel:
@@ -125,7 +125,9 @@ def test_an_8_bit_graph_of_basic_blocks(data: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(int8, "ATTEMPTS", ATTEMPTS[:1])
     network = tiny_network(backbone="resnet-18", width=8)
     folder = save_network(tmp_path / "model", network, backbone="resnet-18", width=8)
-    export = export_model(Request(folder, "openvino", calibration=data, allow_loss=True), lambda line: None)
+    export = export_model(
+        ExportRequest(model_dir=folder, format="openvino", int8=True, calibration=data, allow_loss=True), lambda _: None
+    )
     nodes = operations(openvino.Core().read_model(str(export.path)))
     convolutions = sum(node.kind == "Convolution" for node in nodes)
     assert convolutions == 26  # 20 of the backbone, 4 branches, head and classifier

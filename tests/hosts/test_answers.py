@@ -159,6 +159,7 @@ def test_too_large_probabilities_are_rejected(host: Host) -> None:
     assert_rejected(reply, 413, "5 classes", "1600x1200", "bytes")
 
 
+@pytest.mark.slow
 def test_concurrent_clients_receive_their_own_masks(host: Host, predictor: Predictor) -> None:
     frames = [picture(64 + 8 * index, 80, seed=index) for index in range(8)]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from pspnet.masks.class_counts import class_counts
 
 
+@pytest.mark.slow
 def test_classes_are_listed_by_id_with_fractions_of_six_decimals() -> None:
     mask = np.array([[5, 5, 1], [0, 0, 255]], dtype=np.uint8)
     assert json.loads(json.dumps(class_counts(mask, ("road", "car", "sky")))) == [

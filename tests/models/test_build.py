@@ -65,6 +65,7 @@ def test_evaluation_equals_torchvisions(pair: tuple[SegmentationNetwork, nn.Modu
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_with_dropout_equals_torchvisions(pair: tuple[SegmentationNetwork, nn.Module]) -> None:
     ours, theirs = (model.train() for model in pair)
     batch = images(2, 3, 40, 40)

@@ -174,6 +174,7 @@ def test_half_precision_weights_give_float32_logits() -> None:
     assert tiny().bfloat16().eval()(images(1, 3, 32, 32)).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # deprecation and intended constants
 def test_trace_equals_eager() -> None:
     model = tiny().eval()

@@ -47,6 +47,7 @@ def test_grids_of_other_sizes_and_channel_counts(bins: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, plain(grids, weight, (7, 5), False), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(64, 48), (95, 33), (32, 32)])
 def test_training_step_of_the_network_equals_the_plain_form(size: tuple[int, int], align_corners: bool) -> None:

@@ -168,6 +168,7 @@ def test_request_log_can_be_disabled(serve: Serve, stand_in: StandIn) -> None:
     assert served.lines() == []
 
 
+@pytest.mark.slow
 def test_errors_are_single_sentences(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, request_bytes=20_000, pixels=5_000)
     cases = [
@@ -227,6 +228,7 @@ def test_chunked_body_is_limited_while_it_arrives(serve: Serve, stand_in: StandI
     assert served.service._held == 0
 
 
+@pytest.mark.slow
 def test_slow_client_times_out_without_blocking_others(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, body_seconds="1.5", queue="1")
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as slow:
@@ -240,6 +242,7 @@ def test_slow_client_times_out_without_blocking_others(serve: Serve, stand_in: S
     assert b"within 1.5 seconds" in answer or b"within 1.5 seconds" in slow.recv(65536)
 
 
+@pytest.mark.slow
 def test_full_queue_answers_503_immediately(serve: Serve, stand_in: StandIn) -> None:
     served = serve(lambda: stand_in, queue="2")
     stand_in.hold()

@@ -110,6 +110,7 @@ def with_valid_checksums(body: bytes) -> bytes:
     return bytes(out + body[offset:])
 
 
+@pytest.mark.slow
 @fuzz
 @given(damaged())
 def test_damaged_png_files_with_valid_checksums(body: bytes) -> None:
@@ -128,6 +129,7 @@ def test_arbitrary_png_headers(width: int, height: int, depth: int, colour: int,
     assert_decoded_or_rejected(png_of(width, height, pixels, depth, colour), "image/png")
 
 
+@pytest.mark.slow
 @fuzz
 @given(
     st.sampled_from((1, 2, 3, 0, 255)),
@@ -160,6 +162,7 @@ HEADERS = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @fuzz
 @given(HEADERS, HEADERS)
 @example("image/png;q=0.5, application/json", None)
@@ -172,6 +175,7 @@ def test_arbitrary_headers(accept: str | None, attributes: str | None) -> None:
     assert form in FORMS
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.sampled_from(FORMS), st.integers(1, 40), st.integers(1, 40), st.integers(2, 9), st.integers(1_000, 60_000))
 def test_answers_fit_or_are_rejected(form: object, height: int, width: int, classes: int, largest: int) -> None:

@@ -216,6 +216,7 @@ def test_a_hanging_sink_does_not_block_the_other(tmp_path: Path) -> None:
     assert hanging.numbers == good.numbers
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_a_hanging_sink_and_spills_its_items(tmp_path: Path) -> None:
     class Hanging(ListSink):
         def write(self, item: MaskedFrame) -> None:

@@ -297,6 +297,7 @@ def test_the_number_of_workers_does_not_change_the_result(shapes: Path, tmp_path
     assert_same_run(tmp_path / "0", tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_resumed_optimizer_state_has_the_memory_layout_of_its_parameters(shapes: Path, tmp_path: Path) -> None:
     """Files do not store the layout; fused updates on a GPU need the parameter's layout."""
     config = small_config(shapes, tmp_path, epochs=1)
@@ -314,6 +315,7 @@ def test_resumed_optimizer_state_has_the_memory_layout_of_its_parameters(shapes:
     assert kernels > 10
 
 
+@pytest.mark.slow
 def test_resume_with_other_settings_is_rejected_and_changes_no_file(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     train(config)
@@ -331,6 +333,7 @@ def test_resume_with_other_settings_is_rejected_and_changes_no_file(shapes: Path
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_settings_that_may_change_are_logged(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     train(config)
@@ -342,6 +345,7 @@ def test_settings_that_may_change_are_logged(shapes: Path, tmp_path: Path, capsy
     assert [entry["epoch"] for entry in outcome.history] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_new_average_on_resume_starts_at_the_checkpoints_weights(shapes: Path, tmp_path: Path) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     train(config)
@@ -372,6 +376,7 @@ def test_resume_of_a_complete_run_writes_its_results_again(
     assert json.loads((tmp_path / "metrics.json").read_text())["mIOU"] == first.scores.mIOU
 
 
+@pytest.mark.slow
 def test_resume_never_starts_a_new_run(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(shapes, tmp_path, epochs=1)
     first = train(config)
@@ -381,6 +386,7 @@ def test_resume_never_starts_a_new_run(shapes: Path, tmp_path: Path, capsys: pyt
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4 + 2
 
 
+@pytest.mark.slow
 def test_resume_from_a_path_copies_the_best_weights(shapes: Path, tmp_path: Path) -> None:
     first = train(small_config(shapes, tmp_path / "a", epochs=2))
     source = tmp_path / "a" / "checkpoints" / "last.safetensors"
@@ -429,6 +435,7 @@ def test_checkpoints_that_cannot_be_resumed_from(shapes: Path, tmp_path: Path) -
         train(config)
 
 
+@pytest.mark.slow
 def test_best_and_last_are_both_kept(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the second of three epochs as the best one, the model directory contains its weights."""
     weights = {}
@@ -492,6 +499,7 @@ def test_validate_every_counts_epochs_and_includes_the_last(shapes: Path, tmp_pa
     assert [entry["epoch"] for entry in outcome.history] == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_limits_for_trial_runs(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config(
         shapes, tmp_path, epochs=2, max_steps_per_epoch=2, max_train_images=5, max_validation_images=1
@@ -504,6 +512,7 @@ def test_limits_for_trial_runs(shapes: Path, tmp_path: Path, capsys: pytest.Capt
     assert outcome.scores.pixels <= 64 * 48
 
 
+@pytest.mark.slow
 def test_last_batch_of_one_image_and_images_smaller_than_the_crop(shapes: Path, tmp_path: Path) -> None:
     """7 images in batches of 3, crops of 96 from images of 64 x 48."""
     config = small_config(shapes, tmp_path, epochs=1, mini_batch_size=3, crop_size=96, output_stride=16)
@@ -511,6 +520,7 @@ def test_last_batch_of_one_image_and_images_smaller_than_the_crop(shapes: Path, 
     assert load_checkpoint(tmp_path / "checkpoints" / "last.safetensors")["position"]["step"] == 3
 
 
+@pytest.mark.slow
 def test_checkpoints_within_an_epoch(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     positions = []
 
@@ -524,6 +534,7 @@ def test_checkpoints_within_an_epoch(shapes: Path, tmp_path: Path, monkeypatch: 
     assert positions == [(1, 3), (1, 6), (2, 0)]
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_scored_and_saved(shapes: Path, tmp_path: Path) -> None:
     train(small_config(shapes, tmp_path, epochs=1, ema_decay=0.9))
     last = load_checkpoint(tmp_path / "checkpoints" / "last.safetensors")
@@ -578,6 +589,7 @@ def test_a_non_finite_loss_names_the_files_and_keeps_the_checkpoint(
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
+@pytest.mark.slow
 def test_a_broken_training_file_keeps_the_checkpoint(shapes: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for folder in ("train", "train_annotation", "validation", "validation_annotation"):
@@ -595,6 +607,7 @@ def test_a_broken_training_file_keeps_the_checkpoint(shapes: Path, tmp_path: Pat
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors")["position"]["step"] == 1
 
 
+@pytest.mark.slow
 def test_incremental_training_starts_from_the_model_channel(shapes: Path, tmp_path: Path) -> None:
     train(small_config(shapes, tmp_path / "first", epochs=1))
     model = tmp_path / "first" / "model"

@@ -305,6 +305,7 @@ def test_many_examples_are_abbreviated_but_counted(tmp_path: Path) -> None:
     assert problem.examples[-1] == "... and 4 more"
 
 
+@pytest.mark.slow
 def test_the_report_does_not_depend_on_the_workers(tmp_path: Path) -> None:
     for index in range(40):
         add(tmp_path, "train", f"{index:02d}", [[0, index % 5]], seed=index % 37)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pspnet.evaluation.protocols.windows import WindowSettings, coverage, pad_images, resize_images, window_starts
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(crop=st.integers(1, 120), extra=st.integers(0, 700), rate=st.floats(0.05, 1.0))
 def test_windows_cover_all_pixels_without_duplicates(crop: int, extra: int, rate: float) -> None:

@@ -84,6 +84,7 @@ def test_logits_and_their_check_need_no_second_compilation(monkeypatch: pytest.M
     assert (len(asked), runtime.dtype) == (2, torch.float32)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_any_size_and_its_effect_on_auto(tmp_path: Path) -> None:
     network = Tiny().eval()

@@ -60,6 +60,7 @@ def test_unsupported_runtimes_are_no_candidates(model_dir: Path, monkeypatch: py
     assert not opening._has_compiler(torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_auto_tries_the_existing_exports(model_dir: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnx")

@@ -69,6 +69,7 @@ def test_equals_the_network_without_onednn(monkeypatch: pytest.MonkeyPatch) -> N
         assert difference(fold(model, winograd=False)(images), model(images)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_one_portable_graph_accepts_any_size() -> None:
     model = network()

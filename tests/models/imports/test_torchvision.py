@@ -101,6 +101,7 @@ def test_smp_features(
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_smp_from_safetensors(tmp_path: Path, randomise: Callable[..., None]) -> None:
     from safetensors.torch import save_file
 

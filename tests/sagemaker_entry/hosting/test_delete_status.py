@@ -69,6 +69,7 @@ def test_delete_removes_an_endpoint_and_its_resources(aws: Aws, capsys: pytest.C
     assert "Removed the autoscaling of cars\nDeleted the endpoint cars\n" in out
 
 
+@pytest.mark.slow
 def test_delete_all_removes_only_resources_of_the_project(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "one", "one")
     make(aws, "two", "two", **SERVERLESS)
@@ -82,6 +83,7 @@ def test_delete_all_removes_only_resources_of_the_project(aws: Aws, capsys: pyte
     assert "Found no resources of this project in ap-northeast-1." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_delete_asks_and_accepts_only_yes(
     aws: Aws, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -121,6 +123,7 @@ def test_leftovers_of_a_deleted_endpoint_are_removed(aws: Aws) -> None:
     assert left(aws) == set()
 
 
+@pytest.mark.slow
 def test_a_failed_deletion_does_not_block_the_others(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "one", "one")
     aws.refuse("DeleteModel", "AccessDeniedException", "not authorized to perform: sagemaker:DeleteModel")
@@ -130,6 +133,7 @@ def test_a_failed_deletion_does_not_block_the_others(aws: Aws, capsys: pytest.Ca
     assert left(aws) == {"model one"}
 
 
+@pytest.mark.slow
 def test_delete_works_without_permission_for_autoscaling(aws: Aws, capsys: pytest.CaptureFixture) -> None:
     make(aws, "cars", "cars")
     aws.refuse("DescribeScalableTargets", "AccessDeniedException", "access denied: not authorized")
@@ -203,6 +207,7 @@ def test_status_of_jobs_and_without_resources(aws: Aws, capsys: pytest.CaptureFi
     assert "no endpoint, batch transform or training job of this name" in fails(capsys, "status", "none")
 
 
+@pytest.mark.slow
 def test_no_region_and_no_credentials(capsys: pytest.CaptureFixture) -> None:
     for command in (["status"], ["delete", "--all", "--yes"]):
         assert "found no AWS region" in fails(capsys, *command)

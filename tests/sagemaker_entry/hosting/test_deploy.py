@@ -212,6 +212,7 @@ def test_a_failed_endpoint_is_removed_and_its_log_printed(aws: Aws, stored: str,
     assert names_in(aws) == ([], [], [])
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_waiting_warns_about_billing(
     aws: Aws, stored: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +237,7 @@ def test_autoscaling_is_set_when_the_endpoint_is_in_service(aws: Aws, stored: st
     assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 90.0
 
 
+@pytest.mark.slow
 def test_no_credentials_and_no_region(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, stored: str
 ) -> None:

@@ -284,6 +284,7 @@ def test_throttling_and_a_busy_container_are_retried(
     assert len(runtime.requests) == 5
 
 
+@pytest.mark.slow
 def test_aws_errors_are_one_sentence(runtime: Server, jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = EndpointPredictor("cars")
     for reply, expected in (

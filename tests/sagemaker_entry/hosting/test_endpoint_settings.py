@@ -237,6 +237,7 @@ def test_all_problems_of_the_command_line_are_listed(capsys: pytest.CaptureFixtu
     ]
 
 
+@pytest.mark.slow
 def test_flags_accept_hyphens(capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("sagemaker.core", reason="sagemaker is not installed: pip install 'pspnet[sagemaker]'")
     pytest.importorskip("botocore")

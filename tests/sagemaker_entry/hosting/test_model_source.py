@@ -144,6 +144,7 @@ def test_wrong_models_are_refused_before_anything_is_created(
     assert not aws.sent("CreateModel")
 
 
+@pytest.mark.slow
 def test_invalid_archives_and_paths_outside_the_directory(
     aws: Aws, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_model_is_created_for_the_transform_and_removed(aws: Aws, model: str, 
     assert f"named like {MASKS}a.jpg.out" in out
 
 
+@pytest.mark.slow
 def test_an_existing_model_is_used_and_kept(aws: Aws, model: str) -> None:
     client = aws.session.client("sagemaker")
     client.create_model(ModelName="ours", ExecutionRoleArn=ROLE, PrimaryContainer={"Image": "x"})
@@ -106,6 +107,7 @@ def test_fetched_masks_are_named_like_their_images(
     assert f"{MASKS}: no mask of a.jpg." in fails(capsys, model, IMAGES, "--fetch", str(folder))
 
 
+@pytest.mark.slow
 def test_object_names_outside_the_folder_are_refused(aws: Aws, model: str, tmp_path: Path) -> None:
     s3 = aws.session.client("s3")
     for name in ("../evil.jpg", "/etc/evil.jpg"):
@@ -126,6 +128,7 @@ def test_the_images_on_s3_are_checked_first(aws: Aws, model: str, capsys: pytest
     assert not aws.sent("CreateModel") + aws.sent("CreateTransformJob")
 
 
+@pytest.mark.slow
 def test_large_images(aws: Aws, model: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sagemaker_entry.hosting.transform.MOST_MEGABYTES", 0)
     assert "a.jpg (100 bytes), left/b.jpg (200 bytes) exceeds the limit of a batch transform" in fails(
@@ -147,6 +150,7 @@ def test_a_refused_or_failed_transform_leaves_no_model(aws: Aws, model: str, cap
     assert aws.session.client("sagemaker").list_models()["Models"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -165,6 +169,7 @@ def test_user_errors_send_nothing(
     assert aws.requests == []
 
 
+@pytest.mark.slow
 def test_unknown_models(aws: Aws, model: str, capsys: pytest.CaptureFixture) -> None:
     assert "none: no SageMaker model or training job of this name." in fails(capsys, "none", IMAGES)
 

@@ -69,6 +69,7 @@ def test_the_packages_tests_and_stubs_are_left_out(tmp_path: Path) -> None:
         assert unzipped == sum(info.file_size for info in package.infolist())
 
 
+@pytest.mark.slow
 def test_a_pip_failure_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pspnet.errors import PspnetError
 

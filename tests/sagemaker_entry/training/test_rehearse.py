@@ -243,6 +243,7 @@ def test_user_errors_are_found_before_anything_is_started(
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.slow
 @needs_toolkit
 def test_the_data_are_checked_as_before_an_upload(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

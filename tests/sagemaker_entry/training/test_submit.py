@@ -251,6 +251,7 @@ def test_sagemaker_refusals_are_one_sentence(
     assert expected in line
 
 
+@pytest.mark.slow
 def test_wrong_roles(uploaded: Aws, capsys: pytest.CaptureFixture) -> None:
     assert "no such IAM role" in fails(capsys, "--role", "Nobody")
     assert run_guarded(dispatch, [*TRAIN, "--role", "arn:aws:iam::123:role/X"]) == 2
@@ -297,6 +298,7 @@ def test_wrong_hyperparameters_send_nothing(aws: Aws, capsys: pytest.CaptureFixt
     assert aws.requests == []
 
 
+@pytest.mark.slow
 def test_no_credentials_and_no_region(
     data: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

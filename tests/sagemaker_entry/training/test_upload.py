@@ -59,6 +59,7 @@ def test_every_file_is_sent_with_its_sha256(aws: Aws, data: Path) -> None:
         assert request["ChecksumSHA256"] == digest
 
 
+@pytest.mark.slow
 def test_a_second_upload_sends_only_what_changed(aws: Aws, data: Path, capsys: pytest.CaptureFixture) -> None:
     dispatch(["upload", str(data), "--skip_check"])
     aws.requests.clear()

@@ -99,6 +99,7 @@ def test_masks_of_all_sizes(pair: hosts.Host, predictor: Predictor, width: int, 
     assert reply.body == encode(predictor.predict([image])[0], FORMS[0])
 
 
+@pytest.mark.slow
 def test_concurrent_clients_receive_their_own_masks(pair: hosts.Host, predictor: Predictor) -> None:
     wrong: list[object] = []
 

@@ -193,6 +193,7 @@ def test_body_size_is_limited() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compressed_text_chunk_bomb_is_rejected() -> None:
     from PIL.PngImagePlugin import PngInfo
 

@@ -106,6 +106,7 @@ def test_a_frame_is_returned_before_its_fragment_ends() -> None:
         assert pictures(read(fake, 1)) == [0]
 
 
+@pytest.mark.slow
 def test_b_frames_are_returned_in_order_of_time() -> None:
     with serving(FakeKinesis([[fragment(0, b_frames=2), fragment(1, b_frames=2)]])) as fake:
         frames = read(fake, 8)
@@ -121,6 +122,7 @@ def test_clusters_of_a_fragment_share_one_clock() -> None:
     assert [frame.captured for frame in frames] == pytest.approx([PRODUCER_TIME + index / 10 for index in range(4, 8)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["libx264", "mjpeg", "libvpx"])
 def test_codecs(codec: str) -> None:
     try:
@@ -162,6 +164,7 @@ def test_a_connection_lost_in_the_first_fragment_resumes_at_its_time() -> None:
     assert fake.selectors()[1] == {"StartSelectorType": "PRODUCER_TIMESTAMP", "StartTimestamp": PRODUCER_TIME}
 
 
+@pytest.mark.slow
 def test_a_stalled_connection_is_reconnected() -> None:
     second = fragment(1)
     connections = [[fragment(0), second[: within_block(second, 2)], Stall(60)], [second]]
@@ -332,6 +335,7 @@ def test_unknown_error_tags_are_reported_verbatim() -> None:
     assert str(stream_error("kvs://car", "", "Odd")) == "the stream ended with an error (Odd)"
 
 
+@pytest.mark.slow
 def test_a_silent_stream_raises_after_give_up() -> None:
     with serving(FakeKinesis([[]] * 1000)) as fake, pytest.raises(SourceError, match=r"no data for .* AWS ended"):
         read(fake, 1, give_up=0.5)

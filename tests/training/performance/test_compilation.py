@@ -146,6 +146,7 @@ def test_a_failing_backward_compilation_is_caught_in_the_forward_pass() -> None:
     assert config.force_non_lazy_backward_lowering is False
 
 
+@pytest.mark.slow
 @needs_compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_inductor_runs_a_training_step() -> None:
