@@ -67,8 +67,9 @@ def run(host: hosts.Host, count: int) -> Counter[int]:
 
 
 @pytest.mark.slow
-def test_no_request_fails_a_host(host: hosts.Host) -> None:
-    count = REQUESTS if host.name == "serve" else REQUESTS // 10
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.campaign)])
+def test_no_request_fails_a_host(host: hosts.Host, times: int) -> None:
+    count = times * (REQUESTS if host.name == "serve" else REQUESTS // 10)
     before, mask = host.workers(), post(host, FRAME_PNG).body
     statuses = run(host, count)
     print(f"{host.name}: {count} requests, statuses {dict(statuses)}")
