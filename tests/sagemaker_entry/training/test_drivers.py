@@ -75,7 +75,7 @@ class Job:
 
     def prepare(
         self, hyperparameters: dict[str, str], command: str | None = None, processes: int = 0,
-        hosts: tuple[str, ...] = (), gpus: int = 0,
+        hosts: tuple[str, ...] = (), gpus: int = 0, python38: bool = False,
     ) -> None:  # fmt: skip
         """Prepare the job; with a `command`, as this project starts it, else as the SDK's own drivers do."""
         from sagemaker.core.utils import install_requirements
@@ -83,7 +83,7 @@ class Job:
         from sagemaker.train.constants import DEFAULT_CONTAINER_ARGUMENTS, SM_DRIVERS_LOCAL_PATH
 
         channels = {path.name: path for path in sorted(self.data.iterdir()) if path.is_dir()}
-        self.container.lay_out(hyperparameters, channels, "ml.m5.large", python38=False)
+        self.container.lay_out(hyperparameters, channels, "ml.m5.large", python38=python38)
         self._name_machines(hosts or (self.host,))
         self._show_gpus(gpus)
         inputs = self.container.base / "input" / "data"
@@ -262,7 +262,7 @@ def test_sigterm_to_the_container_reaches_the_script(job: Job) -> None:
 def test_sigterm_reaches_all_processes_of_a_machine_with_several_gpus(job: Job, python: str | None) -> None:
     if python is None:
         pytest.skip("PSPNET_PYTHON38 names no Python 3.8 with torch 1.12.1 (.ci/python38.sh makes one)")
-    job.prepare(FOREVER, COMMAND, gpus=2)
+    job.prepare(FOREVER, COMMAND, gpus=2, python38=python != sys.executable)
     process = job.start(python)
     printed = stop_when_trained(process, process)
     assert process.returncode == 143, printed[-3000:]
