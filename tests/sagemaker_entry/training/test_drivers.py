@@ -271,7 +271,7 @@ def test_sigterm_reaches_all_processes_of_a_machine_with_several_gpus(job: Job, 
     assert (job.container.checkpoints / "last.safetensors").is_file()
     assert job.container.failure.read_text().startswith(STOPPED)
 
-    job.start_anew(FIVE, job.container.checkpoints, gpus=2)
+    job.start_anew(FIVE, job.container.checkpoints, gpus=2, python38=python != sys.executable)
     exit_code, printed = job.run(python)
     assert exit_code == 0, printed[-3000:]
     assert resumed(printed)
