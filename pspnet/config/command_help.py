@@ -42,7 +42,7 @@ def settings_help(kind: type[Settings]) -> str:
 
 
 def default_text(item: Setting) -> str:
-    """The default as it would be written: `required` where there is none, `none` where it is not given."""
+    """Return the default as text: `required` if the setting has none, `none` if it may be left out."""
     if item.is_required:
         return "required"
     if item.default == "" and item.name in OUTPUT_FOLDERS:

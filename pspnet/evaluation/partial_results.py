@@ -138,7 +138,7 @@ _HASHED = {"model": "another model", "label_map": "another label map"}
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Describe the first difference; None if there is none."""
+    """Describe the first difference; None if the settings are equal."""
     for key in now:
         if before.get(key) != now[key]:
             return _HASHED.get(key, f"{key} {before.get(key)} and not {now[key]}")
